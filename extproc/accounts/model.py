@@ -1,0 +1,48 @@
+"""Accounts and keys as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from extproc.money.hold import NO_LIMITS, Limits
+
+
+class Period(StrEnum):
+    """In which a key's budget counts. UTC days and months."""
+
+    NONE = "none"
+    DAY = "day"
+    MONTH = "month"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """``users.id`` is the payer of everything its keys do."""
+
+    id: str
+    name: str
+    email: str
+    tier: str
+    created_at: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """What a look-up by hash returns: identity and scopes, no secret. Empty ``models`` or ``networks`` = no restriction.
+
+    ``expires_ms`` 0 = never. Revocation, expiry and budget are enforced by ``admit`` from Redis; here they serve early refusals only.
+    """
+
+    id: str
+    payer_id: str
+    name: str
+    tier: str
+    models: frozenset[str] = frozenset()
+    networks: tuple[str, ...] = ()  # CIDR, v4 or v6
+    expires_ms: int = 0
+    revoked: bool = False
+    limits: Limits = NO_LIMITS
+    budget_nanos: int | None = None
+    budget_period: Period = Period.NONE
+    sandbox: bool = False

@@ -1,0 +1,1 @@
+"""The processes. `compose` alone names concrete adapters."""

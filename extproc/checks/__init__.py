@@ -1,0 +1,1 @@
+"""Config lint: one small function per fault, all faults reported at once."""

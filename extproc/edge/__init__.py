@@ -1,0 +1,1 @@
+"""Envoy's side: messages ⇄ events and actions, transports, and the driver of one exchange."""

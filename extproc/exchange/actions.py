@@ -1,0 +1,117 @@
+"""What an exchange asks the driver to do. Carried out in order; at most one reply per message of Envoy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from extproc.exchange.record import Record
+from extproc.money.hold import Admission, Amendment, Checkpoint, Ending
+
+
+class Action(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Base of all actions."""
+
+
+class LookUpKey(Action, frozen=True, kw_only=True):
+    """Ask the directory; it answers KeyRead or StoreFailed. ``secret`` is the client's key: never logged, hashed by the directory."""
+
+    secret: str
+
+
+class Admit(Action, frozen=True, kw_only=True):
+    """Answered by Admitted, Refused or StoreFailed."""
+
+    admission: Admission
+
+
+class Count(Action, frozen=True, kw_only=True):
+    """Run ``job`` in a thread; answered by Counted (or StoreFailed if the thread pool is full)."""
+
+    job: Callable[[], int]
+
+
+class Amend(Action, frozen=True, kw_only=True):
+    """Answered by Amended, Refused or StoreFailed."""
+
+    amendment: Amendment
+
+
+class PassHeaders(Action, frozen=True, kw_only=True):
+    """Reply to the request headers: go on. ``set_headers`` overwrite, ``remove_headers`` are removed."""
+
+    set_headers: tuple[tuple[str, str], ...] = ()
+    remove_headers: tuple[str, ...] = ()
+
+
+class PassBody(Action, frozen=True, kw_only=True):
+    """Reply to the request body: forward ``data`` instead, with these headers, and choose the route again.
+
+    ``metadata`` (hold id, payer, cap, price id) goes into Envoy's dynamic metadata for the access log.
+    """
+
+    data: bytes
+    set_headers: tuple[tuple[str, str], ...] = ()
+    remove_headers: tuple[str, ...] = ()
+    metadata: tuple[tuple[str, str], ...] = ()
+
+
+class PassResponseHeaders(Action, frozen=True, kw_only=True):
+    """Reply to the response headers. ``buffer``: have the whole body in one message (a JSON answer), else streamed."""
+
+    buffer: bool = False
+    set_headers: tuple[tuple[str, str], ...] = ()
+    remove_headers: tuple[str, ...] = ()
+
+
+class PassChunk(Action, frozen=True, kw_only=True):
+    """Reply to a response chunk. ``data`` ``None`` = unchanged, else what the client gets in its place.
+
+    ``set_headers`` only in answer to a buffered body. ``metadata`` as in PassBody (final counts for the witness).
+    """
+
+    data: bytes | None = None
+    set_headers: tuple[tuple[str, str], ...] = ()
+    metadata: tuple[tuple[str, str], ...] = ()
+
+
+class PassTrailers(Action, frozen=True, kw_only=True):
+    """Reply to trailers: go on."""
+
+    response: bool
+
+
+class Deny(Action, frozen=True, kw_only=True):
+    """Answer the client ourselves (ImmediateResponse), instead of whatever Envoy's message was about."""
+
+    status: int
+    body: bytes
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class Observe(Action, frozen=True, kw_only=True):
+    """Call ``exchange.observe(data)`` now that the reply is on its way: counting is not on the client's path."""
+
+    data: bytes
+
+
+class Beat(Action, frozen=True, kw_only=True):
+    """The checkpoint of this hold, for the worker's next collective beat."""
+
+    checkpoint: Checkpoint
+
+
+class End(Action, frozen=True, kw_only=True):
+    """End the hold. ``wait``: the next action (the reply to the last chunk) waits for the acknowledgement (MONEY.md, 50 ms)."""
+
+    ending: Ending
+    wait: bool = False
+
+
+class Note(Action, frozen=True, kw_only=True):
+    """The exchange is over: metrics, log line, and, if ``row`` is not empty, a ledger row for a request that never had a hold."""
+
+    record: Record
+    row: bytes = b""
+    payer_id: str = ""

@@ -1,0 +1,1 @@
+"""One file per endpoint, with everything about it: parse, demand, meter, hide."""

@@ -1,0 +1,31 @@
+"""What the operator decides about money at the edges. Pinned at the headers of a request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """Section ``policy`` of extproc.yaml; the values are documented there."""
+
+    over_balance: str = "reject"  # reject | clamp
+    clamp_output_tokens_min: int = 256
+    out_of_money_status: int = 402  # 402 | 429
+    ended_early: str = "actual_so_far"  # actual_so_far | input_only | full
+    abort_before_response: str = "input"  # input | void
+    no_usage: str = "count"  # count | hold
+    unknown_fields: str = "strip"  # strip | reject
+    shadow: bool = False
+    topup_url: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """Sizes and amounts that an exchange needs to know; from extproc.yaml's ``body``, ``holds`` and ``listen``."""
+
+    body_bytes_max: int = 1_048_576
+    count_exactly_bytes_max: int = 262_144
+    offload_bytes: int = 16_384
+    entry_nanos: int = 1_000_000
+    key_header: str = "authorization"

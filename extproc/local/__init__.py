@@ -1,0 +1,1 @@
+"""Everything on one machine: launchers for Valkey, PostgreSQL and Envoy, and the vLLM simulator."""

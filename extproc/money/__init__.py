@@ -1,0 +1,4 @@
+"""Amounts, prices, holds and receipts: pure values and pure functions. Integers of nanos; no float, no clock, no IO.
+
+Reading order: ``amount`` → ``price`` → ``usage`` → ``quote`` → ``receipt`` → ``hold``.
+"""

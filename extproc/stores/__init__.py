@@ -1,0 +1,1 @@
+"""What the adapters of Redis and PostgreSQL share: pools, pipelines, script and query loaders, migrations."""
