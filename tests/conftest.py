@@ -1,0 +1,70 @@
+"""Engines for everybody: real ones, once a session, on Unix sockets with short paths."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from extproc.local import postgres as postgres_engine
+from extproc.local import valkey as valkey_engine
+
+TEMPLATE = "extproc_template"
+
+
+@pytest.fixture(scope="session")
+def engine_directory() -> Iterator[Path]:
+    """Short (a socket's path has 107 bytes) and open to enter: as root, PostgreSQL runs as somebody else."""
+    directory = Path(tempfile.mkdtemp(prefix="xp-", dir="/tmp"))
+    directory.chmod(0o711)
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def valkey(engine_directory: Path) -> Iterator[valkey_engine.Valkey]:
+    server = valkey_engine.start(engine_directory / "valkey")
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres(engine_directory: Path) -> Iterator[postgres_engine.Postgres]:
+    server = postgres_engine.start(engine_directory / "postgres")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def redis_url(valkey: valkey_engine.Valkey) -> str:
+    """The shared Valkey, emptied (scripts too): of use to one test at a time."""
+    import redis  # noqa: PLC0415 - pure tests must not load it
+
+    with redis.Redis.from_url(valkey.url) as client:
+        client.flushall()
+        client.script_flush()
+    return valkey.url
+
+
+@pytest.fixture(scope="session")
+def database_template(postgres: postgres_engine.Postgres) -> str:
+    """Name of a database with the schema; an empty one as long as there are no migrations."""
+    dsn = postgres.create_database(name=TEMPLATE)
+    if importlib.util.find_spec("extproc.stores.migrations") is not None:
+        from extproc.stores import migrations  # noqa: PLC0415
+
+        migrations.migrate(dsn)
+    return TEMPLATE
+
+
+@pytest.fixture
+def database(postgres: postgres_engine.Postgres, database_template: str) -> Iterator[str]:
+    """DSN of a fresh database with the schema."""
+    dsn = postgres.create_database(database_template)
+    yield dsn
+    postgres.drop_database(urlsplit(dsn).path.removeprefix("/"))
