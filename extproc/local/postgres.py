@@ -101,7 +101,7 @@ class Postgres:
         children = _children_of(self.pid)
         self._engine.kill()
         end = time.monotonic() + ORPHANS_LEAVE_S
-        while any(Path(f"/proc/{child}").exists() for child in children) and time.monotonic() < end:
+        while any(_lives(child) for child in children) and time.monotonic() < end:
             time.sleep(POLL_S)
 
     def start_again(self) -> None:
@@ -219,6 +219,14 @@ def _children_of(pid: int) -> list[int]:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
         return []
+
+
+def _lives(pid: int) -> bool:
+    """A dead orphan stays as a zombie until somebody reaps it: the state comes after the name, which ends with the last bracket."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def _number(text: str) -> int:
