@@ -1,1 +1,1 @@
-"""What carries Envoy's messages to the driver. Nothing above it knows which one it is."""
+"""gRPC servers for Envoy's streams, exchangeable: ``port`` is the contract, ``grpcio`` the reference."""

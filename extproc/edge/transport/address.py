@@ -1,0 +1,75 @@
+"""Addresses of workers: who may connect to us is decided here. Unix sockets in a closed directory, or the loopback, or mutual TLS."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Final
+
+from extproc.edge.transport.port import Listen
+from extproc.errors import UsageError
+
+UNIX: Final = "unix:"
+
+_DIRECTORY_MODE: Final = 0o750
+"""Of the sockets' directory: Envoy shares our group, nobody else gets in, not even between bind and chmod."""
+
+_SUN_PATH_MAX: Final = 107
+"""Bytes of a Unix socket's path on Linux, without the final NUL."""
+
+
+def checked(listen: Listen) -> str:
+    """The address, if it is one that we may listen on. Raises UsageError."""
+    address = listen.address
+    if address.startswith(UNIX):
+        path = address.removeprefix(UNIX)
+        if not path or len(path.encode()) > _SUN_PATH_MAX:
+            raise UsageError(f"{address}: a Unix socket's path has 1 to {_SUN_PATH_MAX} bytes; use a shorter directory")
+        return address
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise UsageError(f"{address}: expected unix:path or host:port (abstract sockets have no file mode, so they are not served)")
+    if listen.tls is not None:
+        return address
+    if not _is_loopback(host):
+        raise UsageError(f"{address}: plain TCP only on the loopback; use a Unix socket, or listen.tls")
+    if not listen.insecure_loopback:
+        raise UsageError(f"{address}: everybody on this machine could connect; say insecure_loopback: true, or use a Unix socket")
+    return address
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def prepare(address: str) -> None:
+    """Make the socket's directory, closed to others. One that is there keeps its mode: it may be the operator's."""
+    if not address.startswith(UNIX):
+        return
+    directory = Path(address.removeprefix(UNIX)).parent
+    if not directory.exists():
+        directory.mkdir(parents=True)
+        directory.chmod(_DIRECTORY_MODE)
+
+
+def protect(address: str, socket_mode: int) -> None:
+    """Set the mode of a bound socket."""
+    if address.startswith(UNIX):
+        Path(address.removeprefix(UNIX)).chmod(socket_mode)
+
+
+def release(address: str) -> None:
+    """Remove the socket's file, if the server left it."""
+    if address.startswith(UNIX):
+        Path(address.removeprefix(UNIX)).unlink(missing_ok=True)
+
+
+def read(path: str) -> bytes:
+    """A PEM file. Raises UsageError."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
