@@ -10,6 +10,7 @@ from extproc.money.price import FACTOR_ONE, Factor, Price
 
 CHAT_COMPLETIONS = "chat.completions"
 COMPLETIONS = "completions"
+EMBEDDINGS = "embeddings"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,9 @@ class Model:
     priority_factors: Mapping[str, int]
     usage: str = "inject"  # inject | continuous | forced | counted
     sticky: str = "none"  # none | account | prefix
+    method: str = "per_token"
+    image_formula: str = ""  # "" = takes no images
+    image_tokens_max: int = 0  # what an image by URL is held at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
