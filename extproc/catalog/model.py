@@ -57,7 +57,17 @@ class Catalog:
     tiers: Mapping[str, Tier]
     default_tier: str
     models: Mapping[str, Model]
-    _prices: dict[tuple[str, str, str], Price] = field(default_factory=dict, repr=False, compare=False)
+    _prices: dict[tuple[str, str, str], Price] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _free: frozenset[str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        assert self.default_tier in self.tiers
+        object.__setattr__(self, "_free", frozenset(model.name for model in self.models.values() if model.free))
+
+    @property
+    def free_models(self) -> frozenset[str]:
+        """Names of the models that cost nothing."""
+        return self._free
 
     def tier(self, name: str) -> Tier:
         """The tier of an account; one that the catalog no longer has falls back to the default tier, never to no limits."""

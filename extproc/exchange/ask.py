@@ -1,0 +1,122 @@
+"""What a client asks for, once its body has been understood; and what an endpoint must know how to do.
+
+An endpoint is one file under ``endpoints/``: how its body is parsed, how large its prompt is, how its answer is read. The machine
+and the meter know this protocol only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import msgspec
+
+from extproc.tokens.counter import Counter
+
+# A message costs at most these beside its text, over every template that we know; and a prompt as a whole.
+# Part of the hold only ("template allowance" of MONEY.md): what is charged is what the backend counted.
+ALLOWANCE_TOKENS = 16
+ALLOWANCE_TOKENS_PER_MESSAGE = 4
+# Templates introduce tools with a text of their own (Qwen's: 100 tokens), and print their JSON at one token a byte at most.
+ALLOWANCE_TOKENS_TOOLS = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """What will be read by the model. Either ``messages`` (role, content) or ``texts``, one for each prompt.
+
+    ``token_ids``: tokens that came as ids. ``extra_bytes``: JSON of tools and of message fields that templates print.
+    """
+
+    messages: tuple[tuple[str, str], ...] = ()
+    texts: tuple[str, ...] = ()
+    token_ids: int = 0
+    extra_bytes: int = 0
+    text_bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        size = sum(len(text.encode("utf-8", "replace")) for text in self.texts)
+        size += sum(len(content.encode("utf-8", "replace")) for _, content in self.messages)
+        object.__setattr__(self, "text_bytes", size)
+
+    def count(self, counter: Counter) -> int:
+        """Tokens as the backend will count them, tools and odd message fields by their bytes."""
+        tokens = self.token_ids + self._extra_tokens()
+        if self.messages:
+            tokens += counter.count_chat(self.messages)
+        return tokens + sum(counter.count(text) for text in self.texts)
+
+    def bound(self, counter: Counter | None) -> int:
+        """An upper bound from sizes alone. Without a vocabulary: three tokens a byte cover every byte-level BPE under NFC."""
+        if counter is None:
+            return self.token_ids + self._extra_tokens() + 3 * self.text_bytes + 16 * (len(self.messages) + 1)
+        tokens = self.token_ids + self._extra_tokens()
+        if self.messages:
+            tokens += counter.bound_chat(self.text_bytes, len(self.messages))
+        return tokens + sum(counter.bound(len(text.encode("utf-8", "replace"))) for text in self.texts)
+
+    def estimate(self) -> int:
+        """When nothing better is known and a bound would be unfair: four bytes a token."""
+        return self.token_ids + (self.text_bytes + self.extra_bytes) // 4
+
+    @property
+    def allowance(self) -> int:
+        return ALLOWANCE_TOKENS + ALLOWANCE_TOKENS_PER_MESSAGE * len(self.messages)
+
+    def _extra_tokens(self) -> int:
+        return self.extra_bytes + ALLOWANCE_TOKENS_TOOLS if self.extra_bytes else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """A parsed body. ``choices`` = n × prompts; ``output_max`` per choice, ``None`` if the client named none.
+
+    ``fields`` are the members that may go to the backend, already of the right type.
+    """
+
+    endpoint: Endpoint
+    model: str
+    stream: bool
+    choices: int
+    output_max: int | None
+    prompt: Prompt
+    wants_usage: bool
+    wants_continuous_usage: bool
+    fields: Mapping[str, Any]
+
+
+class Piece(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What one event of an answer says. ``texts``: (choice, text) that the model generated, hidden reasoning and tools included.
+
+    ``final``: a usage object that stands for the whole answer. ``finish``: a finish reason, if one came.
+    """
+
+    texts: tuple[tuple[int, str], ...] = ()
+    usage: Any = None
+    final: bool = False
+    finish: str = ""
+    error: bool = False
+
+
+NOTHING = Piece()
+
+
+class Endpoint(Protocol):
+    """One way to ask: everything about it in one file."""
+
+    name: str
+    path: str
+    output_default: int | None  # the maximum of this endpoint when the client names none; None = the model's
+
+    def parse(self, body: Mapping[str, Any], *, reject_unknown: bool) -> Ask:
+        """The body, typed and allow-listed. :class:`~extproc.errors.ClientError` names the parameter at fault."""
+
+    def canonical(self, ask: Ask, *, served_name: str, output_max: int, usage: bool, continuous: bool) -> bytes:
+        """The body that is forwarded: only fields that we know, with what we held for."""
+
+    def read_event(self, data: bytes) -> Piece:
+        """One SSE event. Never raises: what cannot be understood says nothing."""
+
+    def read_answer(self, body: bytes) -> Piece:
+        """A whole JSON answer, or as much of it as arrived."""

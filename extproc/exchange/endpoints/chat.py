@@ -1,0 +1,98 @@
+"""``POST /v1/chat/completions``: everything about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from extproc.errors import ClientError
+from extproc.exchange.ask import Ask, Piece, Prompt
+from extproc.exchange.endpoints import openai
+
+MESSAGES_MAX = 16_384  # a body of 1 MiB cannot hold more that mean anything
+
+_OWN = frozenset({"model", "messages", "stream", "stream_options", "n", "max_tokens", "max_completion_tokens"})
+_PROMPT_FIELDS = frozenset({"tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "reasoning_effort"})
+_KNOWN = openai.SAMPLING_FIELDS | _PROMPT_FIELDS | {"top_logprobs"}
+_PRINTED = ("tools", "functions")  # by templates, into the prompt
+
+
+class ChatCompletions:
+    """The endpoint that nearly everybody uses."""
+
+    name = "chat.completions"
+    path = "/v1/chat/completions"
+    output_default: int | None = None
+
+    def parse(self, body: Mapping[str, Any], *, reject_unknown: bool) -> Ask:
+        """See :class:`~extproc.exchange.ask.Endpoint`."""
+        fields = openai.allowed(body, _KNOWN, _OWN, reject_unknown=reject_unknown)
+        fields["messages"], prompt = _messages(body, fields)
+        choices = openai.whole(body, "n", low=1, high=openai.CHOICES_MAX) or 1
+        if choices > 1:
+            fields["n"] = choices
+        stream, usage, continuous = openai.stream_options(body)
+        return Ask(
+            endpoint=self,
+            model=openai.model_name(body),
+            stream=stream,
+            choices=choices,
+            output_max=openai.output_max(body, "max_completion_tokens", "max_tokens"),
+            prompt=prompt,
+            wants_usage=usage,
+            wants_continuous_usage=continuous,
+            fields=fields,
+        )
+
+    def canonical(self, ask: Ask, *, served_name: str, output_max: int, usage: bool, continuous: bool) -> bytes:
+        """See :class:`~extproc.exchange.ask.Endpoint`."""
+        own = {"model": served_name, "max_tokens": output_max}
+        return openai.canonical(ask.fields, own, stream=ask.stream, usage=usage, continuous=continuous)
+
+    def read_event(self, data: bytes) -> Piece:
+        """See :class:`~extproc.exchange.ask.Endpoint`."""
+        return openai.read(data, whole_answer=False)
+
+    def read_answer(self, body: bytes) -> Piece:
+        """See :class:`~extproc.exchange.ask.Endpoint`."""
+        return openai.read(body, whole_answer=True)
+
+
+def _messages(body: Mapping[str, Any], fields: Mapping[str, Any]) -> tuple[list[Any], Prompt]:
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise ClientError("`messages` must be a list with at least one message.", param="messages", code="missing_required_parameter")
+    if len(messages) > MESSAGES_MAX:
+        raise ClientError(f"`messages` has more than {MESSAGES_MAX} messages.", param="messages", code="invalid_value")
+    pairs = []
+    extra_bytes = sum(len(msgspec.json.encode(fields[name])) for name in _PRINTED if name in fields)
+    for position, message in enumerate(messages):
+        param = f"messages[{position}]"
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise ClientError(f"`{param}` must be an object with a `role`.", param=param, code="invalid_type")
+        pairs.append((message["role"], _content(message.get("content"), param)))
+        others = {name: value for name, value in message.items() if name not in ("role", "content") and value is not None}
+        if others:
+            extra_bytes += len(msgspec.json.encode(others))
+    return messages, Prompt(messages=tuple(pairs), extra_bytes=extra_bytes)
+
+
+def _content(content: Any, param: str) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise ClientError(f"`{param}.content` must be a string or a list of parts.", param=f"{param}.content", code="invalid_type")
+    texts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        text = part.get("text", part.get("refusal")) if isinstance(part, dict) else None
+        if kind not in ("text", "refusal") or not isinstance(text, str):
+            raise ClientError(
+                f"`{param}.content` has a part that is no text; this model takes text only.", param=f"{param}.content", code="invalid_value"
+            )
+        texts.append(text)
+    return "\n".join(texts)

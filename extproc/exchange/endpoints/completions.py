@@ -1,0 +1,84 @@
+"""``POST /v1/completions``: everything about it. One request may carry many prompts; each has n choices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from extproc.errors import ClientError
+from extproc.exchange.ask import Ask, Piece, Prompt
+from extproc.exchange.endpoints import openai
+
+_OWN = frozenset({"model", "prompt", "stream", "stream_options", "n", "max_tokens", "best_of", "echo", "suffix"})
+_KNOWN = openai.SAMPLING_FIELDS
+
+
+class Completions:
+    """Text in, text out, without a template."""
+
+    name = "completions"
+    path = "/v1/completions"
+    output_default: int | None = 16  # OpenAI's and vLLM's default of max_tokens here
+
+    def parse(self, body: Mapping[str, Any], *, reject_unknown: bool) -> Ask:
+        """See :class:`~extproc.exchange.ask.Endpoint`."""
+        fields = openai.allowed(body, _KNOWN, _OWN, reject_unknown=reject_unknown)
+        prompt, prompts = _prompt(body.get("prompt"))
+        fields["prompt"] = body["prompt"]
+        if openai.truth(body, "echo"):
+            raise ClientError("`echo` is not offered here.", param="echo", code="unsupported_parameter")
+        if body.get("suffix"):
+            raise ClientError("`suffix` is not offered here.", param="suffix", code="unsupported_parameter")
+        choices = openai.whole(body, "n", low=1, high=openai.CHOICES_MAX) or 1
+        best_of = openai.whole(body, "best_of", low=1, high=openai.CHOICES_MAX)
+        if best_of is not None and best_of != choices:
+            raise ClientError("`best_of` other than `n` is not offered here.", param="best_of", code="unsupported_parameter")
+        if choices > 1:
+            fields["n"] = choices
+        stream, usage, continuous = openai.stream_options(body)
+        return Ask(
+            endpoint=self,
+            model=openai.model_name(body),
+            stream=stream,
+            choices=choices * prompts,
+            output_max=openai.output_max(body, "max_tokens"),
+            prompt=prompt,
+            wants_usage=usage,
+            wants_continuous_usage=continuous,
+            fields=fields,
+        )
+
+    def canonical(self, ask: Ask, *, served_name: str, output_max: int, usage: bool, continuous: bool) -> bytes:
+        """See :class:`~extproc.exchange.ask.Endpoint`."""
+        own = {"model": served_name, "max_tokens": output_max}
+        return openai.canonical(ask.fields, own, stream=ask.stream, usage=usage, continuous=continuous)
+
+    def read_event(self, data: bytes) -> Piece:
+        """See :class:`~extproc.exchange.ask.Endpoint`."""
+        return openai.read(data, whole_answer=False)
+
+    def read_answer(self, body: bytes) -> Piece:
+        """See :class:`~extproc.exchange.ask.Endpoint`."""
+        return openai.read(body, whole_answer=True)
+
+
+def _prompt(value: Any) -> tuple[Prompt, int]:
+    """A text, tokens, or a list of either → (what is to be counted, number of prompts)."""
+    prompts = value if isinstance(value, list) and value and not _are_tokens(value) else [value]
+    if len(prompts) > openai.PROMPTS_MAX:
+        raise ClientError(f"`prompt` has more than {openai.PROMPTS_MAX} prompts.", param="prompt", code="invalid_value")
+    texts, token_ids = [], 0
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            texts.append(prompt)
+        elif isinstance(prompt, list) and prompt and _are_tokens(prompt):
+            token_ids += len(prompt)
+        else:
+            raise ClientError(
+                "`prompt` must be a string, a list of strings, or lists of tokens.", param="prompt", code="missing_required_parameter"
+            )
+    return Prompt(texts=tuple(texts), token_ids=token_ids), len(prompts)
+
+
+def _are_tokens(value: list[Any]) -> bool:
+    return all(isinstance(token, int) and not isinstance(token, bool) for token in value)

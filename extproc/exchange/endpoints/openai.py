@@ -1,0 +1,220 @@
+"""What OpenAI's chat and completions bodies and answers have in common: lenient numbers, choices, usage.
+
+vLLM takes ``"3"`` and ``2.0`` for 3, ``"true"`` and ``1`` for true (VLLM.md); so do we, and forward plain JSON types.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from extproc.errors import ClientError
+from extproc.exchange.ask import NOTHING, Piece
+from extproc.money.usage import TOKENS_MAX
+
+CHOICES_MAX = 128  # OpenAI's bound of n; vLLM would take 16,384 and bill them all
+PROMPTS_MAX = 2_048  # prompts of one completions request
+
+# Sampling and shape of the answer: they change neither the price nor the queue.
+SAMPLING_FIELDS = frozenset(
+    {
+        *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "stop_token_ids", "bad_words", "ignore_eos", "min_tokens"),
+        *("repetition_penalty", "presence_penalty", "frequency_penalty", "length_penalty", "logit_bias", "allowed_token_ids"),
+        *("logprobs", "return_tokens_as_token_ids", "skip_special_tokens", "spaces_between_special_tokens"),
+        *("include_stop_str_in_output", "response_format", "structured_outputs"),
+    }
+)
+# Known, and without meaning for the backend: dropped under both policies.
+IGNORED_FIELDS = frozenset(
+    {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "verbosity"},
+)
+
+
+def whole(body: Mapping[str, Any], name: str, *, low: int, high: int) -> int | None:
+    """An integer member, as leniently as vLLM reads it; values above ``high`` are refused, not wrapped."""
+    value = body.get(name)
+    if value is None:
+        return None
+    if isinstance(value, str) and value.isascii() and value.strip().lstrip("+-").isdigit() and len(value) < 20:
+        value = int(value)
+    if isinstance(value, float) and value.is_integer() and abs(value) < TOKENS_MAX:
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ClientError(f"`{name}` must be an integer.", param=name, code="invalid_type")
+    if not low <= value <= high:
+        raise ClientError(f"`{name}` must be between {low} and {high}.", param=name, code="invalid_value")
+    return value
+
+
+def truth(body: Mapping[str, Any], name: str) -> bool:
+    """A boolean member, as leniently as vLLM reads it."""
+    value = body.get(name)
+    if value is None:
+        return False
+    if isinstance(value, str):
+        value = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}.get(value.lower())
+    if isinstance(value, float | int) and value in (0, 1):
+        return bool(value)
+    raise ClientError(f"`{name}` must be true or false.", param=name, code="invalid_type")
+
+
+def model_name(body: Mapping[str, Any]) -> str:
+    """The member ``model``; vLLM would serve a default one without it, we cannot bill that."""
+    value = body.get("model")
+    if not isinstance(value, str) or not value:
+        raise ClientError("`model` must name a model.", param="model", code="missing_required_parameter")
+    if len(value) > 256:
+        raise ClientError("`model` is too long to be the name of a model.", param="model", status=404, code="model_not_found")
+    return value
+
+
+def stream_options(body: Mapping[str, Any]) -> tuple[bool, bool, bool]:
+    """(stream, the client wants usage, on every chunk)."""
+    stream = truth(body, "stream")
+    options = body.get("stream_options")
+    if options is None or not stream:
+        return stream, False, False
+    if not isinstance(options, dict):
+        raise ClientError("`stream_options` must be an object.", param="stream_options", code="invalid_type")
+    usage = truth(options, "include_usage")
+    return stream, usage, usage and truth(options, "continuous_usage_stats")
+
+
+def output_max(body: Mapping[str, Any], *names: str) -> int | None:
+    """The first of these members that is set: the maximum of output tokens for a choice."""
+    for name in names:
+        value = whole(body, name, low=1, high=TOKENS_MAX)
+        if value is not None:
+            return value
+    return None
+
+
+def allowed(body: Mapping[str, Any], known: frozenset[str], own: frozenset[str], *, reject_unknown: bool) -> dict[str, Any]:
+    """The members of ``known``; ``own`` are understood and written by us. Others are stripped, or refused by policy."""
+    fields = {}
+    for name, value in body.items():
+        if name in known:
+            if value is not None:
+                fields[name] = value
+        elif reject_unknown and name not in own and name not in IGNORED_FIELDS:
+            raise ClientError(f"`{name[:64]}` is not known here.", param=name[:64], code="unknown_parameter")
+    return fields
+
+
+def canonical(fields: Mapping[str, Any], own: Mapping[str, Any], *, stream: bool, usage: bool, continuous: bool) -> bytes:
+    """The forwarded body: what the client may say, overwritten by what we say."""
+    body = dict(fields)
+    body.update(own)
+    if stream:
+        body["stream"] = True
+        if usage or continuous:
+            body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True} if continuous else {"include_usage": True}
+    return _ENCODER.encode(body)
+
+
+_ENCODER = msgspec.json.Encoder()
+
+
+class _Function(msgspec.Struct, gc=False):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _ToolCall(msgspec.Struct, gc=False):
+    function: _Function | None = None
+
+
+class _Said(msgspec.Struct, gc=False):
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[_ToolCall] | None = None
+
+
+class _Choice(msgspec.Struct, gc=False):
+    index: int = 0
+    delta: _Said | None = None
+    message: _Said | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+
+
+class _Answer(msgspec.Struct, gc=False):
+    choices: list[_Choice] | None = None
+    usage: Any = None
+    error: Any = None
+
+
+_DECODER = msgspec.json.Decoder(_Answer)
+
+
+def read(data: bytes, *, whole_answer: bool) -> Piece:
+    """A stream event or a whole answer → a piece. What is not JSON of this shape says nothing, and raises nothing."""
+    answer = _decode(data)
+    if answer is None:
+        return NOTHING
+    if answer.error is not None:
+        return Piece(error=True, usage=answer.usage)
+    texts: list[tuple[int, str]] = []
+    finish = ""
+    for choice in answer.choices or ():
+        finish = choice.finish_reason or finish
+        if choice.text:
+            texts.append((choice.index, choice.text))
+        said = choice.delta or choice.message
+        if said is not None:
+            _collect(said, choice.index, texts)
+    final = answer.usage is not None and (whole_answer or not answer.choices)
+    return Piece(texts=tuple(texts), usage=answer.usage, final=final, finish=finish)
+
+
+def _collect(said: _Said, index: int, texts: list[tuple[int, str]]) -> None:
+    # vLLM sends reasoning under one of two names, never under both.
+    reasoning = said.reasoning_content or said.reasoning
+    if reasoning:
+        texts.append((index, reasoning))
+    if said.content:
+        texts.append((index, said.content))
+    for call in said.tool_calls or ():
+        if call.function is not None:
+            texts.extend((index, text) for text in (call.function.name, call.function.arguments) if text)
+
+
+def _decode(data: bytes) -> _Answer | None:
+    if not data.startswith(b"{"):
+        return None
+    try:
+        return _DECODER.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        pass
+    # Slow and forgiving: lone surrogates, members of a type that we did not expect. Usage and error must not be missed for these.
+    try:
+        raw = json.loads(data.decode("utf-8", "replace"))
+        return _answer_of(raw) if isinstance(raw, dict) else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def _answer_of(raw: dict[str, Any]) -> _Answer:
+    choices = []
+    members = raw.get("choices")
+    for position, member in enumerate(members if isinstance(members, list) else ()):
+        if not isinstance(member, dict):
+            continue
+        index = member.get("index")
+        said = member.get("delta") or member.get("message")
+        said = said if isinstance(said, dict) else {}
+        contents = [said.get(name) for name in ("reasoning_content", "reasoning", "content")] + [member.get("text")]
+        text = "".join(value for value in contents if isinstance(value, str))
+        finish = member.get("finish_reason")
+        choices.append(
+            _Choice(
+                index=index if isinstance(index, int) else position,
+                text=text.encode("utf-8", "replace").decode(),
+                finish_reason=finish if isinstance(finish, str) else None,
+            )
+        )
+    return _Answer(choices=choices, usage=raw.get("usage"), error=raw.get("error"))

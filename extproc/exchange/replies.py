@@ -1,0 +1,146 @@
+"""Answers of our own, in the shapes that OpenAI's SDKs understand (ECOSYSTEM.md, "Errors that SDKs understand")."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from extproc.catalog.model import Catalog
+from extproc.errors import ClientError
+from extproc.exchange.actions import Deny
+from extproc.exchange.policy import Policy
+from extproc.money.amount import format_amount
+from extproc.money.hold import Denied, DenyReason, Window
+
+_JSON = ("content-type", "application/json")
+# What a cut stream ends with: an SDK raises APIError on it; without it a cut stream looks like a success.
+CUT_EVENT = (
+    b'data: {"error":{"message":"The server is shutting down and had to cut this answer. What was delivered is charged.",'
+    b'"type":"server_error","param":null,"code":"stream_cut"}}\n\ndata: [DONE]\n\n'
+)
+STORES_RETRY_S = 1
+
+
+def deny(error: ClientError, *, request_id: str, headers: tuple[tuple[str, str], ...] = (), metadata: dict[str, Any] | None = None) -> Deny:
+    """``{"error": {"message", "type", "param", "code"}}`` and ``metadata`` where it helps."""
+    body: dict[str, Any] = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
+    if metadata:
+        body["metadata"] = metadata
+    return Deny(
+        status=error.status,
+        body=msgspec.json.encode({"error": body}),
+        headers=(_JSON, ("x-request-id", request_id), *headers) if request_id else (_JSON, *headers),
+    )
+
+
+def unauthorized(message: str) -> ClientError:
+    """401 in every case of a key that does not open: which one it was is nobody's business."""
+    return ClientError(message, status=401, type="invalid_request_error", code="invalid_api_key")
+
+
+def unavailable(request_id: str) -> Deny:
+    """503: a store did not answer; nothing was charged."""
+    error = ClientError(
+        "Billing is not available at the moment; nothing was charged. Try again.", status=503, type="server_error", code="unavailable"
+    )
+    return deny(error, request_id=request_id, headers=(("retry-after", str(STORES_RETRY_S)),))
+
+
+_LIMITED = {
+    DenyReason.REQUESTS_PER_MINUTE: "requests a minute",
+    DenyReason.REQUESTS_PER_HOUR: "requests an hour",
+    DenyReason.TOKENS_PER_MINUTE: "tokens a minute",
+    DenyReason.CONCURRENT: "requests at the same time",
+}
+
+
+def refusal(denied: Denied, *, policy: Policy, currency: str, request_id: str) -> tuple[Deny, str]:
+    """A verdict of the hold store → (reply, its error code)."""
+    reason = denied.reason
+    if reason in _LIMITED:
+        return _limited(denied, request_id), "rate_limit_exceeded"
+    if reason in (DenyReason.INSUFFICIENT, DenyReason.KEY_BUDGET):
+        return _out_of_money(denied, policy=policy, currency=currency, request_id=request_id), "insufficient_quota"
+    if reason is DenyReason.HELD:
+        error = ClientError(
+            "Requests in flight hold the rest of your balance; what they do not use comes back when they end. Try again.",
+            status=429,
+            type="rate_limit_error",
+            code="balance_held",
+        )
+        wait_ms = denied.retry_after_ms or 1_000
+        return deny(error, request_id=request_id, headers=_wait(wait_ms), metadata=_money(denied, currency, policy)), "balance_held"
+    if reason in (DenyReason.KEY_REVOKED, DenyReason.KEY_EXPIRED):
+        word = "revoked" if reason is DenyReason.KEY_REVOKED else "expired"
+        return deny(unauthorized(f"This API key is {word}. Use another one."), request_id=request_id), "invalid_api_key"
+    if reason is DenyReason.FROZEN:
+        error = ClientError("This account is frozen. Ask the operator.", status=403, type="permission_error", code="account_frozen")
+        return deny(error, request_id=request_id), "account_frozen"
+    return unavailable(request_id), "unavailable"
+
+
+def _limited(denied: Denied, request_id: str) -> Deny:
+    window = denied.window
+    limit = f" of {window.limit}" if window else ""
+    whose = "this API key" if denied.limit_source == "key" else "your account"
+    error = ClientError(
+        f"The limit{limit} {_LIMITED[denied.reason]} for {whose} is reached. Try again later.",
+        status=429,
+        type="rate_limit_error",
+        code="rate_limit_exceeded",
+    )
+    kind = "tokens" if denied.reason is DenyReason.TOKENS_PER_MINUTE else "requests"
+    return deny(error, request_id=request_id, headers=(*_wait(denied.retry_after_ms or 1_000), *rate_headers(kind, window)))
+
+
+def _out_of_money(denied: Denied, *, policy: Policy, currency: str, request_id: str) -> Deny:
+    whose = "this API key's budget" if denied.reason is DenyReason.KEY_BUDGET else "your balance"
+    hint = f" Top up at {policy.topup_url}." if policy.topup_url else " Top up, or ask for fewer tokens."
+    error = ClientError(
+        f"This request may cost {format_amount(denied.required_nanos)} {currency}, and {whose} has"
+        f" {format_amount(denied.spendable_nanos)} {currency} left.{hint}",
+        status=policy.out_of_money_status,
+        type="insufficient_quota",
+        code="insufficient_quota",
+    )
+    headers = (("x-should-retry", "false"),)
+    return deny(error, request_id=request_id, headers=headers, metadata=_money(denied, currency, policy))
+
+
+def _money(denied: Denied, currency: str, policy: Policy) -> dict[str, Any]:
+    money = {
+        "limit_source": denied.limit_source,
+        "required": format_amount(denied.required_nanos),
+        "available": format_amount(denied.spendable_nanos),
+        "currency": currency,
+    }
+    if policy.topup_url:
+        money["topup_url"] = policy.topup_url
+    return money
+
+
+def _wait(wait_ms: int) -> tuple[tuple[str, str], ...]:
+    return (("retry-after", str(-(-wait_ms // 1_000))), ("retry-after-ms", str(wait_ms)))
+
+
+def rate_headers(kind: str, window: Window | None) -> tuple[tuple[str, str], ...]:
+    """``x-ratelimit-{limit,remaining,reset}-{requests,tokens}``; empty without a limit."""
+    if window is None:
+        return ()
+    return (
+        (f"x-ratelimit-limit-{kind}", str(window.limit)),
+        (f"x-ratelimit-remaining-{kind}", str(window.remaining)),
+        (f"x-ratelimit-reset-{kind}", f"{-(-window.reset_ms // 1_000)}s"),
+    )
+
+
+def model_list(catalog: Catalog, models: frozenset[str], *, request_id: str) -> Deny:
+    """``GET /v1/models``: the models that a key may use (none named = all), each once."""
+    rows = [
+        {"id": name, "object": "model", "created": 0, "owned_by": "extproc"}
+        for name, model in catalog.models.items()
+        if name == model.name and (not models or name in models)
+    ]
+    body = msgspec.json.encode({"object": "list", "data": rows})
+    return Deny(status=200, body=body, headers=(_JSON, ("x-request-id", request_id)))

@@ -1,0 +1,284 @@
+"""The tab of one exchange: everything that is known so far, and the values that are made of it for stores, ledger and log.
+
+The machine decides what happens; the tab knows what it is about. It has no states: methods may be called as soon as what they
+need is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from extproc.accounts.model import Key
+from extproc.catalog.model import Catalog, Model, Tier
+from extproc.exchange.actions import Beat, End, Note
+from extproc.exchange.ask import Ask
+from extproc.exchange.doors import Door
+from extproc.exchange.events import Headers
+from extproc.exchange.meter import Expected, Meter
+from extproc.exchange.policy import Bounds, Policy
+from extproc.exchange.record import Record
+from extproc.exchange.sizing import Size
+from extproc.money.hold import Admission, Amendment, Checkpoint, Ending, EndKind, EndReason
+from extproc.money.price import Price
+from extproc.money.quote import Quote, quote
+from extproc.money.receipt import cost_nanos, receipt
+from extproc.money.usage import NO_USAGE, Usage, UsageSource
+from extproc.tokens.counter import Counter, Counters
+
+STANDARD = "standard"
+NANOS_PER_MS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pinned:
+    """What an exchange keeps from its headers to its end, whatever is reloaded meanwhile.
+
+    ``price_known(payer, price_id)``: the ledger has that price in full, it need not travel with the row.
+    """
+
+    catalog: Catalog
+    policy: Policy
+    bounds: Bounds
+    counters: Counters
+    price_known: Callable[[str, str], bool]
+
+
+class Tab:
+    """Facts in the order in which they become known; ``None`` until then."""
+
+    __slots__ = (
+        "ask", "attempts", "beat_ns", "charged_nanos", "clamped", "client_ip", "counter", "created_ms", "door", "hold_id", "key", "meter",
+        "model", "owner", "pinned", "price", "priority", "quote", "request_id", "sized", "started_ns", "status", "tier", "ttft_ns", "upstream",
+    )  # fmt: skip
+
+    def __init__(self, pinned: Pinned, headers: Headers) -> None:
+        self.pinned = pinned
+        self.hold_id = self.owner = headers.hold_id
+        self.request_id = headers.request_id
+        self.client_ip = headers.client_ip
+        self.created_ms = headers.unix_ms
+        self.started_ns = headers.at_ns
+        self.priority = headers.headers.get("x-priority", "").strip().lower() or STANDARD
+        self.door: Door | None = None
+        self.key: Key | None = None
+        self.tier: Tier | None = None
+        self.ask: Ask | None = None
+        self.model: Model | None = None
+        self.counter: Counter | None = None
+        self.price: Price | None = None
+        self.sized: Size | None = None
+        self.quote: Quote | None = None
+        self.meter: Meter | None = None
+        self.clamped = False
+        self.status = 0
+        self.upstream = ""
+        self.attempts = 0
+        self.ttft_ns = 0
+        self.beat_ns = 0  # when the last checkpoint was taken that has output in it
+        self.charged_nanos = 0  # what it said
+
+    # what the stores are asked
+
+    def admission(self) -> Admission:
+        """The entry hold. It costs nothing for a key that can reach something free."""
+        key, tier = self._key(), self._tier()
+        return Admission(
+            hold_id=self.hold_id,
+            payer_id=key.payer_id,
+            key_id=key.id,
+            request_id=self.request_id,
+            entry_nanos=0 if reaches_free(self.pinned.catalog, tier, key) else self.pinned.bounds.entry_nanos,
+            account_limits=tier.limits,
+            key_limits=key.limits,
+            row=self.record(end_reason=EndReason.SIDECAR_LOST).to_row(),
+        )
+
+    def price_of(self, sized: Size) -> Quote:
+        """Fix price and size: the worst case that is asked for."""
+        model, tier = self._model(), self._tier()
+        self.sized = sized
+        self.price = self.pinned.catalog.price(model, priority=self.priority, tier=tier)
+        self.quote = quote(self.price, sized.demand)
+        return self.quote
+
+    def amendment(self) -> Amendment:
+        """The exact hold."""
+        key, worst, sized = self._key(), self.quote, self.sized
+        assert worst is not None
+        assert sized is not None
+        return Amendment(
+            hold_id=self.hold_id,
+            owner=self.owner,
+            payer_id=key.payer_id,
+            key_id=key.id,
+            reserved_nanos=worst.reserved_nanos,
+            cap_nanos=worst.cap_nanos,
+            tokens=sized.demand.total_tokens,
+            account_limits=self._tier().limits,
+            key_limits=key.limits,
+            row=self.record(end_reason=EndReason.SIDECAR_LOST).to_row(),
+        )
+
+    def beat(self, at_ns: int) -> Beat:
+        """What would be charged if this worker died now: nothing before output; never less than the last time."""
+        usage = NO_USAGE
+        if self.meter is not None and self.meter.started:
+            usage, self.beat_ns = self.meter.usage(ended_early=True), at_ns
+        nanos = self._charge(usage)
+        if nanos < self.charged_nanos:
+            usage, nanos = NO_USAGE, self.charged_nanos
+        self.charged_nanos = nanos
+        row = self.record(usage=usage, charge_nanos=nanos, end_reason=EndReason.SIDECAR_LOST, at_ns=at_ns).to_row()
+        checkpoint = Checkpoint(hold_id=self.hold_id, owner=self.owner, payer_id=self._key().payer_id, charge_nanos=nanos, row=row)
+        return Beat(checkpoint=checkpoint)
+
+    # how it ends
+
+    def settle(self, usage: Usage, reason: EndReason, at_ns: int, *, full: bool = False, wait: bool = False) -> tuple[End, Note]:
+        """Charge a usage, at most the cap; ``full`` charges the cap itself (policies)."""
+        assert self.quote is not None
+        nanos = self.quote.cap_nanos if full else self._charge(usage)
+        record = self.record(usage=usage, charge_nanos=nanos, end_reason=reason, at_ns=at_ns)
+        return self._end(EndKind.SETTLE, nanos, usage.total_tokens, record, wait=wait)
+
+    def void(self, reason: EndReason, at_ns: int, *, error_code: str = "", error: str = "") -> tuple[End, Note]:
+        """Give everything back."""
+        record = self.record(end_reason=reason, at_ns=at_ns, error_code=error_code, error=error)
+        return self._end(EndKind.VOID, 0, 0, record, wait=False)
+
+    def refused(self, at_ns: int, *, error_code: str, error: str) -> Note:
+        """Never held anything. Known keys leave a row, others a metric."""
+        record = self.record(end_reason=EndReason.REFUSED, at_ns=at_ns, error_code=error_code, error=error)
+        if self.key is None:
+            return Note(record=record)
+        return Note(record=record, row=record.to_row(), payer_id=self.key.payer_id)
+
+    def prompt_usage(self) -> Usage:
+        """The prompt alone, by our own count."""
+        assert self.sized is not None
+        flags = ("prompt_estimated",) if self.sized.estimated else ()
+        return Usage(input_tokens=self.sized.prompt_tokens, source=UsageSource.COUNTED, flags=flags)
+
+    def expected(self) -> Expected:
+        """What the meter must know."""
+        ask, model, sized = self.ask, self._model(), self.sized
+        assert ask is not None
+        assert sized is not None
+        rename = (model.served_name, ask.model) if model.served_name != ask.model else None
+        forced = model.usage == "forced"
+        return Expected(
+            endpoint=ask.endpoint,
+            counter=self.counter,
+            prompt_tokens=sized.prompt_tokens,
+            prompt_estimated=sized.estimated,
+            input_tokens_max=model.context_tokens * max(1, len(ask.prompt.texts)),
+            output_tokens_max=sized.demand.output_tokens,
+            choices=ask.choices,
+            trust_usage=model.usage != "counted",
+            hide_final=not ask.wants_usage and (forced or self.injects_usage),
+            hide_running=not ask.wants_continuous_usage and (forced or self.injects_continuous),
+            rename=(_quoted(rename[0]), _quoted(rename[1])) if rename else None,
+        )
+
+    @property
+    def injects_usage(self) -> bool:
+        """We ask the backend for the final usage, whether the client does or not."""
+        return self._model().usage in ("inject", "continuous")
+
+    @property
+    def injects_continuous(self) -> bool:
+        """Per-chunk usage too: where the model says so, and wherever we could not count the prompt ourselves."""
+        model = self._model()
+        uncounted = self.sized is not None and self.sized.estimated
+        return model.usage == "continuous" or (model.usage == "inject" and uncounted)
+
+    def record(
+        self,
+        *,
+        usage: Usage = NO_USAGE,
+        charge_nanos: int = 0,
+        end_reason: EndReason,
+        at_ns: int = 0,
+        error_code: str = "",
+        error: str = "",
+    ) -> Record:
+        """The row as things stand."""
+        key, model, ask, price = self.key, self.model, self.ask, self.price
+        cost = cost_nanos(usage, price) if price is not None else 0
+        known = price is None or key is None or self.pinned.price_known(key.payer_id, price.price_id)
+        return Record(
+            id=self.hold_id,
+            request_id=self.request_id,
+            user_id=key.payer_id if key else "",
+            creds_id=key.id if key else "",
+            model=model.name if model else "",
+            endpoint=self.door.endpoint.name if self.door and self.door.endpoint else "",
+            priority=self.priority if model else "",
+            tier=self.tier.name if self.tier else "",
+            stream=ask.stream if ask else False,
+            input_tokens=usage.input_tokens,
+            cached_tokens=usage.cached_tokens,
+            output_tokens=usage.output_tokens,
+            reasoning_tokens=usage.reasoning_tokens,
+            usage_source=usage.source.value,
+            usage_flags=usage.flags,
+            events=self.meter.events if self.meter else 0,
+            end_reason=end_reason.value,
+            hold_nanos=self.quote.reserved_nanos if self.quote else 0,
+            cost_nanos=charge_nanos,
+            list_nanos=cost,
+            overage_nanos=max(0, cost - charge_nanos) if self.quote and cost > self.quote.cap_nanos else 0,
+            price_id=price.price_id if price else "",
+            price=price.text if price and not known else "",
+            status=self.status,
+            error_code=error_code,
+            error_msg=error,
+            upstream=self.upstream,
+            attempts=self.attempts,
+            created_ms=self.created_ms,
+            duration_ms=max(0, at_ns - self.started_ns) // NANOS_PER_MS if at_ns else 0,
+            ttft_ms=max(0, self.ttft_ns - self.started_ns) // NANOS_PER_MS if self.ttft_ns else 0,
+        )
+
+    def _charge(self, usage: Usage) -> int:
+        if self.price is None or self.quote is None:
+            return 0
+        return receipt(usage, self.price, cap_nanos=self.quote.cap_nanos).charge_nanos
+
+    def _end(self, kind: EndKind, nanos: int, tokens: int, record: Record, *, wait: bool) -> tuple[End, Note]:
+        key = self._key()
+        ending = Ending(
+            hold_id=self.hold_id,
+            owner=self.owner,
+            payer_id=key.payer_id,
+            key_id=key.id,
+            kind=kind,
+            charge_nanos=nanos,
+            tokens=tokens,
+            row=record.to_row(),
+        )
+        return End(ending=ending, wait=wait), Note(record=record)
+
+    def _key(self) -> Key:
+        assert self.key is not None, "the key is read before anything is held"
+        return self.key
+
+    def _tier(self) -> Tier:
+        assert self.tier is not None
+        return self.tier
+
+    def _model(self) -> Model:
+        assert self.model is not None
+        return self.model
+
+
+def reaches_free(catalog: Catalog, tier: Tier, key: Key) -> bool:
+    """Some model that this key may use costs it nothing, so that an empty balance is no reason to refuse it on the headers."""
+    if tier.price_factor == 0:
+        return True
+    return any(name in key.models for name in catalog.free_models) if key.models else bool(catalog.free_models)
+
+
+def _quoted(name: str) -> bytes:
+    return b'"' + name.encode() + b'"'
