@@ -1,0 +1,99 @@
+r"""What a chat template adds to the contents of its messages, as formulas.
+
+A template is rendered in text and special tokens; a special token ends the text before it. So a message costs its special
+tokens plus the tokens of each text between them, and a text is counted *whole*: in ChatML the newline after the role belongs to the
+same text as the content, and melts with a newline that the content starts with.
+
+Sources: the ``chat_template`` of Qwen 2, 2.5 and 3 (``<|im_start|>role\ncontent<|im_end|>\n``), of Llama 3
+(``<|start_header_id|>role<|end_header_id|>\n\ncontent<|eot_id|>``, content trimmed), and OpenAI's published rule for cl100k
+(3 a message and 3 for the answer). Tools, images and reasoning that a template drops are not in these formulas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from extproc.errors import ConfigError, Fault
+
+ROLE_BYTES_MAX = 16
+"""What :meth:`Counter.bound_chat` allows for a role's name (the longest known is 9). A caller that lets longer ones pass
+adds their bytes to ``content_bytes``."""
+
+SYSTEM_ROLE = "system"
+TOOL_ROLE = "tool"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Template:
+    """One way to render a conversation.
+
+    ``specials``: tokens a message that are no text. ``fixed``: tokens once, the opening of the answer included.
+    ``system_default``: tokens of the system message that the template adds when the first message is not one.
+    ``texts``: the texts of a message. ``frame_bytes``: the most that they are longer than role and content.
+    """
+
+    name: str
+    specials: int
+    fixed: int
+    system_default: int
+    frame_bytes: int
+    texts: Callable[[str, str], tuple[str, ...]]
+
+    def count(self, count: Callable[[str], int], messages: Sequence[tuple[str, str]]) -> int:
+        """Prompt tokens of (role, content) messages, by the tokenizer that ``count`` stands for."""
+        tokens = self.fixed + self.specials * len(messages)
+        if self.system_default and not (messages and messages[0][0] == SYSTEM_ROLE):
+            tokens += self.system_default
+        return tokens + sum(count(text) for role, content in messages for text in self.texts(role, content))
+
+    def bound(self, messages: int, role_tokens: int) -> int:
+        """An upper bound of what this template adds to the contents' own bound; a text has at most as many tokens as bytes."""
+        return self.fixed + self.system_default + messages * (self.specials + self.frame_bytes + role_tokens)
+
+
+def _chatml(role: str, content: str) -> tuple[str, ...]:
+    if role == TOOL_ROLE:  # rendered as the user's; Qwen 3 has special tokens for the brackets: counted as text, never too low
+        return (f"user\n<tool_response>\n{content}\n</tool_response>",)
+    return (f"{role}\n{content}",)
+
+
+def _llama3(role: str, content: str) -> tuple[str, ...]:
+    return (role, f"\n\n{content.strip()}")
+
+
+def _gpt(role: str, content: str) -> tuple[str, ...]:
+    return (role, content)
+
+
+def _none(_role: str, content: str) -> tuple[str, ...]:
+    return (content,)
+
+
+_CHATML_FRAME_BYTES = len("user\n<tool_response>\n\n</tool_response>")  # longer than "\n", the frame of the other roles
+
+TEMPLATES: Mapping[str, Template] = MappingProxyType(
+    {
+        template.name: template
+        for template in (
+            # <|im_start|>, <|im_end|> and the newline behind it; at the end <|im_start|>assistant\n
+            Template(name="chatml", specials=3, fixed=3, system_default=0, frame_bytes=_CHATML_FRAME_BYTES, texts=_chatml),
+            # Qwen 2.5: 5 + the 16 tokens of "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+            Template(name="chatml-default-system", specials=3, fixed=3, system_default=21, frame_bytes=_CHATML_FRAME_BYTES, texts=_chatml),
+            # <|begin_of_text|>; a message has three; at the end the head of the answer: three and its role
+            Template(name="llama3", specials=3, fixed=5, system_default=0, frame_bytes=2, texts=_llama3),
+            Template(name="gpt", specials=3, fixed=3, system_default=0, frame_bytes=0, texts=_gpt),
+            Template(name="none", specials=0, fixed=0, system_default=0, frame_bytes=0, texts=_none),
+        )
+    }
+)
+"""The names that ``chat_template`` may have in ``models.yaml``."""
+
+
+def template_of(name: str) -> Template:
+    """The template, or :class:`ConfigError` with the names that there are."""
+    template = TEMPLATES.get(name)
+    if template is None:
+        raise ConfigError((Fault(file="chat_template", line=0, message=f"unknown: {name!r}; use one of {', '.join(TEMPLATES)}"),))
+    return template
