@@ -1,0 +1,82 @@
+#!lua
+-- name: admit
+-- uses: clock, amount, hold, window, limits, verdict
+-- A concurrency slot, a lease and a soft entry hold, if every limit and the balance allow it; otherwise nothing at all.
+-- ARGV: hold, payer, key, request id, entry, row, lease_ms, dedupe_ms, then rpm, rph, tpm, concurrent ('' = none) of account and of key.
+local S = KEYS[1]
+local id, payer_id, key_id, request_id, entry, row = unpack(ARGV, 1, 6)
+local lease_ms, dedupe_ms = tonumber(ARGV[7]), ARGV[8]
+local P, K, H = payer_key(S, payer_id), key_key(S, payer_id, key_id), hold_key(S, id)
+local R = S .. ':request:' .. payer_id .. ':' .. request_id
+
+local now = clock(S)
+local payer = redis.call('HMGET', P, 'version', 'spendable', 'open', 'frozen', 'rpm', 'rph', 'tpm')
+local key = redis.call('HMGET', K, 'version', 'revoked', 'expires_ms', 'open', 'rpm', 'rph', 'tpm')
+local spendable = payer[2]
+local rates = {}
+rate(rates, 'requests', 'requests_per_minute', 'account', P, 'rpm', payer[5], now, MINUTE, ARGV[9])
+rate(rates, 'requests', 'requests_per_hour', 'account', P, 'rph', payer[6], now, HOUR, ARGV[10])
+rate(rates, 'tokens', 'tokens_per_minute', 'account', P, 'tpm', payer[7], now, MINUTE, ARGV[11])
+rate(rates, 'requests', 'requests_per_minute', 'key', K, 'rpm', key[5], now, MINUTE, ARGV[13])
+rate(rates, 'requests', 'requests_per_hour', 'key', K, 'rph', key[6], now, HOUR, ARGV[14])
+rate(rates, 'tokens', 'tokens_per_minute', 'key', K, 'tpm', key[7], now, MINUTE, ARGV[15])
+
+local function granted(hold, counted)
+  local limit, remaining, reset = tightest(rates, 'requests', counted)
+  return { 'granted', hold, spendable, limit, remaining, reset, tightest(rates, 'tokens', 0) }
+end
+
+if not payer[1] then return denied('missing', 'account') end
+
+-- The same call again (its answer was lost): the same answer, nothing twice.
+local known, to = unpack(redis.call('HMGET', H, 'state', 'to'))
+if known then
+  local target = known == 'alias' and to or id
+  local state, owner = unpack(redis.call('HMGET', hold_key(S, target), 'state', 'owner'))
+  if state ~= 'entry' and state ~= 'exact' then return denied('ended') end
+  if owner ~= id then return denied('taken') end
+  return granted(target, 0)
+end
+
+if payer[4] == '1' then return denied('frozen', 'account', '0', spendable) end
+if not key[1] then return denied('missing', 'key', '0', spendable) end
+if key[2] == '1' then return denied('key_revoked', 'key', '0', spendable) end
+local expires_ms = tonumber(key[3] or '0')
+if expires_ms > 0 and expires_ms <= now then return denied('key_expired', 'key', '0', spendable) end
+
+-- A retry of Envoy: the hold of its first try goes over to this exchange, which finds it under both ids.
+local first = request_id ~= '' and redis.call('GET', R)
+if first then
+  local state, its_key = unpack(redis.call('HMGET', hold_key(S, first), 'state', 'key'))
+  if state == 'entry' and its_key == key_id then
+    redis.call('HSET', hold_key(S, first), 'owner', id, 'row', row)
+    redis.call('HSET', H, 'state', 'alias', 'to', first)
+    redis.call('PEXPIRE', H, TOMBSTONE_MS)
+    lease(S, first, now, lease_ms)
+    return granted(first, 0)
+  end
+end
+
+local over = exceeded(rates, 1)
+if over then return denied_by(over, 1, spendable) end
+for _, slot in ipairs({ { 'account', payer[3], ARGV[12] }, { 'key', key[4], ARGV[16] } }) do
+  if slot[3] ~= '' and tonumber(slot[2] or '0') >= tonumber(slot[3]) then
+    return denied('concurrent_requests', slot[1], '0', spendable, slot[3] ~= '0' and SOON_MS or 0)
+  end
+end
+if entry ~= '0' then
+  add(P, 'entry_held', entry)
+  if less(spendable, redis.call('HGET', P, 'entry_held')) then
+    add(P, 'entry_held', neg(entry))
+    return short(P, entry, spendable, redis.call('HGET', P, 'held'))
+  end
+end
+
+redis.call('HINCRBY', P, 'open', 1)
+redis.call('HINCRBY', K, 'open', 1)
+count(rates, 'requests', 1)
+redis.call('HSET', H, 'state', 'entry', 'owner', id, 'payer', payer_id, 'key', key_id, 'entry', entry, 'reserved', '0', 'cap', '0',
+  'checkpoint', '0', 'tokens', '0', 'period', '', 'row', row, 'created', string.format('%d', now))
+lease(S, id, now, lease_ms)
+if request_id ~= '' then redis.call('SET', R, id, 'PX', dedupe_ms) end
+return granted(id, 1)

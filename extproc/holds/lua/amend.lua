@@ -1,0 +1,57 @@
+#!lua
+-- name: amend
+-- uses: clock, amount, hold, window, limits, period, verdict
+-- Entry hold to exact hold: the reserve leaves the balance and the entry hold is let go, or nothing changes.
+-- ARGV: hold, owner, payer, key, reserved, cap, tokens, row, lease_ms, then tokens per minute ('' = none) of account and of key.
+local S = KEYS[1]
+local id, owner, payer_id, key_id, reserved, cap = unpack(ARGV, 1, 6)
+local tokens, row, lease_ms = tonumber(ARGV[7]), ARGV[8], tonumber(ARGV[9])
+local P, K, H = payer_key(S, payer_id), key_key(S, payer_id, key_id), hold_key(S, id)
+
+local now = clock(S)
+local hold = redis.call('HMGET', H, 'state', 'owner', 'entry', 'reserved', 'payer', 'key')
+local payer = redis.call('HMGET', P, 'version', 'spendable', 'held', 'tpm')
+local key = redis.call('HMGET', K, 'version', 'budget_nanos', 'budget_period', 'tpm')
+local rates = {}
+rate(rates, 'tokens', 'tokens_per_minute', 'account', P, 'tpm', payer[4], now, MINUTE, ARGV[10])
+rate(rates, 'tokens', 'tokens_per_minute', 'key', K, 'tpm', key[4], now, MINUTE, ARGV[11])
+
+local function granted(counted)
+  return { 'granted', id, redis.call('HGET', P, 'spendable'), -1, 0, 0, tightest(rates, 'tokens', counted) }
+end
+
+if not hold[1] or not payer[1] then return denied('missing', 'account') end
+if hold[1] == 'ended' then return denied('ended') end
+if hold[2] ~= owner then return denied('taken') end
+if not key[1] then return denied('missing', 'key') end
+if hold[5] ~= payer_id or hold[6] ~= key_id then return redis.error_reply('REFUSED the hold is of another payer or key') end
+if hold[1] == 'exact' then
+  if hold[4] ~= reserved then return redis.error_reply('REFUSED the hold is exact already, with another amount') end
+  return granted(0)
+end
+
+local spendable = payer[2]
+local over = exceeded(rates, tokens)
+if over then return denied_by(over, tokens, spendable) end
+if reserved ~= '0' and less(spendable, reserved) then return short(P, reserved, spendable, payer[3]) end
+local span, forget_ms = '', ''
+if key[2] and key[2] ~= '' then
+  span, forget_ms = period(key[3], now)
+  local B = budget_key(S, payer_id, key_id, span)
+  add(B, 'used', reserved)
+  if less(key[2], redis.call('HGET', B, 'used') or '0') then
+    add(B, 'used', neg(reserved))
+    return denied('key_budget', 'key', reserved, spendable)
+  end
+  add(B, 'held', reserved)
+  if forget_ms ~= '' then redis.call('PEXPIRE', B, forget_ms) end
+end
+
+add(P, 'spendable', neg(reserved))
+add(P, 'held', reserved)
+add(P, 'entry_held', neg(hold[3]))
+count(rates, 'tokens', tokens)
+redis.call('HSET', H, 'state', 'exact', 'entry', '0', 'reserved', reserved, 'cap', cap, 'tokens', string.format('%d', tokens),
+  'minute', string.format('%d', math.floor(now / MINUTE)), 'period', span, 'row', row)
+lease(S, id, now, lease_ms)
+return granted(tokens)

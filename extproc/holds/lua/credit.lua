@@ -1,0 +1,17 @@
+#!lua flags=allow-oom
+-- name: credit
+-- uses: amount, hold
+-- Applies the difference of a newer cumulative total and credit line to a payer; 0 = the payer is missing.
+-- ARGV: payer, version, total, credit.
+local P = payer_key(KEYS[1], ARGV[1])
+local version, total, credit = ARGV[2], ARGV[3], ARGV[4]
+local stored = redis.call('HMGET', P, 'version', 'total', 'credit')
+if not stored[1] then return 0 end
+if not less(stored[1], version) then return 1 end
+-- stored − new, in the field itself: both are at most int64, so is their difference.
+local more, line = neg(sum(P, 'total', neg(total))), neg(sum(P, 'credit', neg(credit)))
+if less(more, line) then more, line = line, more end
+add(P, 'spendable', line) -- the lesser first: what fits at the end, fits on the way
+add(P, 'spendable', more)
+redis.call('HSET', P, 'version', version, 'total', total, 'credit', credit)
+return 1

@@ -1,0 +1,20 @@
+#!lua flags=allow-oom
+-- name: settle
+-- uses: clock, amount, hold, ending
+-- Settles or voids a hold, once; a second ending is a named result, and an unknown hold leaves a tombstone that turns away what is late.
+-- ARGV: hold, owner, kind, charge, tokens, row, epoch.
+local S = KEYS[1]
+local id, owner, kind, charge = unpack(ARGV, 1, 4)
+local tokens, row, epoch = tonumber(ARGV[5]), ARGV[6], ARGV[7]
+local now = clock(S)
+local h = open_hold(S, id)
+if h.state == 'alias' then h = open_hold(S, h.to) end
+if not h.state then
+  tombstone(S, id, owner, kind, charge)
+  return 'unknown'
+end
+if h.state == 'ended' then return 'already' end
+if h.owner ~= owner then return 'taken' end
+if less(h.cap, charge) then return redis.error_reply('REFUSED the charge is above the cap of the hold') end
+finish(S, h, now, kind, charge, tokens, row, epoch)
+return 'ended'

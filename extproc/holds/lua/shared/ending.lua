@@ -1,0 +1,66 @@
+-- The one way in which a hold ends: everything it took goes back but the charge, its lease is dropped, its key becomes a tombstone,
+-- the ledger's event is written with the shard's next sequence number. All of it was validated before; nothing here can fail half-way.
+local OPEN_FIELDS = { 'state', 'owner', 'payer', 'key', 'entry', 'reserved', 'cap', 'checkpoint', 'tokens', 'minute', 'period', 'row', 'to' }
+
+local function open_hold(S, id)
+  local v = redis.call('HMGET', hold_key(S, id), unpack(OPEN_FIELDS))
+  return { id = id, state = v[1], owner = v[2], payer = v[3], key = v[4], entry = v[5], reserved = v[6], cap = v[7],
+    checkpoint = v[8], tokens = v[9], minute = v[10], period = v[11], row = v[12], to = v[13] }
+end
+
+-- Tokens were counted at the hold; the difference to the true use goes into the same window, as long as it still counts.
+local function correct(key, text, minute, delta)
+  local index, current, previous = string.match(text or '', '^(%d+):(%d+):(%d+)$')
+  index = tonumber(index)
+  if not index or delta == 0 then return end
+  current, previous = tonumber(current), tonumber(previous)
+  if index == minute then current = math.max(0, current + delta)
+  elseif index == minute + 1 then previous = math.max(0, previous + delta)
+  else return end
+  redis.call('HSET', key, 'tpm', string.format('%d:%d:%d', index, current, previous))
+end
+
+local function give_back(S, h, charge, tokens)
+  local P, K = payer_key(S, h.payer), key_key(S, h.payer, h.key)
+  local payer, key = redis.call('HMGET', P, 'version', 'tpm'), redis.call('HMGET', K, 'version', 'tpm')
+  local delta = tokens and tonumber(h.minute) and tokens - tonumber(h.tokens) or 0
+  if payer[1] then
+    if h.state == 'exact' then
+      if h.reserved ~= charge then
+        add(P, 'spendable', h.reserved)
+        add(P, 'spendable', neg(charge))
+      end
+      add(P, 'held', neg(h.reserved))
+    else
+      add(P, 'entry_held', neg(h.entry))
+    end
+    redis.call('HINCRBY', P, 'open', -1)
+    correct(P, payer[2], tonumber(h.minute), delta)
+  end
+  if key[1] then
+    redis.call('HINCRBY', K, 'open', -1)
+    correct(K, key[2], tonumber(h.minute), delta)
+  end
+  if h.period ~= '' then
+    local B = budget_key(S, h.payer, h.key, h.period)
+    add(B, 'used', neg(h.reserved))
+    add(B, 'used', charge)
+    add(B, 'held', neg(h.reserved))
+  end
+end
+
+local function tombstone(S, id, owner, kind, charge)
+  local H = hold_key(S, id)
+  redis.call('DEL', H)
+  redis.call('HSET', H, 'state', 'ended', 'owner', owner, 'kind', kind, 'amount', charge)
+  redis.call('PEXPIRE', H, TOMBSTONE_MS)
+end
+
+local function finish(S, h, now, kind, charge, tokens, row, epoch)
+  give_back(S, h, charge, tokens)
+  redis.call('ZREM', S .. ':leases', h.id)
+  tombstone(S, h.id, h.owner, kind, charge)
+  local seq = redis.call('HINCRBY', S .. ':shard', 'seq', 1)
+  redis.call('XADD', S .. ':events', '*', 'k', kind, 'h', h.id, 'p', h.payer, 'c', h.key, 'a', charge, 'r', h.reserved,
+    'e', epoch, 's', seq, 't', string.format('%d', now), 'd', row ~= '' and row or h.row)
+end

@@ -1,0 +1,17 @@
+-- Replies of admit and amend, flat: {"granted", hold, spendable, window of requests, window of tokens}
+-- or {"denied", reason, source, required, spendable, retry_after_ms, window}; a window is limit, remaining, reset_ms (limit -1 = none).
+local SOON_MS = 1000 -- when to ask again for what an unknown other request will give back: a slot, or held money
+
+local function denied(reason, source, required, spendable, retry_ms)
+  return { 'denied', reason, source or 'account', required or '0', spendable or '0', retry_ms or 0, -1, 0, 0 }
+end
+
+local function denied_by(r, n, spendable)
+  return { 'denied', r.reason, r.source, '0', spendable, until_used(r.w, r.limit - n), r.limit, math.max(0, r.limit - r.w.used), until_fresh(r.w, 0) }
+end
+
+-- Money is short: would it be enough if every hold came back?
+local function short(P, required, spendable, held)
+  if less(sum(P, 'spendable', held), required) then return denied('insufficient', 'account', required, spendable, 0) end
+  return denied('held', 'account', required, spendable, SOON_MS)
+end

@@ -1,0 +1,280 @@
+"""The hold store in Redis: each verb of the ports is one script of ``lua/``, on the shard of its payer.
+
+Keys (``{s00}`` … ``{s63}`` is the shard's tag; no other key is touched by a script, so Redis Cluster works):
+
+====================================  ======  ================================================================================
+``{sNN}:payer:<payer>``               hash    version total spendable (= available + credit) credit held entry_held open
+                                              frozen frozen_version; rpm rph tpm ("window:current:previous")
+``{sNN}:key:<payer>:<key>``           hash    version revoked expires_ms budget_nanos budget_period open; rpm rph tpm
+``{sNN}:budget:<payer>:<key>:<span>`` hash    used (= spent + held) held; span: all, 2026-01-31 or 2026-01; forgotten after it
+``{sNN}:hold:<hold>``                 hash    open: state (entry, exact) owner payer key entry reserved cap checkpoint tokens
+                                              minute period row created; ended: state kind amount owner (15 minutes); taken
+                                              over: state (alias) to (15 minutes)
+``{sNN}:request:<payer>:<request>``   string  hold id of the first try (60 s)
+``{sNN}:leases``                      zset    hold id → unix ms at which its lease runs out: the open holds
+``{sNN}:events``                      stream  k(ind) h(old) p(ayer) c(reds = key) a(mount charged) r(eserved) e(poch) s(eq)
+                                              t(ime, ms) d(ata: the row)
+``{sNN}:shard``                       hash    now (last seen, ms) seq; reaped reaped_epoch quiet (of the reaper)
+====================================  ======  ================================================================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any, Final
+
+from extproc.holds.port import OpenHold, PayerView
+from extproc.money.amount import BALANCE_NANOS_MAX
+from extproc.money.hold import Admission, Amendment, Checkpoint, Denied, DenyReason, Ending, EndResult, Granted, Limits, Verdict, Window
+from extproc.stores.pipeline import Pipeline
+from extproc.stores.scripts import load_scripts
+from extproc.stores.shards import SHARDS, TAGS, shard_of, tag_of
+
+DEDUPE_MS: Final = 60_000  # Envoy's retries of one request come within its route's patience for a first byte of ours
+HOLD_AGE_MS_MAX: Final = 4 * 3_600_000  # longer than any stream: what a live worker leaks ends all the same
+REAP_PAUSE_MS_MAX: Final = 10_000  # a reaper away for longer cannot know whether beats could come (MONEY.md)
+EXPIRE_BATCH: Final = 64  # endings of one script: 2 ms of a server that everybody waits for
+BEAT_BATCH: Final = 256  # checkpoints of one script, for the same reason
+LIST_BATCH: Final = 512  # holds of one page of ``open_holds``
+TOTAL_NANOS_MAX: Final = 2**63 - 1  # what HINCRBY can subtract
+KEY_FIELDS: Final = frozenset({"revoked", "expires_ms", "budget_nanos", "budget_period"})
+
+
+class RedisHolds:
+    """The ports Holds, Reaping and Delivery over one :class:`Pipeline` (whose owner opens and closes it)."""
+
+    def __init__(self, pipeline: Pipeline, *, lease_ms: int = 60_000, epoch: str = "0.0") -> None:
+        self._pipeline = pipeline
+        self._scripts = load_scripts("extproc.holds.lua")
+        self._lease_ms = lease_ms
+        self._epoch = epoch
+        self._reaped_connection: dict[int, int] = {}
+        pipeline.register(self._scripts.values())
+
+    # --- Holds
+
+    def admit(self, admission: Admission) -> Awaitable[Verdict]:
+        return self._pipeline.call(
+            self._scripts["admit"],
+            tag_of(admission.payer_id),
+            (
+                admission.hold_id,
+                admission.payer_id,
+                admission.key_id,
+                admission.request_id,
+                _amount(admission.entry_nanos),
+                admission.row,
+                self._lease_ms,
+                DEDUPE_MS,
+                *_limits(admission.account_limits),
+                *_limits(admission.key_limits),
+            ),
+            _verdict,
+        )
+
+    def amend(self, amendment: Amendment) -> Awaitable[Verdict]:
+        account_tokens, key_tokens = amendment.account_limits.tokens_per_minute, amendment.key_limits.tokens_per_minute
+        return self._pipeline.call(
+            self._scripts["amend"],
+            tag_of(amendment.payer_id),
+            (
+                amendment.hold_id,
+                amendment.owner,
+                amendment.payer_id,
+                amendment.key_id,
+                _amount(amendment.reserved_nanos),
+                _amount(amendment.cap_nanos),
+                _tokens(amendment.tokens),
+                amendment.row,
+                self._lease_ms,
+                "" if account_tokens is None else account_tokens,
+                "" if key_tokens is None else key_tokens,
+            ),
+            _verdict,
+        )
+
+    def beat(self, checkpoints: Sequence[Checkpoint]) -> Awaitable[None]:
+        by_shard: dict[str, list[Checkpoint]] = {}
+        for checkpoint in checkpoints:
+            by_shard.setdefault(tag_of(checkpoint.payer_id), []).append(checkpoint)
+        calls = [
+            self._beat(tag, together[start : start + BEAT_BATCH])
+            for tag, together in by_shard.items()
+            for start in range(0, len(together), BEAT_BATCH)
+        ]
+        return _all(calls)
+
+    def _beat(self, tag: str, checkpoints: Sequence[Checkpoint]) -> asyncio.Future[Any]:
+        args: list[str | bytes | int] = [self._lease_ms, HOLD_AGE_MS_MAX]
+        for checkpoint in checkpoints:
+            args += (checkpoint.hold_id, checkpoint.owner, _amount(checkpoint.charge_nanos), checkpoint.row)
+        return self._pipeline.call(self._scripts["beat"], tag, args)
+
+    def end(self, ending: Ending) -> Awaitable[EndResult]:
+        return self._pipeline.call(
+            self._scripts["settle"],
+            tag_of(ending.payer_id),
+            (
+                ending.hold_id,
+                ending.owner,
+                ending.kind.value,
+                _amount(ending.charge_nanos),
+                _tokens(ending.tokens),
+                ending.row,
+                self._epoch,
+            ),
+            _end_result,
+        )
+
+    def note(self, payer_id: str, row: bytes) -> Awaitable[None]:
+        return self._pipeline.call(self._scripts["note"], tag_of(payer_id), (payer_id, row, self._epoch), _nothing)
+
+    # --- Reaping
+
+    async def expire(self, shard: int) -> list[str]:
+        connection = self._pipeline.connects
+        reconnected = self._reaped_connection.get(shard, connection) != connection
+        ended: list[str] = await self._pipeline.call(
+            self._scripts["expire"],
+            TAGS[shard],
+            (self._epoch, self._lease_ms, REAP_PAUSE_MS_MAX, EXPIRE_BATCH, int(reconnected)),
+            _texts,
+        )
+        self._reaped_connection[shard] = connection
+        return ended
+
+    # --- Delivery
+
+    async def install_payer(self, payer_id: str, *, version: int, total_nanos: int, available_nanos: int, credit_nanos: int) -> bool:
+        assert abs(available_nanos) <= BALANCE_NANOS_MAX
+        assert 0 <= total_nanos <= TOTAL_NANOS_MAX
+        spendable = available_nanos + _amount(credit_nanos)
+        args = (payer_id, version, total_nanos, spendable, credit_nanos)
+        return bool(await self._pipeline.call(self._scripts["install"], tag_of(payer_id), args))
+
+    async def credit(self, payer_id: str, *, version: int, total_nanos: int, credit_nanos: int) -> bool:
+        assert 0 <= total_nanos <= TOTAL_NANOS_MAX
+        args = (payer_id, version, total_nanos, _amount(credit_nanos))
+        return bool(await self._pipeline.call(self._scripts["credit"], tag_of(payer_id), args))
+
+    async def put_key(self, payer_id: str, key_id: str, *, version: int, fields: Mapping[str, str]) -> None:
+        unknown = fields.keys() - KEY_FIELDS
+        assert not unknown, f"{sorted(unknown)} are not fields of a key"
+        flat = [part for field in fields.items() for part in field]
+        await self._pipeline.call(self._scripts["put_key"], tag_of(payer_id), (payer_id, key_id, version, *flat))
+
+    async def set_frozen(self, payer_id: str, *, version: int, frozen: bool) -> bool:
+        """Refuse new requests of a payer, or accept them again; the newest version wins. False: the payer is missing."""
+        return bool(await self._pipeline.call(self._scripts["freeze"], tag_of(payer_id), (payer_id, version, int(frozen))))
+
+    async def view(self, payer_id: str) -> PayerView | None:
+        key = f"{tag_of(payer_id)}:payer:{payer_id}"
+        values = await self._pipeline.execute("HMGET", key, "spendable", "credit", "held", "entry_held", "version", "open")
+        if values[4] is None:
+            return None
+        spendable, credit, held, entry_held, version, open_holds = map(int, values)
+        return PayerView(
+            available_nanos=spendable - credit,
+            credit_nanos=credit,
+            held_nanos=held,
+            entry_held_nanos=entry_held,
+            version=version,
+            open_holds=open_holds,
+        )
+
+    async def open_holds(self, payer_id: str | None = None) -> list[OpenHold]:
+        shards = range(SHARDS) if payer_id is None else (shard_of(payer_id),)
+        found = [hold for shard in shards for hold in await self._open_holds(TAGS[shard])]
+        return [hold for hold in found if payer_id in (None, hold.payer_id)]
+
+    async def _open_holds(self, tag: str) -> list[OpenHold]:
+        found: list[OpenHold] = []
+        start = 0
+        while leases := await self._pipeline.execute("ZRANGE", f"{tag}:leases", start, start + LIST_BATCH - 1, "WITHSCORES"):
+            pairs = list(zip(leases[::2], leases[1::2], strict=True))
+            fields = ("payer", "key", "state", "reserved", "checkpoint")
+            holds = await asyncio.gather(*(self._pipeline.execute("HMGET", f"{tag}:hold:{hold.decode()}", *fields) for hold, _ in pairs))
+            found += (_open_hold(hold, lease, values) for (hold, lease), values in zip(pairs, holds, strict=True) if values[0] is not None)
+            start += LIST_BATCH
+        return found
+
+
+async def _all_of(calls: Sequence[asyncio.Future[Any]]) -> None:
+    await asyncio.gather(*calls)
+
+
+def _all(calls: Sequence[asyncio.Future[Any]]) -> Awaitable[None]:
+    return asyncio.ensure_future(_all_of(calls))
+
+
+def _amount(nanos: int) -> int:
+    """In the range in which no sum in a script can leave int64: checked before anything is sent, since scripts do not roll back."""
+    assert 0 <= nanos <= BALANCE_NANOS_MAX, nanos
+    return nanos
+
+
+def _tokens(tokens: int) -> int:
+    assert tokens >= 0, tokens
+    return tokens
+
+
+def _limits(limits: Limits) -> tuple[int | str, int | str, int | str, int | str]:
+    """Requests a minute and an hour, tokens a minute, concurrent requests; ``""`` = unlimited."""
+    rpm, rph = limits.requests_per_minute, limits.requests_per_hour
+    tpm, concurrent = limits.tokens_per_minute, limits.concurrent_requests
+    return (
+        "" if rpm is None else rpm,
+        "" if rph is None else rph,
+        "" if tpm is None else tpm,
+        "" if concurrent is None else concurrent,
+    )
+
+
+def _window(limit: int, remaining: int, reset_ms: int) -> Window | None:
+    return None if limit < 0 else Window(limit=limit, remaining=remaining, reset_ms=reset_ms)
+
+
+def _verdict(reply: list[Any]) -> Verdict:
+    if reply[0] == b"granted":
+        _, hold_id, spendable, *windows = reply
+        return Granted(
+            hold_id=hold_id.decode(),
+            spendable_nanos=int(spendable),
+            requests=_window(*windows[:3]),
+            tokens=_window(*windows[3:]),
+        )
+    _, reason, source, required, spendable, retry_after_ms, *window = reply
+    return Denied(
+        reason=DenyReason(reason.decode()),
+        limit_source=source.decode(),
+        required_nanos=int(required),
+        spendable_nanos=int(spendable),
+        retry_after_ms=retry_after_ms,
+        window=_window(*window),
+    )
+
+
+def _end_result(reply: bytes) -> EndResult:
+    return EndResult(reply.decode())
+
+
+def _texts(reply: list[bytes]) -> list[str]:
+    return [text.decode() for text in reply]
+
+
+def _nothing(_reply: Any) -> None:
+    return None
+
+
+def _open_hold(hold_id: bytes, lease: bytes, values: list[bytes]) -> OpenHold:
+    payer, key, state, reserved, checkpoint = values
+    return OpenHold(
+        hold_id=hold_id.decode(),
+        payer_id=payer.decode(),
+        key_id=key.decode(),
+        state=state.decode(),
+        reserved_nanos=int(reserved),
+        checkpoint_nanos=int(checkpoint),
+        lease_ms=int(lease),
+    )

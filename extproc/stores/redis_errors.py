@@ -1,0 +1,37 @@
+"""What an error reply of Redis means for money: certainly not executed, or nobody knows.
+
+``-CODE text`` of a command or script. Scripts that begin with ``#!lua`` are refused as a whole before their first line runs (OOM,
+READONLY, MISCONF, …); ours answer ``REFUSED`` when they find fault with their arguments, before they write. All else may have
+happened half-way, since an error does not roll a script back.
+"""
+
+from __future__ import annotations
+
+from extproc.errors import StoreError, StoreRefused, StoreUnknown
+
+NOT_EXECUTED = frozenset(
+    {
+        "ASK",
+        "BUSY",
+        "CLUSTERDOWN",
+        "CROSSSLOT",
+        "LOADING",
+        "MASTERDOWN",
+        "MISCONF",
+        "MOVED",
+        "NOAUTH",
+        "NOREPLICAS",
+        "NOSCRIPT",
+        "OOM",
+        "READONLY",
+        "REFUSED",
+        "TRYAGAIN",
+        "WRONGPASS",
+    }
+)
+
+
+def store_error(text: str) -> StoreError:
+    """The exception for an error reply."""
+    code = text.split(" ", 1)[0]
+    return StoreRefused(f"Redis: {text}") if code in NOT_EXECUTED else StoreUnknown(f"Redis: {text}")
