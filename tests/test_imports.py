@@ -33,7 +33,8 @@ TABLE = {
     "metrics": Room((), ("prometheus_client",)),
     "catalog": Room(("money", "tokens.counter", "yamlfile"), ("msgspec",)),
     "accounts": Room(("money", "stores")),
-    "exchange": Room(("money", "tokens.counter", "catalog.model", "accounts.model"), ("msgspec",)),
+    # accounts.scopes is pure and named by the design's closure of pure modules; who refuses by scope is the exchange
+    "exchange": Room(("money", "tokens.counter", "catalog.model", "accounts.model", "accounts.scopes"), ("msgspec",)),
     "holds": Room(("money", "stores")),
     "ledger": Room(("money", "accounts.model", "stores")),
     "settlement": Room(("money", "holds.port", "ledger.port", "ledger.entries", "accounts.model", "metrics")),

@@ -1,0 +1,350 @@
+"""Every series that we export, declared once, on a registry that the caller brings.
+
+Names and labels follow OpenTelemetry's gen_ai conventions in Prometheus form, and our own prefix ``extproc_``. Labels come from closed
+sets only: configured models, statuses, reasons of ours. A user, a key or a request is never a label, and a model that the catalog does not
+name is ``unknown`` (a client could invent a million).
+
+One :class:`Metrics` belongs to one process. Workers run prometheus_client in multiprocess mode (``PROMETHEUS_MULTIPROC_DIR`` in their
+environment before this module is imported); the supervisor wipes that directory at start, reaps what a dead worker left, and renders the
+merged view. Children are bound once per model and label values, since ``labels()`` costs more than ``inc()``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.mmap_dict import MmapedDict
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+UNKNOWN = "unknown"
+DEAD = "dead"  # stands in file names where a process id does
+
+TTFT_BUCKETS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 15, 20, 30, 45, 60)
+PER_TOKEN_BUCKETS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
+DURATION_BUCKETS = tuple(0.01 * 2**n for n in range(17))  # 10 ms … 655 s: the longest stream that a drain waits for
+TOKEN_BUCKETS = tuple(4**n for n in range(1, 11))  # 4 … 1,048,576
+PHASE_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
+
+PHASES = ("headers", "key", "admit", "body", "count", "amend", "first_chunk", "chunk", "settle")
+OPERATIONS = {"chat.completions": "chat", "completions": "text_completion", "embeddings": "embeddings"}  # names of OpenTelemetry
+# Distinct values of one label that is not a model: reasons, codes and sources are closed sets of ours, far smaller. Whatever comes
+# after so many is "other", so that no caller can grow a label set by mistake.
+VALUES_MAX = 64
+HASHES_MAX = 256  # reloads of a catalog in the life of a process; multiprocess mode cannot take a label back
+
+Child = TypeVar("Child")
+Labels = TypeVar("Labels", bound=Hashable)
+
+
+class Outcome(Protocol):
+    """What :meth:`Metrics.request_done` reads of a request's record (``exchange.record.Record`` has it all)."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def endpoint(self) -> str: ...
+    @property
+    def stream(self) -> bool: ...
+    @property
+    def status(self) -> int: ...
+    @property
+    def error_code(self) -> str: ...
+    @property
+    def input_tokens(self) -> int: ...
+    @property
+    def cached_tokens(self) -> int: ...
+    @property
+    def output_tokens(self) -> int: ...
+    @property
+    def reasoning_tokens(self) -> int: ...
+    @property
+    def usage_source(self) -> str: ...
+    @property
+    def end_reason(self) -> str: ...
+    @property
+    def cost_nanos(self) -> int: ...
+    @property
+    def overage_nanos(self) -> int: ...
+    @property
+    def duration_ms(self) -> int: ...
+    @property
+    def ttft_ms(self) -> int: ...
+
+
+class _Bound(Generic[Labels, Child]):
+    """Children by label values, bound on first use, at most ``most`` of them; then ``other`` serves."""
+
+    def __init__(self, bind: Callable[[Labels], Child], other: Labels, most: int = VALUES_MAX) -> None:
+        self._bind = bind
+        self._children: dict[Labels, Child] = {}
+        self._other = other
+        self._most = most
+
+    def __getitem__(self, values: Labels) -> Child:
+        child = self._children.get(values)
+        if child is None:
+            if len(self._children) >= self._most and values != self._other:
+                return self[self._other]
+            child = self._children[values] = self._bind(values)
+        return child
+
+
+class _OfModel:
+    """The children of one model and endpoint."""
+
+    def __init__(self, series: _RequestSeries, model: str, operation: str) -> None:
+        names = (operation, model, model)
+        self.requests = _Bound[int, Counter](lambda status: series.requests.labels(model, str(status)), 0)
+        self.duration = _Bound[str, Histogram](lambda error: series.duration.labels(*names, error), "other")
+        self.ttft = series.ttft.labels(*names)
+        self.per_token = series.per_token.labels(*names)
+        self.usage_input = series.usage.labels(*names, "input")
+        self.usage_output = series.usage.labels(*names, "output")
+        self.input = series.tokens.labels(model, "input")
+        self.cached = series.tokens.labels(model, "cached_input")
+        self.output = series.tokens.labels(model, "output")
+        self.reasoning = series.tokens.labels(model, "reasoning")
+        self.revenue = series.revenue.labels(model)
+        self.overage = series.overage.labels(model)
+
+
+class _RequestSeries:
+    """What is counted of every request that ends."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        names = ("gen_ai_operation_name", "gen_ai_request_model", "gen_ai_response_model")
+        self.duration = Histogram(
+            "gen_ai_server_request_duration_seconds", "Time from the request headers to the end of the answer.",
+            (*names, "error_type"), registry=registry, buckets=DURATION_BUCKETS,
+        )  # fmt: skip
+        self.ttft = Histogram(
+            "gen_ai_server_time_to_first_token_seconds", "Time from the request headers to the first event with output.",
+            names, registry=registry, buckets=TTFT_BUCKETS,
+        )  # fmt: skip
+        self.per_token = Histogram(
+            "gen_ai_server_time_per_output_token_seconds", "Mean time of a token after the first, per request.",
+            names, registry=registry, buckets=PER_TOKEN_BUCKETS,
+        )  # fmt: skip
+        self.usage = Histogram(
+            "gen_ai_client_token_usage", "Tokens of a request.", (*names, "gen_ai_token_type"), registry=registry, buckets=TOKEN_BUCKETS
+        )
+        self.requests = Counter(
+            "extproc_requests_total", "Requests by model and status as the client saw it.", ("model", "code"), registry=registry
+        )
+        self.tokens = Counter(
+            "extproc_tokens_total",
+            "Tokens billed; cached_input is part of input, reasoning of output.",
+            ("model", "type"),
+            registry=registry,
+        )
+        self.revenue = Counter("extproc_revenue_nanos_total", "Charged, in nanos of the currency.", ("model",), registry=registry)
+        self.overage = Counter(
+            "extproc_overage_nanos_total", "Used beyond the cap of a hold, at the operator's expense.", ("model",), registry=registry
+        )
+
+
+class Metrics:
+    """Declared once per process. Methods are named by what happened; none raises, none waits."""
+
+    def __init__(self, registry: CollectorRegistry, *, models: Iterable[str] = ()) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # `…_created` gauges double the page and mean nothing to Prometheus
+        self.registry = registry
+        self._models: frozenset[str] = frozenset(models)
+        self._series = _RequestSeries(registry)
+        self._of_model: dict[tuple[str, str], _OfModel] = {}
+        self._declare_counters(registry)
+        self._declare_gauges(registry)
+
+    def _declare_counters(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, text: str, label: str) -> _Bound[str, Counter]:
+            declared = Counter(name, text, (label,), registry=registry)
+            return _Bound[str, Counter](declared.labels, "other")
+
+        self._rejected = counter("extproc_rejected_total", "Requests that we answered ourselves, by reason.", "reason")
+        self._sources = counter("extproc_usage_source_total", "Charged requests, by who said how many tokens they used.", "source")
+        self._ends = counter("extproc_end_reason_total", "Exchanges by the reason of their end.", "reason")
+        self._ending = counter("extproc_hold_endings_total", "Endings sent to the store, by what they found.", "result")
+        self._faults = counter("extproc_store_failures_total", "Calls of a store that failed or whose outcome is unknown.", "store")
+        self._expired = Counter("extproc_holds_expired_total", "Holds that the reaper ended.", registry=registry)
+        self._fail_open = Counter("extproc_fail_open_total", "Requests let through unheld while stores were away.", registry=registry)
+        self._illegal = Counter("extproc_illegal_events_total", "Events that the table of the exchange has no row for.", registry=registry)
+        self._posted = Counter("extproc_ledger_posted_total", "Endings posted to the ledger.", registry=registry)
+        self._conflicts = Counter("extproc_ledger_conflicts_total", "Second endings with another amount.", registry=registry)
+        phase = Histogram(
+            "extproc_phase_seconds", "Our own time in a phase of a request.", ("phase",), registry=registry, buckets=PHASE_BUCKETS
+        )
+        self._phases = _Bound[str, Histogram](phase.labels, "other")
+
+    def _declare_gauges(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, text: str, mode: Any = "livesum") -> Gauge:
+            return Gauge(name, text, registry=registry, multiprocess_mode=mode)
+
+        self._open_exchanges = gauge("extproc_exchanges_open", "Exchanges open in the gate workers.")
+        self._open_holds = gauge("extproc_holds_open", "Holds that have not ended.", "livemax")
+        self._oldest = gauge("extproc_hold_oldest_age_seconds", "Age of the oldest hold that has not ended.", "livemax")
+        self._lag = gauge("extproc_settlement_lag_seconds", "Age of the oldest ending that the ledger does not have.", "livemax")
+        self._drift = gauge("extproc_ledger_drift_nanos", "Balances against entries: anything but 0 is an alarm.", "livemax")
+        self._outbox = gauge("extproc_outbox_rows", "Endings that PostgreSQL has not confirmed.")
+        self._reloaded = gauge(
+            "extproc_config_reload_success", "1 = the catalog file is in force; 0 = it is bad, the last good one serves.", "livemin"
+        )
+        hashes = Gauge(
+            "extproc_config_hash_info", "Hash of the catalog in force.", ("hash",), registry=registry, multiprocess_mode="livemax"
+        )
+        self._hashes = _Bound[str, Gauge](hashes.labels, "other", most=HASHES_MAX)
+        self._hash = ""
+
+    def known_models(self, models: Iterable[str]) -> None:
+        """The catalog's models after a reload. Series of models that it no longer has stay until a restart: counters never vanish."""
+        self._models = frozenset(models)
+
+    def request_done(self, outcome: Outcome) -> None:
+        """An exchange is over, however it ended."""
+        of_model = self._of(outcome.model, outcome.endpoint)
+        of_model.requests[outcome.status].inc()
+        of_model.duration[outcome.error_code].observe(outcome.duration_ms / 1e3)
+        if outcome.end_reason:
+            self._ends[outcome.end_reason].inc()
+        if outcome.usage_source == "none":
+            return
+        self._sources[outcome.usage_source].inc()
+        self._tokens(of_model, outcome)
+        if outcome.cost_nanos:
+            of_model.revenue.inc(outcome.cost_nanos)
+        if outcome.overage_nanos:
+            of_model.overage.inc(outcome.overage_nanos)
+
+    def _tokens(self, of_model: _OfModel, outcome: Outcome) -> None:
+        of_model.usage_input.observe(outcome.input_tokens)
+        of_model.usage_output.observe(outcome.output_tokens)
+        of_model.input.inc(outcome.input_tokens)
+        of_model.output.inc(outcome.output_tokens)
+        if outcome.cached_tokens:
+            of_model.cached.inc(outcome.cached_tokens)
+        if outcome.reasoning_tokens:
+            of_model.reasoning.inc(outcome.reasoning_tokens)
+        if outcome.stream and outcome.ttft_ms:
+            of_model.ttft.observe(outcome.ttft_ms / 1e3)
+            if outcome.output_tokens > 1:
+                of_model.per_token.observe((outcome.duration_ms - outcome.ttft_ms) / 1e3 / (outcome.output_tokens - 1))
+
+    def _of(self, model: str, endpoint: str) -> _OfModel:
+        key = (model if model in self._models else UNKNOWN, OPERATIONS.get(endpoint, UNKNOWN))
+        found = self._of_model.get(key)
+        if found is None:
+            found = self._of_model[key] = _OfModel(self._series, *key)
+        return found
+
+    def rejected(self, reason: str) -> None:
+        """We answered the client ourselves. ``reason``: the ``code`` of the answer."""
+        self._rejected[reason].inc()
+
+    def phase(self, name: str, seconds: float) -> None:
+        """Our own time in one phase (one of :data:`PHASES`)."""
+        self._phases[name if name in PHASES else "other"].observe(seconds)
+
+    def exchange_opened(self) -> None:
+        self._open_exchanges.inc()
+
+    def exchange_closed(self) -> None:
+        self._open_exchanges.dec()
+
+    def hold_ended(self, result: str) -> None:
+        """An ending was acknowledged; ``result`` is a ``money.hold.EndResult``."""
+        self._ending[result].inc()
+
+    def holds_expired(self, count: int = 1) -> None:
+        self._expired.inc(count)
+
+    def holds_open(self, count: int, *, oldest_age_s: float) -> None:
+        """What the reaper saw."""
+        self._open_holds.set(count)
+        self._oldest.set(oldest_age_s)
+
+    def store_failed(self, store: str) -> None:
+        """``redis``, ``postgres``, ``outbox``: a call failed, or nobody knows whether it was executed."""
+        self._faults[store].inc()
+
+    def failed_open(self) -> None:
+        self._fail_open.inc()
+
+    def illegal_event(self) -> None:
+        self._illegal.inc()
+
+    def posted(self, count: int, *, lag_s: float) -> None:
+        """The ledger has ``count`` more endings; the oldest that it does not have is ``lag_s`` old."""
+        if count:
+            self._posted.inc(count)
+        self._lag.set(lag_s)
+
+    def conflicts(self, count: int = 1) -> None:
+        self._conflicts.inc(count)
+
+    def drift(self, nanos: int) -> None:
+        self._drift.set(nanos)
+
+    def outbox_rows(self, count: int) -> None:
+        self._outbox.set(count)
+
+    def catalog_in_force(self, version: str) -> None:
+        """A reload succeeded (or the first load)."""
+        self._reloaded.set(1)
+        if version != self._hash:
+            if self._hash:
+                self._hashes[self._hash].set(0)
+            self._hashes[version].set(1)
+            self._hash = version
+
+    def catalog_refused(self) -> None:
+        """A reload failed: the last good catalog serves."""
+        self._reloaded.set(0)
+
+
+def registry() -> CollectorRegistry:
+    """A fresh registry, so that nobody else needs the library."""
+    return CollectorRegistry()
+
+
+def render(registry: CollectorRegistry) -> bytes:
+    """The page of one process."""
+    return generate_latest(registry)
+
+
+def render_merged(directory: Path) -> bytes:
+    """The page of all workers, from their files."""
+    merged = CollectorRegistry()
+    MultiProcessCollector(merged, str(directory))  # type: ignore[no-untyped-call]
+    return generate_latest(merged)
+
+
+def wipe(directory: Path) -> None:
+    """Make the directory, or empty it of what an earlier run left. Before any worker starts."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in directory.glob("*.db"):
+        path.unlink()
+
+
+def reap(directory: Path, pid: int) -> None:
+    """Forget the gauges of a dead worker, and fold its counts into the file of all the dead: one file, however often workers die.
+
+    For the process that also renders, so that no page is made half way.
+    """
+    mark_process_dead(pid, str(directory))  # type: ignore[no-untyped-call]
+    for kind in ("counter", "histogram"):
+        path = directory / f"{kind}_{pid}.db"
+        if path.exists():
+            _fold(path, directory / f"{kind}_{DEAD}.db")
+            path.unlink()
+
+
+def _fold(source: Path, target: Path) -> None:
+    counts = MmapedDict(str(target))  # type: ignore[no-untyped-call]
+    try:
+        for key, value, stamp, _ in MmapedDict.read_all_values_from_file(str(source)):  # type: ignore[no-untyped-call]
+            counts.write_value(key, counts.read_value(key)[0] + value, stamp)  # type: ignore[no-untyped-call]
+    finally:
+        counts.close()  # type: ignore[no-untyped-call]
