@@ -1,0 +1,148 @@
+"""Counts are those of the model's tokenizer, however the text is cut into pieces.
+
+By hand, 20,000 strings of the kinds below × 2 encodings agreed with tiktoken over the whole text, and 4,000 with the Hugging Face
+tokenizer of Qwen (its own BPE, regular expressions and NFC). ``EXTPROC_FUZZ_EXAMPLES=5000`` runs more here.
+"""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Mapping
+
+import pytest
+import tiktoken
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from extproc.tokens import incremental
+from extproc.tokens.incremental import Codec
+from extproc.tokens.registry import BpeCounter, LoadedCounters
+
+EXAMPLES = int(os.environ.get("EXTPROC_FUZZ_EXAMPLES", "40"))
+NAMES = ("qwen3", "cl100k")
+
+TEXTS = {
+    "english": "The quick brown fox isn't WE'RE I'LL jumped, 42 times (3.14159) over 1,000,000 lazy dogs' naïve café — don’t!\n\n  ",
+    "chinese": "语言模型通过预测下一个词来生成文本。这种方法简单而有效，我们在第3章中会看到：“翻译、摘要”和问答……\n",
+    "no_punctuation": "语言模型通过预测下一个词来生成文本这种方法简单而有效我们在后面的章节中会看到更多的例子",
+    "korean": "언어 모델은 다음 단어를 예측하여 텍스트를 생성합니다. 이 방법은 간단하지만 효과적입니다! \u1112\u1161\u11ab",
+    "arabic": "مرحبا بالعالم، كيف حالك؟ العَرَبِيَّة ١٢٣٤٥ ",
+    "thai_hindi": "สวัสดีครับภาษาไทย नमस्ते दुनिया, क़ानून। ",
+    "code": "def f(x):\n    return x + 1  # don't\n\n\nclass A:\n\tpass\r\n\r\nif (a != b && c->d) { /* ... */ }\n",
+    "json": '{"id": "chatcmpl-123",\n  "created": 1677652288, "n": [1, 2, 3], "s": "\\u00e9\\n", "t": true}\n',
+    "emoji": "Great 😀👍🏽 job! 👩‍👩‍👧‍👦🇩🇪 ❤️ ☺️①②½²\n",
+    "base64": "SGVsbG8gV29ybGQhIFRoaXMgaXMgYSB0ZXN0IG9mIGJhc2U2NCBlbmNvZGluZyBhbmQgaXQgaXMgbG9uZw+/=",
+    "special": "<|endoftext|><|im_start|>user\nhi<|im_end|>\n<|fim_prefix|> <|endofprompt|>",
+    "white": " \t\n\r\n  \u00a0\u3000x \u2028\u0085 y\x1c\x0b\n \n  z   \n",
+    "marks": "e\u0301 a\u0323\u0302 <\u0338 =\u0338 か\u3099 カ\u3099ハ\u309a o\u0328\u0304 A\u030a ",
+}
+
+
+def reference(encodings: Mapping[str, tiktoken.Encoding], name: str, text: str) -> int:
+    return len(encodings[name].encode_ordinary(text if name == "cl100k" else unicodedata.normalize("NFC", text)))
+
+
+def running_total(counter: BpeCounter, text: str, sizes: list[int]) -> int:
+    running = counter.running()
+    at = turn = 0
+    while at < len(text):
+        size = sizes[turn % len(sizes)]
+        running.feed(text[at : at + size])
+        at += size
+        turn += 1
+    return running.total()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", TEXTS)
+def test_every_kind_of_text_agrees(counters: LoadedCounters, encodings: Mapping[str, tiktoken.Encoding], name: str, kind: str) -> None:
+    counter = counters.get(name, "none")
+    assert counter is not None
+    text = TEXTS[kind] * 30
+    expected = reference(encodings, name, text)
+    assert counter.count(text) == expected
+    for sizes in ([1], [4], [3, 1, 2], [200, 1], [len(text)]):
+        assert running_total(counter, text, sizes) == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(data=st.data())
+def test_any_text_in_any_pieces(
+    counters: LoadedCounters, encodings: Mapping[str, tiktoken.Encoding], name: str, data: st.DataObject
+) -> None:
+    counter = counters.get(name, "none")
+    assert counter is not None
+    fragment = st.one_of(
+        st.sampled_from(sorted("".join(TEXTS.values()))),
+        st.sampled_from([text[start : start + 40] for text in TEXTS.values() for start in (0, 17, 41)]),
+        st.text(max_size=20),
+    )
+    text = "".join(data.draw(st.lists(fragment, max_size=60)))
+    sizes = data.draw(st.lists(st.integers(1, 60), min_size=1, max_size=8))
+    expected = reference(encodings, name, text)
+    assert counter.count(text) == expected
+    assert running_total(counter, text, sizes) == expected
+    assert counter.bound(len(text.encode())) >= expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cutting_everywhere_changes_nothing(
+    counters: LoadedCounters, encodings: Mapping[str, tiktoken.Encoding], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows of 100 characters put a cut into every corner of these texts."""
+    monkeypatch.setattr(incremental, "COUNT_WINDOW", 100)
+    codec = Codec(encodings[name], nfc=name != "cl100k")
+    for kind, text in TEXTS.items():
+        for shift in range(0, len(text), 7):
+            sample = text[shift:] + text * 4
+            assert codec.count(sample) == reference(encodings, name, sample), (kind, shift)
+
+
+def test_total_may_be_asked_at_any_time(counters: LoadedCounters, encodings: Mapping[str, tiktoken.Encoding]) -> None:
+    counter = counters.get("qwen2", "chatml")
+    assert counter is not None
+    text = TEXTS["marks"] * 12 + TEXTS["korean"] * 6 + TEXTS["code"] * 4
+    running = counter.running()
+    assert running.total() == 0
+    for at in range(0, len(text), 5):
+        running.feed(text[at : at + 5])
+        assert running.total() == reference(encodings, "qwen2", text[: at + 5])
+        assert running.total() == running.total()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "tokens"),
+    [
+        # published for cl100k in OpenAI's cookbook
+        ("cl100k", "tiktoken is great!", 6),
+        ("cl100k", "antidisestablishmentarianism", 6),
+        ("cl100k", "2 + 2 = 4", 7),
+        ("cl100k", "お誕生日おめでとう", 9),
+        # by the Hugging Face tokenizer of Qwen
+        ("qwen3", "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.", 16),
+        ("qwen3", "你好，世界！", 4),
+        ("qwen3", "안녕하세요 세계", 4),
+        ("qwen3", "e\u0301", 1),
+        # where the two part ways
+        ("qwen3", "12345", 5),
+        ("cl100k", "12345", 2),
+        ("cl100k", "e\u0301", 2),
+        # text that looks special is text
+        ("qwen3", "<|im_end|>", 6),
+        ("cl100k", "<|endoftext|>", 7),
+    ],
+)
+def test_known_counts(counters: LoadedCounters, name: str, text: str, tokens: int) -> None:
+    counter = counters.get(name, "none")
+    assert counter is not None
+    assert counter.count(text) == tokens
+
+
+def test_lone_surrogates_are_counted(counters: LoadedCounters) -> None:
+    """JSON can carry them; the tokenizers see U+FFFD."""
+    counter = counters.get("qwen3", "none")
+    assert counter is not None
+    assert counter.count("a\ud83d") == counter.count("a\ufffd")
+    assert counter.count("\ud83d" * 20_000) == running_total(counter, "\ud83d" * 20_000, [97])
