@@ -20,7 +20,7 @@ from typing import Any
 from extproc.errors import ConfigError, Fault
 from extproc.exchange.policy import Bounds, Policy
 from extproc.money.amount import format_amount, parse_amount
-from extproc.yamlfile import Cursor, Node, parse, read
+from extproc.yamlfile import Cursor, Node, parse, read, refusal
 
 ENV_PREFIX = "EXTPROC_"
 SECRET_BYTES_MAX = 4096  # longer is not a password but the wrong file
@@ -385,7 +385,7 @@ def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
         node = overrides.get(section, {}).get(key) or root.get(section, key) or root.get(section) or root
         top.faults.append(Fault(file=node.file, line=node.line, message=f"{section}.{key}: {message}"))
     if top.faults:
-        raise ConfigError(tuple(top.faults))
+        raise refusal(top.faults)
     return settings
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -332,6 +332,11 @@ class Cursor:
     @property
     def is_null(self) -> bool:
         return self.node.value is None
+
+
+def refusal(faults: Iterable[Fault]) -> ConfigError:
+    """The error of all faults, in the order of the files' lines."""
+    return ConfigError(tuple(sorted(faults, key=lambda fault: (fault.file, fault.line))))
 
 
 def kind(node: Node) -> str:

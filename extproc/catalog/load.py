@@ -15,7 +15,7 @@ from extproc.errors import ConfigError, Fault
 from extproc.money.amount import NANOS_PER_UNIT, parse_scaled
 from extproc.money.hold import Limits
 from extproc.money.price import FACTOR_DECIMALS, FACTOR_ONE, RATE_DECIMALS
-from extproc.yamlfile import BYTES_MAX, Cursor, Node, parse
+from extproc.yamlfile import BYTES_MAX, Cursor, Node, parse, refusal
 
 ENDPOINTS = (CHAT_COMPLETIONS, COMPLETIONS, EMBEDDINGS)
 WITHOUT_OUTPUT = frozenset({EMBEDDINGS})
@@ -75,7 +75,7 @@ def parse_catalog(raw: bytes, *, file: str, vocabularies: Collection[str] | None
     defaults = dict(_DEFAULTS) | (reading.shared(members["defaults"]) if "defaults" in members else {})
     models = _models(members["models"], reading, defaults) if "models" in members else {}
     if top.faults:
-        raise ConfigError(tuple(top.faults))
+        raise refusal(top.faults)
     return Catalog(version=sha256(raw).hexdigest(), currency=currency, tiers=tiers, default_tier=next(iter(tiers)), models=models)
 
 
