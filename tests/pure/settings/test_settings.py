@@ -142,9 +142,6 @@ def test_every_fault_at_once_with_its_line(tmp_path):
     )
     environ = {"EXTPROC_REDIS__TIMEOUT_MS": "soon", "EXTPROC_REDDIS__URL": "x", "EXTPROC_REDIS__POOL": "3"}
     assert faults_of(tmp_path, text, environ) == [
-        ("EXTPROC_REDDIS__URL", 0, "there is no section reddis"),
-        ("EXTPROC_REDIS__POOL", 0, "section redis has no key pool"),
-        ("EXTPROC_REDIS__TIMEOUT_MS", 0, "redis.timeout_ms: must be a whole number, not 'soon'"),
         ("extproc.yaml", 1, "version: this program reads version 1"),
         ("extproc.yaml", 2, "lisen: is not known here; did you mean listen?"),
         ("extproc.yaml", 4, "listen.workers: must be a whole number, not 'many'"),
@@ -159,6 +156,9 @@ def test_every_fault_at_once_with_its_line(tmp_path):
         ("extproc.yaml", 13, "settler.time_zone: 'Mars/Olympus' is no time zone that this machine knows"),
         ("extproc.yaml", 14, "log: must be a mapping, not 'json'"),
         ("extproc.yaml", 16, "body.bytes_maxx: is not known here; did you mean bytes_max?"),
+        ("EXTPROC_REDDIS__URL", 0, "there is no section reddis"),
+        ("EXTPROC_REDIS__POOL", 0, "section redis has no key pool"),
+        ("EXTPROC_REDIS__TIMEOUT_MS", 0, "redis.timeout_ms: must be a whole number, not 'soon'"),
     ]
 
 
