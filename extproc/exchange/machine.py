@@ -27,9 +27,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Any
 
-import msgspec
-
-from extproc.accounts.scopes import key_fault, model_fault
+from extproc.accounts.scopes import is_expired, may_come_from
 from extproc.errors import ClientError, IllegalEvent
 from extproc.exchange import replies
 from extproc.exchange.actions import (
@@ -48,6 +46,7 @@ from extproc.exchange.actions import (
     PassResponseHeaders,
     PassTrailers,
 )
+from extproc.exchange.body import understand
 from extproc.exchange.doors import FORBIDDEN_HEADERS, door_of, secret_of, too_large
 from extproc.exchange.events import (
     Admitted,
@@ -139,27 +138,20 @@ def _headers(exchange: Exchange, event: Headers) -> Step:
 
 def _key_read(exchange: Exchange, event: KeyRead) -> Step:
     tab, key = exchange.tab, event.key
-    try:
-        if key is None:
-            raise replies.unauthorized("The API key is not valid.")
-        tab.key = key
-        tab.tier = exchange.pinned.catalog.tier(key.tier)
-        key_fault(key, client_ip=tab.client_ip, unix_ms=tab.created_ms)
-        if tab.priority not in tab.tier.priorities:
-            raise ClientError(
-                f"Priority {tab.priority[:32]!r} is not open to your account; it may ask for {', '.join(sorted(tab.tier.priorities))}.",
-                status=403,
-                type="permission_error",
-                param="x-priority",
-                code="priority_not_allowed",
-            )
-    except ClientError as error:
-        return _refuse(exchange, event.at_ns, error)
+    if key is None:
+        return _refuse(exchange, event.at_ns, replies.unauthorized("The API key is not valid."))
+    tab.key = key
+    tab.tier = exchange.pinned.catalog.tier(key.tier)
+    if key.revoked or is_expired(key, tab.created_ms):
+        return _refuse(exchange, event.at_ns, replies.unauthorized("This API key is revoked or expired. Use another one."))
+    if not may_come_from(key, tab.client_ip):
+        return _refuse(exchange, event.at_ns, replies.forbidden("This API key may not be used from your address.", "address_not_allowed"))
+    if tab.priority not in tab.tier.priorities:
+        words = f"Your account may ask for priority {', '.join(sorted(tab.tier.priorities))}, not {tab.priority[:32]!r}."
+        return _refuse(exchange, event.at_ns, replies.forbidden(words, "priority_not_allowed"))
     assert tab.door is not None
     if tab.door.endpoint is None:
-        tab.status = 200
-        answer = replies.model_list(exchange.pinned.catalog, key.models, request_id=tab.request_id)
-        return State.CLOSED, (answer,)
+        return State.CLOSED, (replies.model_list(exchange.pinned.catalog, key.models, request_id=tab.request_id),)
     return State.ADMITTING, (Admit(admission=tab.admission()),)
 
 
@@ -188,7 +180,7 @@ def _body(exchange: Exchange, event: Body) -> Step:
     try:
         if len(event.data) > exchange.pinned.bounds.body_bytes_max:
             raise too_large(exchange.pinned.bounds.body_bytes_max)
-        _understand(tab, event.data)
+        understand(tab, event.data)
         assert tab.ask is not None
         counter, prompt = tab.counter, tab.ask.prompt
         if counter is None or prompt.text_bytes > exchange.pinned.bounds.count_exactly_bytes_max:
@@ -198,37 +190,6 @@ def _body(exchange: Exchange, event: Body) -> Step:
     except ClientError as error:
         return _refuse_held(exchange, event.at_ns, error)
     return State.COUNTING, (Count(job=lambda: prompt.count(counter)),)
-
-
-def _understand(tab: Tab, data: bytes) -> None:
-    """Body → ask, model, priority that is sold; :class:`ClientError` says what is wrong with it."""
-    pinned = tab.pinned
-    body = parse_object(data)
-    assert tab.door is not None
-    assert tab.door.endpoint is not None
-    assert tab.key is not None
-    ask = tab.door.endpoint.parse(body, reject_unknown=pinned.policy.unknown_fields == "reject")
-    model = pinned.catalog.models.get(ask.model)
-    if model is None:
-        raise ClientError(f"The model {ask.model[:64]!r} does not exist here.", status=404, param="model", code="model_not_found")
-    model_fault(tab.key, model.name)
-    if ask.endpoint.name not in model.endpoints:
-        raise ClientError(f"{model.name} does not serve {ask.endpoint.path}.", status=404, param="model", code="model_not_found")
-    if tab.priority not in model.priority_factors:
-        raise ClientError(f"{model.name} is not sold at priority {tab.priority!r}.", status=404, param="x-priority", code="model_not_found")
-    tab.ask, tab.model = ask, model
-    tab.counter = pinned.counters.get(model.tokenizer, model.chat_template)
-
-
-def parse_object(data: bytes) -> dict[str, Any]:
-    """Strict JSON (RFC 8259): UTF-8, no NaN; of doubled keys the last wins, and only that one is forwarded."""
-    try:
-        body = msgspec.json.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise ClientError("The request body is not valid JSON.", code="invalid_json") from error
-    if not isinstance(body, dict):
-        raise ClientError("The request body must be a JSON object.", code="invalid_json")
-    return body
 
 
 def _counted(exchange: Exchange, event: Counted) -> Step:
@@ -258,7 +219,11 @@ def _amended(exchange: Exchange, event: Amended) -> Step:
         usage=ask.wants_usage or tab.injects_usage,
         continuous=ask.wants_continuous_usage or tab.injects_continuous,
     )
-    headers = (("x-model", model.name), ("x-priority", tab.priority), ("content-type", "application/json"))
+    headers: tuple[tuple[str, str], ...] = (
+        ("x-model", model.name),
+        ("x-priority", tab.priority),
+        ("content-type", "application/json"),
+    )
     metadata = (
         ("hold_id", tab.hold_id),
         ("payer_id", tab.key.payer_id),
@@ -532,54 +497,43 @@ S = State
 TRANSITIONS: dict[tuple[State, type[Event]], Callable[[Exchange, Any], Step]] = {
     (S.FRESH, Headers): _headers,
     (S.FRESH, Gone): _gone_fresh,
-    #
     (S.KEYING, KeyRead): _key_read,
     (S.KEYING, StoreFailed): _store_failed_keying,
     (S.KEYING, Gone): _ORPHAN,
-    #
     (S.ADMITTING, Admitted): _admitted,
     (S.ADMITTING, Refused): _not_admitted,
     (S.ADMITTING, StoreFailed): _store_failed,
     (S.ADMITTING, Gone): _ORPHAN,
-    #
     (S.OPEN, Body): _body,
     (S.OPEN, ResponseHeaders): _pass_and_void,
     (S.OPEN, Tick): _beat,
     (S.OPEN, Gone): _gone_open,
-    #
     (S.COUNTING, Counted): _counted,
     (S.COUNTING, StoreFailed): _store_failed,
     (S.COUNTING, Tick): _beat,
     (S.COUNTING, Gone): _ORPHAN,
-    #
     (S.AMENDING, Amended): _amended,
     (S.AMENDING, Refused): _not_amended,
     (S.AMENDING, StoreFailed): _store_failed,
     (S.AMENDING, Gone): _ORPHAN,
-    #
     (S.CLAMPING, Amended): _amended,
     (S.CLAMPING, Refused): _never_amended,
     (S.CLAMPING, StoreFailed): _store_failed,
     (S.CLAMPING, Gone): _ORPHAN,
-    #
     (S.FORWARDED, ResponseHeaders): _response_headers,
     (S.FORWARDED, Tick): _beat,
     (S.FORWARDED, Gone): _gone_forwarded,
-    #
     (S.STREAMING, Chunk): _chunk,
     (S.STREAMING, Trailers): _trailers_end,
     (S.STREAMING, Tick): _beat,
     (S.STREAMING, Stopped): _stopped,
     (S.STREAMING, Gone): _gone_streaming,
-    #
     (S.CUTTING, Chunk): _cut,
     (S.CUTTING, Gone): _to(S.CLOSED),
     (S.CUT, Chunk): _swallow,
     (S.CUT, Gone): _to(S.CLOSED),
-    #
     (S.ENDED, Chunk): _late_chunk,
     (S.ENDED, Gone): _to(S.CLOSED),
-    #
     (S.ORPHANED, Admitted): _orphan_granted,
     (S.ORPHANED, Amended): _orphan_granted,
     (S.ORPHANED, Refused): _orphan_void,
@@ -587,7 +541,6 @@ TRANSITIONS: dict[tuple[State, type[Event]], Callable[[Exchange, Any], Step]] = 
     (S.ORPHANED, Counted): _orphan_void,
     (S.ORPHANED, KeyRead): _orphan_close,
     (S.ORPHANED, Gone): _same,
-    #
     (S.CLOSED, Gone): _same,
     **{(state, Trailers): _pass_trailers for state in (S.OPEN, S.FORWARDED, S.ENDED, S.CUTTING, S.CUT)},
     # Where no row above says otherwise, beats and drains do not matter.

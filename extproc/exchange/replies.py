@@ -39,6 +39,11 @@ def unauthorized(message: str) -> ClientError:
     return ClientError(message, status=401, type="invalid_request_error", code="invalid_api_key")
 
 
+def forbidden(message: str, code: str) -> ClientError:
+    """403: a key that is known, and may not do this."""
+    return ClientError(message, status=403, type="permission_error", code=code)
+
+
 def unavailable(request_id: str) -> Deny:
     """503: a store did not answer; nothing was charged."""
     error = ClientError(

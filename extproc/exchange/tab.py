@@ -48,8 +48,9 @@ class Tab:
     """Facts in the order in which they become known; ``None`` until then."""
 
     __slots__ = (
-        "ask", "attempts", "beat_ns", "charged_nanos", "clamped", "client_ip", "counter", "created_ms", "door", "hold_id", "key", "meter",
-        "model", "owner", "pinned", "price", "priority", "quote", "request_id", "sized", "started_ns", "status", "tier", "ttft_ns", "upstream",
+        "ask", "attempts", "beat_ns", "charged_nanos", "clamped", "client_ip", "counter", "created_ms", "door", "hold_id",
+        "key", "meter", "model", "owner", "pinned", "price", "priority", "quote", "request_id", "sized", "started_ns",
+        "status", "tier", "ttft_ns", "upstream",
     )  # fmt: skip
 
     def __init__(self, pinned: Pinned, headers: Headers) -> None:

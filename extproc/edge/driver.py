@@ -1,0 +1,305 @@
+"""One exchange's IO: messages of Envoy in, actions of the machine carried out.
+
+The machine is fed one event at a time. While it waits for an answer of a store, Envoy has nothing to say but ``Gone``; while the reply
+to the last chunk waits for its settle, what arrives is kept in a mailbox. Everything here runs on the worker's loop and returns at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from extproc.accounts.directory import Directory, Miss
+from extproc.accounts.model import Key
+from extproc.catalog.model import Catalog
+from extproc.edge.closing import Announced, Closing
+from extproc.edge.envoy_codec import MalformedMessage, decode, encode
+from extproc.edge.transport.port import Call, GoneReason, StatusCode
+from extproc.errors import IllegalEvent, StoreError
+from extproc.exchange import actions as act
+from extproc.exchange import events as ev
+from extproc.exchange.machine import Exchange
+from extproc.exchange.policy import Bounds, Policy
+from extproc.exchange.tab import Pinned
+from extproc.holds.port import Holds
+from extproc.metrics import Metrics
+from extproc.money.hold import Checkpoint, Denied, DenyReason, Granted, Verdict, uuid7
+from extproc.tokens.counter import Counters
+
+log = logging.getLogger(__name__)
+
+SETTLE_WAIT_S = 0.05  # the longest that the reply to the last chunk waits for its settle (MONEY.md)
+PHASE_S = 1.0  # our own 503 comes before Envoy's message_timeout of 3 s
+MAILBOX_EVENTS_MAX = 4_096  # chunks that arrive within SETTLE_WAIT_S; more is no stream of tokens
+COUNTS_MAX = 64  # prompts being counted in threads; beyond it requests wait for nothing and get a 503
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """What the exchanges of one worker share. ``catalog`` and ``policy`` give the present snapshot; an exchange pins it."""
+
+    directory: Directory
+    holds: Holds
+    closing: Closing
+    announced: Announced
+    catalog: Callable[[], Catalog]
+    policy: Callable[[], Policy]
+    bounds: Bounds
+    counters: Counters
+    metrics: Metrics
+    threads: Threads
+    open: set[Driver]
+    beats: Beats
+    random: random.Random
+
+    def pinned(self) -> Pinned:
+        """The snapshot for a new exchange."""
+        return Pinned(
+            catalog=self.catalog(),
+            policy=self.policy(),
+            bounds=self.bounds,
+            counters=self.counters,
+            price_known=self.announced.known,
+        )
+
+
+class Threads:
+    """Where long prompts are counted, so that the loop never waits for a tokenizer. Bounded."""
+
+    def __init__(self, executor: Executor, *, jobs_max: int = COUNTS_MAX) -> None:
+        self._executor = executor
+        self._free = jobs_max
+
+    def run(self, job: Callable[[], int]) -> asyncio.Future[int] | None:
+        """``None``: too many are waiting already."""
+        if not self._free:
+            return None
+        self._free -= 1
+        answer = asyncio.get_running_loop().run_in_executor(self._executor, job)
+        answer.add_done_callback(self._done)
+        return answer
+
+    def _done(self, _answer: asyncio.Future[int]) -> None:
+        self._free += 1
+
+
+class Beats:
+    """Checkpoints of a worker on their way: the newest of each hold, sent together, seldom."""
+
+    FLUSH_S = 0.25  # the first checkpoint of a stream is safe this long after its first output
+    BATCH = 512  # one call's worth
+
+    def __init__(self, holds: Holds, metrics: Metrics) -> None:
+        self._holds = holds
+        self._metrics = metrics
+        self._waiting: dict[str, Checkpoint] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def put(self, checkpoint: Checkpoint) -> None:
+        """The newest checkpoint of its hold wins."""
+        self._waiting[checkpoint.hold_id] = checkpoint
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self.FLUSH_S, self.flush)
+
+    def drop(self, hold_id: str) -> None:
+        """The hold has ended."""
+        self._waiting.pop(hold_id, None)
+
+    def flush(self) -> None:
+        """Send what is waiting. A beat that is lost is made up by the next one; the lease outlives several."""
+        self._timer = None
+        waiting = list(self._waiting.values())
+        self._waiting.clear()
+        for start in range(0, len(waiting), self.BATCH):
+            sent = asyncio.ensure_future(self._holds.beat(waiting[start : start + self.BATCH]))
+            sent.add_done_callback(self._sent)
+
+    def _sent(self, sent: asyncio.Future[None]) -> None:
+        if sent.cancelled() or sent.exception() is not None:
+            self._metrics.store_failed("redis")
+
+
+class Driver:
+    """The handler of one gRPC stream of Envoy (``edge/transport/port.py``)."""
+
+    __slots__ = ("_call", "_ending", "_exchange", "_gate", "_mailbox", "_rest", "_secret", "_timer")
+
+    def __init__(self, gate: Gate, call: Call) -> None:
+        self._gate = gate
+        self._call = call
+        self._exchange = Exchange(gate.pinned())
+        self._mailbox: deque[ev.Event] = deque()
+        self._rest: tuple[act.Action, ...] | None = None  # what waits for the acknowledgement of the ending
+        self._timer: asyncio.TimerHandle | None = None
+        self._ending: asyncio.Future[None] | None = None
+        self._secret = ""
+        gate.open.add(self)
+        gate.metrics.exchange_opened()
+
+    def message(self, data: bytes) -> None:
+        """One message of Envoy. What cannot be read ends the stream with an error: never an early OK."""
+        unix_ms = time.time_ns() // 1_000_000
+        hold_id = uuid7(unix_ms=unix_ms, random_bits=self._gate.random.getrandbits(74)) if self._exchange.state == "fresh" else ""
+        try:
+            event = decode(data, at_ns=time.monotonic_ns(), unix_ms=unix_ms, hold_id=hold_id)
+        except MalformedMessage as error:
+            self._fail(error)
+            return
+        self.push(event)
+
+    def gone(self, reason: GoneReason) -> None:
+        """Envoy's stream is over."""
+        self._gate.open.discard(self)
+        self._gate.metrics.exchange_closed()
+        self.push(ev.Gone(at_ns=time.monotonic_ns(), reason=reason))
+
+    def push(self, event: ev.Event) -> None:
+        """Feed the machine, or the mailbox while an ending is on its way."""
+        if self._rest is not None:
+            if len(self._mailbox) >= MAILBOX_EVENTS_MAX and not isinstance(event, ev.Gone):
+                self._call.close(StatusCode.RESOURCE_EXHAUSTED, "too many chunks at once")
+                return
+            self._mailbox.append(event)
+            return
+        try:
+            actions = self._exchange.receive(event)
+        except IllegalEvent as error:
+            self._fail(error)
+            return
+        self._carry(actions)
+
+    def _fail(self, error: Exception) -> None:
+        """Something that cannot be: end what is held, and the stream with an error."""
+        log.error("exchange failed: %s", error)
+        self._gate.metrics.illegal_event()
+        self._call.close(StatusCode.INTERNAL, "internal error")
+        actions = self._exchange.receive(ev.Gone(at_ns=time.monotonic_ns(), reason="sidecar_error"))
+        self._carry(actions)
+
+    def _carry(self, actions: tuple[act.Action, ...]) -> None:
+        for position, action in enumerate(actions):
+            deed = _DEEDS.get(type(action))
+            if deed is None:
+                self._call.send(encode(action))
+            elif deed(self, action):
+                self._wait(actions[position + 1 :])
+                return
+
+    # deeds; True = the actions after it wait
+
+    def _look_up(self, action: act.LookUpKey) -> bool:
+        self._secret = action.secret
+        key = self._gate.directory.peek(action.secret)
+        if not isinstance(key, Miss):
+            self.push(ev.KeyRead(at_ns=time.monotonic_ns(), key=key))
+            return False
+        answer = asyncio.ensure_future(asyncio.wait_for(self._gate.directory.look_up(action.secret), PHASE_S))
+        answer.add_done_callback(partial(self._answered, self._key_read))
+        return False
+
+    def _admit(self, action: act.Admit) -> bool:
+        answer = asyncio.ensure_future(self._gate.holds.admit(action.admission))
+        answer.add_done_callback(partial(self._answered, partial(self._verdict, ev.Admitted)))
+        return False
+
+    def _amend(self, action: act.Amend) -> bool:
+        answer = asyncio.ensure_future(self._gate.holds.amend(action.amendment))
+        answer.add_done_callback(partial(self._answered, partial(self._verdict, ev.Amended)))
+        return False
+
+    def _count(self, action: act.Count) -> bool:
+        answer = self._gate.threads.run(action.job)
+        if answer is None:
+            self.push(ev.StoreFailed(at_ns=time.monotonic_ns(), what="too many prompts are being counted"))
+            return False
+        answer.add_done_callback(partial(self._answered, lambda tokens: ev.Counted(at_ns=time.monotonic_ns(), tokens=tokens)))
+        return False
+
+    def _observe(self, action: act.Observe) -> bool:
+        self._exchange.observe(action.data)
+        return False
+
+    def _beat(self, action: act.Beat) -> bool:
+        self._gate.beats.put(action.checkpoint)
+        return False
+
+    def _end(self, action: act.End) -> bool:
+        self._gate.beats.drop(action.ending.hold_id)
+        self._ending = self._gate.closing.end(action.ending)
+        return action.wait and not self._ending.done()
+
+    def _note(self, action: act.Note) -> bool:
+        record = action.record
+        self._gate.metrics.request_done(record)
+        if action.row:
+            self._gate.closing.note(action.payer_id, action.row)
+        if record.price and self._ending is not None and record.cost_nanos:
+            announced, payer_id, price_id = self._gate.announced, record.user_id, record.price_id
+            self._ending.add_done_callback(lambda _: announced.add(payer_id, price_id))
+        if record.error_code:
+            self._gate.metrics.rejected(record.error_code)
+            log.info("refused", extra={"request_id": record.request_id, "code": record.error_code, "status": record.status})
+        return False
+
+    # answers
+
+    def _answered(self, event_of: Callable[[Any], ev.Event], answer: asyncio.Future[Any]) -> None:
+        error = answer.exception() if not answer.cancelled() else StoreError("cancelled")
+        if error is None:
+            self.push(event_of(answer.result()))
+            return
+        if not isinstance(error, StoreError | TimeoutError):
+            log.error("a store raised what it must not: %r", error)
+        self.push(ev.StoreFailed(at_ns=time.monotonic_ns(), what=type(error).__name__))
+
+    def _key_read(self, key: Key | None) -> ev.Event:
+        return ev.KeyRead(at_ns=time.monotonic_ns(), key=key)
+
+    def _verdict(self, granted: type[ev.Admitted | ev.Amended], verdict: Verdict) -> ev.Event:
+        at_ns = time.monotonic_ns()
+        if isinstance(verdict, Granted):
+            return granted(at_ns=at_ns, granted=verdict)
+        assert isinstance(verdict, Denied)
+        if verdict.reason is DenyReason.MISSING:
+            # Redis has lost this key or payer: what we remember of it is worth nothing, the next request reads it anew.
+            self._gate.metrics.store_failed("redis_missing")
+            self._gate.directory.forget(self._secret)
+        return ev.Refused(at_ns=at_ns, denied=verdict)
+
+    # waiting for an ending: an exchange has one, so it waits at most once
+
+    def _wait(self, rest: tuple[act.Action, ...]) -> None:
+        assert self._ending is not None
+        self._rest = rest
+        self._timer = asyncio.get_running_loop().call_later(SETTLE_WAIT_S, self._resume)
+        self._ending.add_done_callback(self._resume)
+
+    def _resume(self, _ending: asyncio.Future[None] | None = None) -> None:
+        """Acknowledged, or the limit is over: go on with what waited, whichever is first."""
+        if self._rest is None or self._timer is None:
+            return
+        self._timer.cancel()
+        rest, self._rest = self._rest, None
+        self._carry(rest)
+        while self._mailbox:
+            self.push(self._mailbox.popleft())
+
+
+_DEEDS: dict[type[act.Action], Callable[[Driver, Any], bool]] = {
+    act.LookUpKey: Driver._look_up,  # noqa: SLF001 - the table belongs to the class
+    act.Admit: Driver._admit,  # noqa: SLF001
+    act.Amend: Driver._amend,  # noqa: SLF001
+    act.Count: Driver._count,  # noqa: SLF001
+    act.Observe: Driver._observe,  # noqa: SLF001
+    act.Beat: Driver._beat,  # noqa: SLF001
+    act.End: Driver._end,  # noqa: SLF001
+    act.Note: Driver._note,  # noqa: SLF001
+}
