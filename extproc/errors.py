@@ -9,6 +9,7 @@
     ├── ClientError          the client's fault: status and OpenAI code ride on the instance
     ├── StoreError           Redis or PostgreSQL did not do what was asked
     │   ├── StoreRefused     certainly not executed (OOM, LOADING, MOVED, not connected): safe to give up
+    │   │   └── StoreRejected  the store understood and said no: repeating the same says no again
     │   └── StoreUnknown     may have been executed (time-out, connection lost): void or repeat, never assume
     └── ExchangeError
         └── IllegalEvent     an event that the state does not know: a bug of ours or of Envoy
@@ -79,6 +80,10 @@ class StoreError(ExtprocError):
 
 class StoreRefused(StoreError):
     """Certainly not executed."""
+
+
+class StoreRejected(StoreRefused):
+    """Refused for what it contains (a constraint, a type): a repetition is refused as well, so a poster sets it aside."""
 
 
 class StoreUnknown(StoreError):

@@ -1,0 +1,106 @@
+"""Double entry, pure: from what happened to the lines that book it.
+
+A customer's account is what he may still spend: a deposit raises it, a charge lowers it. Every line has its counterpart, so the lines of
+an event sum to zero per unit; :func:`balanced` asserts it here, a statement trigger and the reconciler assert it again.
+
+=================  ======================================================================
+settle, expire     customer −charge                        revenue:model +charge
+late, not covered  customer −taken, loss:late −rest        revenue:model +charge
+adjust             as settle, with the difference
+overage            loss:overage −amount                    revenue:model +amount
+deposit            customer +amount                        clearing:provider −amount
+correction         customer ±amount                        clearing:provider ∓amount
+void               none
+=================  ======================================================================
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+UNKNOWN_MODEL = "unknown"
+
+
+class AccountKind(StrEnum):
+    """The closed list of accounts."""
+
+    CUSTOMER = "customer"
+    REVENUE = "revenue"
+    CLEARING = "clearing"
+    PROMO = "promo"
+    FEES = "fees"
+    TAX = "tax"
+    DISPUTES = "disputes"
+    LOSS = "loss"
+
+
+class Unit(StrEnum):
+    """What is counted."""
+
+    NANOS = "nanos"
+    FREE_INPUT = "free_input"
+    FREE_OUTPUT = "free_output"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One line. ``payer_id`` only for the customer's account; ``name`` tells accounts of one kind apart."""
+
+    kind: AccountKind
+    amount: int
+    name: str = ""
+    payer_id: str | None = None
+    unit: Unit = Unit.NANOS
+
+    def __post_init__(self) -> None:
+        assert self.amount != 0
+        assert (self.kind is AccountKind.CUSTOMER) == (self.payer_id is not None)
+
+
+Entries = tuple[Entry, ...]
+
+
+def charged(*, payer_id: str, model: str, charge_nanos: int, taken_nanos: int) -> Entries:
+    """A charge of which ``taken`` came from the customer; the rest is the operator's loss because it came too late."""
+    assert 0 <= taken_nanos <= charge_nanos
+    return _lines(
+        (AccountKind.CUSTOMER, "", payer_id, -taken_nanos),
+        (AccountKind.LOSS, "late", None, taken_nanos - charge_nanos),
+        (AccountKind.REVENUE, model or UNKNOWN_MODEL, None, charge_nanos),
+    )
+
+
+def overage(*, model: str, overage_nanos: int) -> Entries:
+    """What a backend used beyond the cap: earned by list price, lost by the operator, nothing to do with the customer."""
+    assert overage_nanos >= 0
+    return _lines(
+        (AccountKind.LOSS, "overage", None, -overage_nanos),
+        (AccountKind.REVENUE, model or UNKNOWN_MODEL, None, overage_nanos),
+    )
+
+
+def granted(*, payer_id: str, provider: str, amount_nanos: int) -> Entries:
+    """A deposit or a correction: the counterpart is the account on which the provider's money is awaited."""
+    return _lines((AccountKind.CUSTOMER, "", payer_id, amount_nanos), (AccountKind.CLEARING, provider, None, -amount_nanos))
+
+
+def balanced(entries: Iterable[Entry]) -> bool:
+    """Invariant 1: zero per unit."""
+    sums: defaultdict[Unit, int] = defaultdict(int)
+    for entry in entries:
+        sums[entry.unit] += entry.amount
+    return not any(sums.values())
+
+
+def customer_nanos(entries: Iterable[Entry]) -> int:
+    """What these lines do to the customer's balance."""
+    return sum(entry.amount for entry in entries if entry.kind is AccountKind.CUSTOMER and entry.unit is Unit.NANOS)
+
+
+def _lines(*lines: tuple[AccountKind, str, str | None, int]) -> Entries:
+    entries = tuple(Entry(kind=kind, name=name, payer_id=payer, amount=amount) for kind, name, payer, amount in lines if amount)
+    assert balanced(entries)
+    return entries

@@ -1,0 +1,379 @@
+"""What a batch of postings does to the ledger, decided in memory: no IO, no clock.
+
+The adapter locks the payers' balances and reads which holds have ended already; everything else is decided here, posting by posting, and
+written afterwards by a few set-wise statements.
+
+====================================  ==========================================================================
+the hold has                          this ending becomes
+====================================  ==========================================================================
+not ended                             an event of its kind, its entries, the request's row (and ``overage``, if any)
+ended with the same amount            nothing: the same event again
+expired for less, this is a settle    one ``adjust`` over the difference; the row becomes the settle's
+ended otherwise                       a conflict
+====================================  ==========================================================================
+
+**Late** charges (an adjust, or an ending that came past Redis) were not covered by a hold any more: they take what the balance and the
+credit line have, and the rest is the operator's loss. Charges that Redis had reserved are taken whole: the money was set aside.
+What Redis does not know yet of such a booking goes back to it as a versioned credit.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+from extproc.ledger import entries as book
+from extproc.ledger.port import ENDINGS, NOTE, ConflictReason, EventType, Posting, derived_id, id_at
+from extproc.ledger.rows import INT8_MAX, UNIX_MS_MAX, empty_row, is_uuid, parse_row
+
+REFUSALS_PER_MINUTE = 10  # rows per key, reason and minute (MONEY.md); the rest share one row with a count
+MINUTE_MS = 60_000
+DETAIL_MAX = 500
+SEQ_MAX = INT8_MAX
+
+Record = dict[str, Any]  # one row for a table, by column
+RefusalKey = tuple[str, str, int]  # key (or payer, or ""), reason, start of the minute in unix ms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """An ending that is in the ledger. ``adjusted_to`` is what an adjust has made of it; ``overage`` whether that was booked."""
+
+    kind: str
+    payer_id: str
+    charge_nanos: int
+    adjusted_to: int | None = None
+    has_overage: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Funds:
+    """A payer's balance, locked for this batch."""
+
+    balance_nanos: int
+    credit_nanos: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Screened:
+    """A posting whose fields make sense, with its row. ``row_fault``: the row was unreadable and replaced by an empty one."""
+
+    posting: Posting
+    row: Record
+    row_fault: str = ""
+
+
+@dataclass(slots=True)
+class Plan:
+    """Rows to write, per table, and counts. ``deltas``: payer → [change of balance, change that Redis has yet to be told]."""
+
+    prices: dict[str, str] = field(default_factory=dict)
+    events: list[Record] = field(default_factory=list)
+    entries: list[Record] = field(default_factory=list)
+    requests: list[Record] = field(default_factory=list)
+    replaced: list[Record] = field(default_factory=list)
+    refusals: dict[str, Record] = field(default_factory=dict)
+    conflicts: list[Record] = field(default_factory=list)
+    deltas: dict[str, list[int]] = field(default_factory=dict)
+    booked: int = 0
+    noted: int = 0
+    adjusted: int = 0
+    repeated: int = 0
+    overage_nanos: int = 0
+    loss_nanos: int = 0
+
+
+def screen(postings: Iterable[Posting]) -> tuple[list[Screened], list[Record]]:
+    """Tell what can be booked from what goes to ``conflicts`` as it is."""
+    good, bad = [], []
+    for posting in postings:
+        fault = _fault(posting)
+        if fault:
+            bad.append(conflict(posting, ConflictReason.BAD_EVENT, fault))
+            continue
+        try:
+            row, row_fault = parse_row(posting.row), ""
+        except ValueError as error:
+            row, row_fault = empty_row(), str(error)
+        good.append(Screened(posting=posting, row=row, row_fault=row_fault))
+    return good, bad
+
+
+def refusal_key(screened: Screened) -> RefusalKey:
+    """What bounds the rows of refusals."""
+    row = screened.row
+    minute = (row["created_ms"] or screened.posting.occurred_ms) // MINUTE_MS * MINUTE_MS
+    return row["creds_id"] or row["user_id"], row["error_code"], minute
+
+
+class Planner:
+    """Decides one batch. ``ended`` is kept up to date while it goes, so that two endings of one hold may share a batch."""
+
+    def __init__(self, *, funds: Mapping[str, Funds], ended: Mapping[str, Ended], refused: Mapping[RefusalKey, int]) -> None:
+        self._funds = funds
+        self._ended = dict(ended)
+        self._refused = defaultdict(int, refused)
+        self.plan = Plan()
+
+    def take(self, screened: Screened) -> None:
+        """The next posting."""
+        posting = screened.posting
+        if screened.row_fault:
+            self.plan.conflicts.append(conflict(posting, ConflictReason.BAD_ROW, screened.row_fault))
+        if posting.kind == NOTE:
+            self._note(screened)
+            return
+        if posting.payer_id not in self._funds:
+            self.plan.conflicts.append(conflict(posting, ConflictReason.UNKNOWN_PAYER, "no such account"))
+            return
+        before = self._ended.get(posting.hold_id)
+        if before is None:
+            self._first(screened)
+        elif before.payer_id != posting.payer_id:
+            self.plan.conflicts.append(conflict(posting, ConflictReason.OTHER_PAYER, f"ended by payer {before.payer_id}"))
+        else:
+            self._second(screened, before)
+
+    def _first(self, screened: Screened) -> None:
+        posting, row = screened.posting, screened.row
+        charge = posting.charge_nanos
+        taken = charge if posting.seq else self._affordable(posting.payer_id, charge)
+        lines = book.charged(payer_id=posting.payer_id, model=row["model"], charge_nanos=charge, taken_nanos=taken)
+        self._event(posting, event_id=posting.hold_id, event_type=posting.kind, charge=charge, lines=lines)
+        # Redis has taken the charge with the ending; of one that came past it, it knows nothing.
+        self._tell_redis(posting.payer_id, (charge if posting.seq else 0) - taken)
+        overage = self._overage(posting, row)
+        self.plan.requests.append(_request(posting, row, cost=taken, loss=charge - taken, overage=overage))
+        self._price(row)
+        self.plan.booked += 1
+        self.plan.loss_nanos += charge - taken
+        self._ended[posting.hold_id] = Ended(kind=posting.kind, payer_id=posting.payer_id, charge_nanos=charge, has_overage=overage > 0)
+
+    def _second(self, screened: Screened, before: Ended) -> None:
+        posting = screened.posting
+        charged = before.charge_nanos if before.adjusted_to is None else before.adjusted_to
+        again = posting.kind == before.kind and posting.charge_nanos == before.charge_nanos
+        if again or posting.charge_nanos == charged:
+            self.plan.repeated += 1
+        elif (
+            posting.kind == EventType.SETTLE
+            and before.kind == EventType.EXPIRE
+            and before.adjusted_to is None
+            and posting.charge_nanos > charged
+        ):
+            self._adjust(screened, before)
+        else:
+            detail = f"{before.kind} of {charged} is booked, {posting.kind} of {posting.charge_nanos} came"
+            self.plan.conflicts.append(conflict(posting, ConflictReason.OTHER_AMOUNT, detail))
+
+    def _adjust(self, screened: Screened, before: Ended) -> None:
+        posting, row = screened.posting, screened.row
+        difference = posting.charge_nanos - before.charge_nanos
+        taken = self._affordable(posting.payer_id, difference)
+        lines = book.charged(payer_id=posting.payer_id, model=row["model"], charge_nanos=difference, taken_nanos=taken)
+        self._event(
+            posting,
+            event_id=derived_id(posting.hold_id, EventType.ADJUST),
+            event_type=EventType.ADJUST,
+            charge=difference,
+            lines=lines,
+            of_id=posting.hold_id,
+            metadata={"charged": before.charge_nanos, "true_cost": posting.charge_nanos},
+        )
+        self._tell_redis(posting.payer_id, (posting.charge_nanos if posting.seq else 0) - taken)
+        overage = 0 if before.has_overage else self._overage(posting, row)
+        cost = before.charge_nanos + taken
+        self.plan.replaced.append(_request(posting, row, cost=cost, loss=difference - taken, overage=overage))
+        self._price(row)
+        self.plan.adjusted += 1
+        self.plan.loss_nanos += difference - taken
+        self._ended[posting.hold_id] = Ended(
+            kind=before.kind,
+            payer_id=before.payer_id,
+            charge_nanos=before.charge_nanos,
+            adjusted_to=posting.charge_nanos,
+            has_overage=before.has_overage or overage > 0,
+        )
+
+    def _overage(self, posting: Posting, row: Record) -> int:
+        """Book what was used beyond the cap. A sandbox or shadow request has no cap to break: its list price is no overage."""
+        overage: int = row["overage_nanos"]
+        if not overage or posting.kind == EventType.VOID or row["sandbox"] or row["shadow"]:
+            return 0
+        self._event(
+            posting,
+            event_id=derived_id(posting.hold_id, EventType.OVERAGE),
+            event_type=EventType.OVERAGE,
+            charge=overage,
+            lines=book.overage(model=row["model"], overage_nanos=overage),
+            of_id=posting.hold_id,
+        )
+        self.plan.overage_nanos += overage
+        return overage
+
+    def _event(
+        self,
+        posting: Posting,
+        *,
+        event_id: str,
+        event_type: str,
+        charge: int,
+        lines: book.Entries,
+        of_id: str | None = None,
+        metadata: Record | None = None,
+    ) -> None:
+        amount = book.customer_nanos(lines)
+        deltas = self.plan.deltas.setdefault(posting.payer_id, [0, 0])
+        deltas[0] += amount
+        event = {
+            "id": event_id,
+            "user_id": posting.payer_id,
+            "event_type": event_type,
+            "amount": amount,
+            "balance_after": self._funds[posting.payer_id].balance_nanos + deltas[0],
+            "charge_nanos": charge,
+            "of_id": of_id,
+            "shard": posting.shard,
+            "epoch": posting.epoch,
+            "seq": posting.seq or None,
+            "metadata": metadata or {},
+            "occurred_ms": posting.occurred_ms,
+        }
+        if of_id is not None:
+            event["seq"] = None  # the number belongs to the ending
+        self.plan.events.append(event)
+        self.plan.entries.extend(entry_rows(event_id, lines))
+
+    def _affordable(self, payer_id: str, charge: int) -> int:
+        funds = self._funds[payer_id]
+        left = funds.balance_nanos + self.plan.deltas.get(payer_id, (0, 0))[0] + funds.credit_nanos
+        return min(charge, max(0, left))
+
+    def _tell_redis(self, payer_id: str, nanos: int) -> None:
+        self.plan.deltas[payer_id][1] += nanos
+
+    def _price(self, row: Record) -> None:
+        """Price texts are kept only if they are what their id says; a row may name a price that another row brought."""
+        text = row["price"]
+        if text and sha256(text.encode()).hexdigest() == row["price_id"]:
+            self.plan.prices[row["price_id"]] = text
+
+    def _note(self, screened: Screened) -> None:
+        posting, row = screened.posting, screened.row
+        if screened.row_fault:
+            return
+        self.plan.noted += 1
+        self._price(row)
+        key = refusal_key(screened)
+        self._refused[key] += 1
+        note_id = posting.hold_id if is_uuid(posting.hold_id) else row["id"]
+        if key[0] and note_id and self._refused[key] <= REFUSALS_PER_MINUTE:
+            self.plan.requests.append({**_request(posting, row, cost=0, loss=0, overage=0), "id": note_id, "ending": "none"})
+            return
+        self._crowd(posting, row, key)
+
+    def _crowd(self, posting: Posting, row: Record, key: RefusalKey) -> None:
+        """One more of a crowd: a row per key, reason and minute counts them; what differs between them is left out."""
+        shared_id = id_at(key[2], f"refused/{key[0]}/{key[1]}")
+        shared = self.plan.refusals.get(shared_id)
+        if shared is not None:
+            shared["times"] += 1
+            return
+        blank = {**row, "request_id": "", "created_ms": key[2], "duration_ms": 0, "ttft_ms": 0}
+        self.plan.refusals[shared_id] = {
+            **_request(posting, blank, cost=0, loss=0, overage=0),
+            "id": shared_id,
+            "ending": "none",
+            "times": 1,
+        }
+
+
+def entry_rows(event_id: str, lines: book.Entries) -> list[Record]:
+    """Lines as rows of ``entries``."""
+    return [
+        {
+            "event_id": event_id,
+            "line": line,
+            "kind": entry.kind,
+            "name": entry.name,
+            "user_id": entry.payer_id,
+            "unit": entry.unit,
+            "amount": entry.amount,
+        }
+        for line, entry in enumerate(lines)
+    ]
+
+
+def conflict(posting: Posting, reason: ConflictReason, detail: str) -> Record:
+    """The posting in full. The digest leaves out where it stood in a stream: the same event is one conflict however often it comes."""
+    row = base64.b64encode(posting.row).decode()
+    said = [str(value) for value in (posting.kind, posting.hold_id, posting.payer_id, posting.charge_nanos, posting.reserved_nanos)]
+    payload = {name: _plain(getattr(posting, name)) for name in _POSTING_FIELDS} | {"row": row}
+    return {
+        "hold_id": _plain(posting.hold_id),
+        "reason": reason,
+        "kind": _plain(posting.kind),
+        "charge_nanos": posting.charge_nanos if type(posting.charge_nanos) is int else 0,
+        "shard": posting.shard,
+        "stream_id": posting.stream_id,
+        "detail": _plain(detail)[:DETAIL_MAX],
+        "payload": payload,
+        "digest": sha256(json.dumps([*said, row]).encode()).hexdigest(),
+    }
+
+
+_POSTING_FIELDS = tuple(name for name in Posting.__slots__ if name != "row")
+
+
+def _plain(value: object) -> str:
+    # Anything at all as text that PostgreSQL takes: escapes for what is not printable ASCII.
+    return str(value).encode("ascii", "backslashreplace").decode().replace("\x00", "\\x00")[:10_000]
+
+
+def _fault(posting: Posting) -> str:
+    """Why this posting cannot be booked, or "". Its shard and stream id are the reader's own and trusted."""
+    if posting.kind == NOTE:
+        return "" if _is_time(posting.occurred_ms) else "no time"
+    if posting.kind not in ENDINGS:
+        return f"no such ending: {posting.kind}"
+    if not (is_uuid(posting.hold_id) and is_uuid(posting.payer_id)):
+        return "hold or payer is not a UUID"
+    if posting.key_id and not is_uuid(posting.key_id):
+        return "key is not a UUID"
+    amounts = (posting.charge_nanos, posting.reserved_nanos, posting.seq)
+    if not all(type(amount) is int and 0 <= amount <= SEQ_MAX for amount in amounts):
+        return "an amount is not an integer from 0"
+    if posting.kind == EventType.VOID and posting.charge_nanos:
+        return "a void that charges"
+    return "" if _is_time(posting.occurred_ms) else "no time"
+
+
+def _is_time(unix_ms: object) -> bool:
+    return type(unix_ms) is int and 0 < unix_ms <= UNIX_MS_MAX
+
+
+def _request(posting: Posting, row: Record, *, cost: int, loss: int, overage: int) -> Record:
+    """The row of ``requests``. Ids and amounts are the event's, which Redis has acted upon; the rest is the row's."""
+    hold = posting.reserved_nanos
+    request = {
+        **row,
+        "id": posting.hold_id,
+        "user_id": posting.payer_id or row["user_id"] or None,
+        "creds_id": posting.key_id or row["creds_id"] or None,
+        "ending": posting.kind,
+        "hold_nanos": hold,
+        "cost": cost,
+        "refund_nanos": hold - min(cost + loss, hold),
+        "overage_nanos": overage,
+        "loss_nanos": loss,
+        "occurred_ms": posting.occurred_ms,
+        "created_ms": row["created_ms"] or posting.occurred_ms,
+        "times": 1,
+    }
+    del request["price"]
+    return request

@@ -1,0 +1,206 @@
+"""The ledger's port and its values. Pure: ids are UUID text, times unix milliseconds, amounts nanos."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from hashlib import sha256
+from typing import Any, Protocol
+from uuid import UUID
+
+from extproc.money.hold import uuid7
+
+START = "0-0"  # the cursor of a stream of which nothing was read
+
+
+class EventType(StrEnum):
+    """The closed list of what can happen to money (MONEY.md); the schema has the same list as a CHECK."""
+
+    DEPOSIT = "deposit"
+    BONUS = "bonus"
+    REDEMPTION = "redemption"
+    SETTLE = "settle"
+    VOID = "void"
+    EXPIRE = "expire"
+    ADJUST = "adjust"
+    OVERAGE = "overage"
+    USAGE_REFUND = "usage_refund"
+    PAYOUT = "payout"
+    DISPUTE_OPENED = "dispute_opened"
+    DISPUTE_WON = "dispute_won"
+    DISPUTE_LOST = "dispute_lost"
+    CORRECTION = "correction"
+    WRITEOFF = "writeoff"
+    BONUS_EXPIRY = "bonus_expiry"
+    QUOTA_GRANT = "quota_grant"
+
+
+ENDINGS = frozenset({EventType.SETTLE, EventType.VOID, EventType.EXPIRE})
+NOTE = "note"  # a posting that is no event of money: the row of a request that never had a hold
+
+
+class ConflictReason(StrEnum):
+    """Why an event could not be booked as it came."""
+
+    OTHER_AMOUNT = "other_amount"  # the hold had ended with another amount
+    OTHER_PAYER = "other_payer"
+    UNKNOWN_PAYER = "unknown_payer"
+    BAD_EVENT = "bad_event"  # its own fields make no sense
+    BAD_ROW = "bad_row"  # the money was booked, the request's row could not be read
+    REJECTED = "rejected"  # the database rejects it whatever we do
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Posting:
+    """An ending or a note on its way into the ledger. ``stream_id`` "" and ``seq`` 0: it never passed through Redis.
+
+    Not validated: what arrives here may be poison, and poison is booked as a conflict, not raised.
+    """
+
+    shard: int
+    stream_id: str
+    kind: str
+    hold_id: str
+    payer_id: str
+    key_id: str
+    charge_nanos: int
+    reserved_nanos: int
+    epoch: str
+    seq: int
+    occurred_ms: int
+    row: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cursor:
+    """Up to where a shard's stream is posted, and the last sequence number seen there."""
+
+    shard: int
+    stream_id: str = START
+    epoch: str = ""
+    seq: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Posted:
+    """What became of a batch. ``cursors`` are committed: the streams may be trimmed up to them."""
+
+    booked: int = 0  # endings
+    noted: int = 0  # refusals that got a row or were added to one
+    adjusted: int = 0
+    repeated: int = 0  # seen before, nothing done
+    conflicts: int = 0
+    violations: int = 0
+    overage_nanos: int = 0
+    loss_nanos: int = 0
+    cursors: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """Money by decision of somebody: a deposit (``amount`` > 0) or a correction (either sign, never 0).
+
+    ``id`` makes it once: the same grant again changes nothing. ``provider`` names the clearing account; ``reference`` is the
+    provider's payment id. A correction needs a ``reason``.
+    """
+
+    id: str
+    payer_id: str
+    event_type: EventType
+    amount_nanos: int
+    provider: str
+    reference: str | None = None
+    actor: str
+    reason: str = ""
+    occurred_ms: int
+
+    def __post_init__(self) -> None:
+        UUID(self.id)
+        UUID(self.payer_id)
+        assert self.event_type in (EventType.DEPOSIT, EventType.CORRECTION)
+        assert self.amount_nanos > 0 or (self.event_type is EventType.CORRECTION and self.amount_nanos < 0)
+        assert self.provider
+        assert self.actor
+        assert self.event_type is EventType.DEPOSIT or self.reason, "a correction says why"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Balance:
+    """An account's money in PostgreSQL. ``redis_version`` ``None``: never installed in Redis."""
+
+    payer_id: str
+    balance_nanos: int
+    free_quota_input: int = 0
+    free_quota_output: int = 0
+    version: int
+    credited_total: int
+    credit_nanos: int
+    redis_version: int | None
+    updated_at: str = ""
+
+    @property
+    def is_delivered(self) -> bool:
+        return self.redis_version == self.version
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Granted:
+    """A grant as booked. ``fresh`` False: it had been booked before, and nothing was changed."""
+
+    event_id: str
+    fresh: bool
+    balance: Balance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """Everything that the ledger knows of one request. Rows are mappings of column to value; ``price`` is the price in full."""
+
+    request: Mapping[str, Any]
+    price: str | None
+    events: tuple[Mapping[str, Any], ...]
+    entries: tuple[Mapping[str, Any], ...]
+
+
+class Postings(Protocol):
+    """What the poster needs of the ledger."""
+
+    async def cursors(self, shards: Sequence[int]) -> dict[int, Cursor]:
+        """The committed cursor of every shard asked for."""
+
+    async def post(self, postings: Sequence[Posting]) -> Posted:
+        """Book these, of any shards, in order per shard, in one transaction with the cursors."""
+
+    async def quarantine(self, posting: Posting, detail: str) -> Posted:
+        """Put one that ``post`` rejects into ``conflicts`` and move the cursor past it."""
+
+
+class Grants(Protocol):
+    """What deposits and the sweep need of the ledger."""
+
+    async def grant(self, grant: Grant) -> Granted:
+        """Book it once and raise the version that Redis has to confirm."""
+
+    async def set_credit(self, payer_id: str, credit_nanos: int, *, actor: str, reason: str) -> Balance:
+        """Change the credit line."""
+
+    async def balance(self, payer_id: str) -> Balance | None:
+        """``None``: no such account."""
+
+    async def undelivered(self, *, after: str | None, limit: int) -> list[Balance]:
+        """Balances whose version Redis has not confirmed, by payer id, after the one given."""
+
+    async def confirm(self, payer_id: str, version: int) -> None:
+        """Redis has this version (or a newer one)."""
+
+
+def derived_id(base: str, purpose: str) -> str:
+    """A UUIDv7 of the same millisecond as ``base``, the same for the same purpose every time: what follows from an event is booked once."""
+    bits = int.from_bytes(sha256(f"{base}/{purpose}".encode()).digest()[:10]) >> 6
+    return uuid7(unix_ms=UUID(base).int >> 80, random_bits=bits)
+
+
+def id_at(unix_ms: int, purpose: str) -> str:
+    """A UUIDv7 that follows from a moment and a name, for rows that stand for several causes."""
+    return uuid7(unix_ms=unix_ms, random_bits=int.from_bytes(sha256(purpose.encode()).digest()[:10]) >> 6)

@@ -1,0 +1,342 @@
+"""The ledger in PostgreSQL. What a batch means is decided in ``plan``; here it is locked, read, written and committed, once.
+
+Batches go in as one JSON array per table, read by ``json_to_recordset``: a statement per table whatever the batch's size, and all of
+them in one round trip.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from extproc.errors import StoreRefused, UsageError
+from extproc.ledger import entries as book
+from extproc.ledger.fence import Violation, advance
+from extproc.ledger.plan import Ended, Funds, Plan, Planner, RefusalKey, Screened, conflict, entry_rows, refusal_key, screen
+from extproc.ledger.port import (
+    NOTE,
+    Balance,
+    ConflictReason,
+    Cursor,
+    EventType,
+    Explanation,
+    Grant,
+    Granted,
+    Posted,
+    Posting,
+    derived_id,
+)
+from extproc.ledger.rows import is_uuid
+from extproc.stores.postgres import Database, Params, Row, Transaction
+from extproc.stores.queries import Query, load_queries
+
+POSTINGS_MAX = 5_000  # of one transaction; the settler's batches are a fifth of it
+PAGE_MAX = 1_000  # rows of one answer of the reading side
+MONTHS_AHEAD = 3  # partitions made in advance: a settler that is off for a quarter does not matter
+START_OF_TIME = "0001-01-01T00:00:00Z"
+
+
+class PostgresLedger:
+    """The ports Postings and Grants, and the reading side."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._queries = load_queries("extproc.ledger")
+
+    # --- posting
+
+    async def cursors(self, shards: Sequence[int]) -> dict[int, Cursor]:
+        rows = await self._database.fetch(self._queries["read_cursors"], {"shards": list(shards)})
+        found = {row["shard"]: Cursor(**row) for row in rows}
+        return {shard: found.get(shard, Cursor(shard=shard)) for shard in shards}
+
+    async def post(self, postings: Sequence[Posting]) -> Posted:
+        """Book a batch in one transaction with the cursors of its shards. Repeating it changes nothing.
+
+        ``StoreRejected``: something in it can never be booked; the caller finds out which, by halves, and quarantines it.
+        """
+        assert len(postings) <= POSTINGS_MAX
+        async with self._database.transaction() as transaction:
+            return await self._post(transaction, postings)
+
+    async def quarantine(self, posting: Posting, detail: str) -> Posted:
+        async with self._database.transaction() as transaction:
+            cursors = await self._lock_cursors(transaction, [posting])
+            ahead, moved, violations = advance([posting], cursors)
+            if not ahead:
+                return Posted(repeated=1, cursors=_positions(moved))
+            rows = [conflict(posting, ConflictReason.REJECTED, detail)]
+            await transaction.run(
+                [self._write("insert_conflicts", rows), *self._fence(moved, violations)],
+            )
+            return Posted(conflicts=1, violations=len(violations), cursors=_positions(moved))
+
+    async def _post(self, transaction: Transaction, postings: Sequence[Posting]) -> Posted:
+        cursors = await self._lock_cursors(transaction, postings)
+        ahead, moved, violations = advance(postings, cursors)
+        screened, bad = screen(ahead)
+        planner = await self._planner(transaction, screened)
+        for one in screened:
+            planner.take(one)
+        plan = planner.plan
+        plan.conflicts.extend(bad)
+        new_conflicts = await self._carry_out(transaction, plan, self._fence(moved, violations))
+        return Posted(
+            booked=plan.booked,
+            noted=plan.noted,
+            adjusted=plan.adjusted,
+            repeated=plan.repeated + len(postings) - len(ahead),
+            conflicts=new_conflicts,
+            violations=len(violations),
+            overage_nanos=plan.overage_nanos,
+            loss_nanos=plan.loss_nanos,
+            cursors=_positions(moved),
+        )
+
+    async def _lock_cursors(self, transaction: Transaction, postings: Sequence[Posting]) -> dict[int, Cursor]:
+        shards = sorted({posting.shard for posting in postings if posting.stream_id})
+        if not shards:
+            return {}
+        made, locked = self._queries["make_cursors"], self._queries["lock_cursors"]
+        _, rows = await transaction.run([(made, {"shards": shards}), (locked, {"shards": shards})])
+        return {row["shard"]: Cursor(**row) for row in rows}
+
+    async def _planner(self, transaction: Transaction, screened: Sequence[Screened]) -> Planner:
+        """What the batch meets: locked balances first, so that nothing read afterwards can change under it."""
+        endings = [one.posting for one in screened if one.posting.kind != NOTE]
+        payers = sorted({posting.payer_id for posting in endings})
+        counts = Counter(refusal_key(one) for one in screened if one.posting.kind == NOTE and not one.row_fault)
+        funds = await transaction.fetch(self._queries["lock_balances"], {"payers": payers}) if payers else []
+        holds = list({posting.hold_id for posting in endings})
+        found = await transaction.fetch(self._queries["find_endings"], {"ids": holds}) if holds else []
+        followers = await self._followers(transaction, [row["id"] for row in found])
+        return Planner(
+            funds={row["user_id"]: Funds(balance_nanos=row["balance"], credit_nanos=row["credit_nanos"]) for row in funds},
+            ended={row["id"]: _ended(row, followers) for row in found},
+            refused=await self._count_refusals(transaction, counts),
+        )
+
+    async def _followers(self, transaction: Transaction, ids: list[str]) -> list[Row]:
+        return await transaction.fetch(self._queries["find_followers"], {"ids": ids}) if ids else []
+
+    async def _count_refusals(self, transaction: Transaction, counts: Mapping[RefusalKey, int]) -> dict[RefusalKey, int]:
+        if not counts:
+            return {}
+        rows = [{"key": key, "reason": reason, "minute": minute, "n": n} for (key, reason, minute), n in counts.items()]
+        after = await transaction.fetch(self._queries["count_refusals"], {"rows": json.dumps(rows)})
+        keys = {(row["key"], row["reason"], row["minute"]): row["seen"] for row in after}
+        return {key: keys[key] - n for key, n in counts.items()}
+
+    async def _carry_out(self, transaction: Transaction, plan: Plan, fence: list[tuple[Query, Params]]) -> int:
+        """Write the plan; how many conflicts were new."""
+        prices = [{"price_id": price_id, "price": price} for price_id, price in plan.prices.items()]
+        balances = [
+            {"user_id": payer, "amount": amount, "credited": credited}
+            for payer, (amount, credited) in plan.deltas.items()
+            if amount or credited
+        ]
+        tables: tuple[tuple[str, list[dict[str, Any]]], ...] = (
+            ("insert_prices", prices),
+            ("insert_events", plan.events),
+            ("insert_entries", plan.entries),
+            ("insert_requests", plan.requests),
+            ("replace_requests", plan.replaced),
+            ("add_refusals", list(plan.refusals.values())),
+            ("change_balances", balances),
+            ("insert_conflicts", plan.conflicts),
+        )
+        wanted = [(name, rows) for name, rows in tables if rows]
+        answers = await transaction.run([self._write(name, rows) for name, rows in wanted] + fence)
+        added = {name: answer[0]["added"] for (name, _), answer in zip(wanted, answers, strict=False) if answer}
+        if added.get("insert_events", 0) != len(plan.events):
+            # Every writer locks the payer first, so this cannot happen among programs of one version. Nothing of it is kept.
+            raise StoreRefused("an event was booked meanwhile by somebody who did not lock its payer; the batch is tried again")
+        return int(added.get("insert_conflicts", 0))
+
+    def _write(self, name: str, rows: Sequence[Mapping[str, Any]]) -> tuple[Query, Params]:
+        return self._queries[name], {"rows": json.dumps(rows)}
+
+    def _fence(self, moved: Mapping[int, Cursor], violations: Sequence[Violation]) -> list[tuple[Query, Params]]:
+        statements = []
+        if moved:
+            rows = [{"shard": c.shard, "stream_id": c.stream_id, "epoch": c.epoch, "seq": c.seq} for c in moved.values()]
+            statements.append(self._write("move_cursors", rows))
+        if violations:
+            told = [
+                {"shard": v.shard, "kind": v.kind, "epoch": v.epoch, "expected_seq": v.expected_seq, "seq": v.seq, "stream_id": v.stream_id}
+                for v in violations
+            ]
+            statements.append(self._write("insert_violations", told))
+        return statements
+
+    # --- grants
+
+    async def grant(self, grant: Grant) -> Granted:
+        """Book a deposit or a correction once. ``UsageError``: no such account, or its payment was booked as something else."""
+        async with self._database.transaction() as transaction:
+            balance = await self._locked(transaction, grant.payer_id)
+            event_id = derived_id(grant.id, grant.event_type)
+            before = await self._granted_before(transaction, grant, event_id)
+            if before is not None:
+                return Granted(event_id=before, fresh=False, balance=balance)
+            await transaction.run(self._grant_statements(grant, event_id, balance))
+            return Granted(event_id=event_id, fresh=True, balance=await self._read(transaction, grant.payer_id))
+
+    async def set_credit(self, payer_id: str, credit_nanos: int, *, actor: str, reason: str) -> Balance:
+        """A new credit line; the same again changes nothing. A lowered one may leave the account below it: nothing is taken back."""
+        async with self._database.transaction() as transaction:
+            balance = await self._locked(transaction, payer_id)
+            if balance.credit_nanos == credit_nanos:
+                return balance
+            audit_id = derived_id(payer_id, f"credit/{balance.version + 1}")
+            detail = {"before_nanos": balance.credit_nanos, "after_nanos": credit_nanos}
+            await transaction.run(
+                [
+                    (self._queries["set_credit_line"], {"payer": payer_id, "credit": credit_nanos}),
+                    self._audit(audit_id, actor=actor, action="credit_line", subject=payer_id, reason=reason, detail=detail),
+                ]
+            )
+            return await self._read(transaction, payer_id)
+
+    async def balance(self, payer_id: str) -> Balance | None:
+        rows = await self._database.fetch(self._queries["balance_of"], {"payer": payer_id})
+        return Balance(**rows[0]) if rows else None
+
+    async def undelivered(self, *, after: str | None, limit: int) -> list[Balance]:
+        rows = await self._database.fetch(self._queries["undelivered_balances"], {"after": after, "limit": min(limit, PAGE_MAX)})
+        return [Balance(**row) for row in rows]
+
+    async def confirm(self, payer_id: str, version: int) -> None:
+        await self._database.fetch(self._queries["confirm_balance"], {"payer": payer_id, "version": version})
+
+    async def _locked(self, transaction: Transaction, payer_id: str) -> Balance:
+        rows = await transaction.fetch(self._queries["lock_balance"], {"payer": payer_id})
+        if not rows:
+            raise UsageError(f"there is no account {payer_id}")
+        return Balance(**rows[0])
+
+    async def _read(self, transaction: Transaction, payer_id: str) -> Balance:
+        return Balance(**(await transaction.fetch(self._queries["balance_of"], {"payer": payer_id}))[0])
+
+    async def _granted_before(self, transaction: Transaction, grant: Grant, event_id: str) -> str | None:
+        """The id of the event that this grant became already."""
+        booked = await transaction.fetch(self._queries["find_event"], {"id": event_id})
+        if not booked and grant.event_type is EventType.DEPOSIT and grant.reference is not None:
+            named = {"method": grant.provider, "payment": grant.reference}
+            paid = await transaction.fetch(self._queries["find_payment"], named)
+            booked = [{**row, "id": derived_id(row["id"], EventType.DEPOSIT)} for row in paid]
+        if not booked:
+            return None
+        if (booked[0]["user_id"], booked[0]["amount"]) != (grant.payer_id, grant.amount_nanos):
+            raise UsageError(f"{grant.provider} {grant.reference or grant.id} was booked before, for another account or amount")
+        return str(booked[0]["id"])
+
+    def _grant_statements(self, grant: Grant, event_id: str, balance: Balance) -> list[tuple[Query, Params]]:
+        lines = book.granted(payer_id=grant.payer_id, provider=grant.provider, amount_nanos=grant.amount_nanos)
+        detail = {"provider": grant.provider, "reference": grant.reference, "actor": grant.actor, "reason": grant.reason}
+        event = {
+            "id": event_id,
+            "user_id": grant.payer_id,
+            "event_type": grant.event_type,
+            "amount": grant.amount_nanos,
+            "balance_after": balance.balance_nanos + grant.amount_nanos,
+            "charge_nanos": 0,
+            "epoch": "",
+            "metadata": detail,
+            "occurred_ms": grant.occurred_ms,
+        }
+        change = {"user_id": grant.payer_id, "amount": grant.amount_nanos, "credited": grant.amount_nanos}
+        statements = [
+            self._write("insert_events", [event]),
+            self._write("insert_entries", entry_rows(event_id, lines)),
+            self._write("change_balances", [change]),
+            self._audit(
+                derived_id(event_id, "audit"),
+                actor=grant.actor,
+                action=grant.event_type,
+                subject=grant.payer_id,
+                reason=grant.reason,
+                detail={"event": event_id, "amount_nanos": grant.amount_nanos},
+            ),
+        ]
+        if grant.event_type is EventType.DEPOSIT:
+            topup = {
+                "id": grant.id,
+                "payer": grant.payer_id,
+                "amount": grant.amount_nanos,
+                "method": grant.provider,
+                "payment": grant.reference,
+                "occurred_ms": grant.occurred_ms,
+            }
+            statements.append((self._queries["insert_topup"], topup))
+        return statements
+
+    def _audit(
+        self, audit_id: str, *, actor: str, action: str, subject: str, reason: str, detail: Mapping[str, Any]
+    ) -> tuple[Query, Params]:
+        params = {"id": audit_id, "actor": actor, "action": action, "subject": subject, "reason": reason, "detail": json.dumps(detail)}
+        return self._queries["insert_audit"], params
+
+    # --- reading
+
+    async def requests(self, payer_id: str | None, *, limit: int, after: str | None = None) -> list[Row]:
+        """Rows of ``requests`` plus ``cursor``. Without ``after``: the newest, newest first. With a row's cursor: what was posted later,
+        oldest first, for a follower.
+        """
+        params: dict[str, object] = {"payer": payer_id, "limit": min(limit, PAGE_MAX)}
+        if after is None:
+            return await self._database.fetch(self._queries["newest_requests"], params)
+        moment, _, last_id = after.partition(" ")
+        if not is_uuid(last_id):
+            raise UsageError(f"{after!r} is not the cursor of a request")
+        return await self._database.fetch(self._queries["requests_posted_after"], {**params, "moment": moment, "id": last_id})
+
+    async def explain(self, name: str) -> Explanation | None:
+        """By hold id or by Envoy's request id. ``None``: the ledger has no such request (yet)."""
+        async with self._database.transaction() as transaction:
+            request = await self._find_request(transaction, name)
+            if request is None:
+                return None
+            prices = await transaction.fetch(self._queries["price_text"], {"price_id": request["price_id"]})
+            events = await transaction.fetch(self._queries["events_of_request"], {"id": request["id"]})
+            ids = [event["id"] for event in events]
+            lines = await transaction.fetch(self._queries["entries_of_events"], {"ids": ids}) if ids else []
+        price = prices[0]["price"] if prices else None
+        return Explanation(request=request, price=price, events=tuple(events), entries=tuple(lines))
+
+    async def _find_request(self, transaction: Transaction, name: str) -> Row | None:
+        rows: list[Row] = []
+        if is_uuid(name):
+            rows = await transaction.fetch(self._queries["request_of_id"], {"id": name})
+        if not rows:
+            rows = await transaction.fetch(self._queries["request_of_envoy_id"], {"request_id": name.replace("\x00", "")})
+        return rows[0] if rows else None
+
+    async def drift(self, payer_id: str | None = None) -> list[Row]:
+        """Invariant 2: accounts whose balance is not the sum of their entries; none, if all is well."""
+        return await self._database.fetch(self._queries["drift"], {"payer": payer_id})
+
+    async def housekeep(self) -> int:
+        """Partitions for the months to come, old refusal windows away; how many partitions were made. Once a day is enough."""
+        async with self._database.transaction() as transaction:
+            rows = await transaction.fetch(self._queries["make_partitions"], {"months": MONTHS_AHEAD})
+            await transaction.fetch(self._queries["forget_refusal_windows"])
+        return int(rows[0]["made"])
+
+
+def _positions(cursors: Mapping[int, Cursor]) -> dict[int, str]:
+    return {shard: cursor.stream_id for shard, cursor in cursors.items()}
+
+
+def _ended(row: Row, followers: Sequence[Row]) -> Ended:
+    own = {follower["event_type"]: follower["charge_nanos"] for follower in followers if follower["of_id"] == row["id"]}
+    adjust = own.get(EventType.ADJUST)
+    return Ended(
+        kind=row["event_type"],
+        payer_id=row["user_id"],
+        charge_nanos=row["charge_nanos"],
+        adjusted_to=None if adjust is None else row["charge_nanos"] + adjust,
+        has_overage=EventType.OVERAGE in own,
+    )

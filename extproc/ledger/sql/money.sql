@@ -1,0 +1,47 @@
+-- name: balance_of
+-- One account's money.
+SELECT user_id::text AS payer_id, balance AS balance_nanos, free_quota_input, free_quota_output, version, credited_total, credit_nanos,
+    redis_version, to_char(updated_at, 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS updated_at
+FROM balances WHERE user_id = %(payer)s::uuid;
+
+-- name: lock_balance
+-- The same, locked for a change.
+SELECT user_id::text AS payer_id, balance AS balance_nanos, free_quota_input, free_quota_output, version, credited_total, credit_nanos,
+    redis_version, to_char(updated_at, 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS updated_at
+FROM balances WHERE user_id = %(payer)s::uuid FOR NO KEY UPDATE;
+
+-- name: undelivered_balances
+-- Balances whose version Redis has not confirmed, by payer, page by page.
+SELECT user_id::text AS payer_id, balance AS balance_nanos, free_quota_input, free_quota_output, version, credited_total, credit_nanos,
+    redis_version, to_char(updated_at, 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS updated_at
+FROM balances
+WHERE redis_version IS DISTINCT FROM version AND (%(after)s::uuid IS NULL OR user_id > %(after)s::uuid)
+ORDER BY user_id LIMIT %(limit)s;
+
+-- name: confirm_balance
+-- Redis has this version; never backwards.
+UPDATE balances SET redis_version = greatest(coalesce(redis_version, 0), least(%(version)s, version)) WHERE user_id = %(payer)s::uuid;
+
+-- name: set_credit_line
+-- A new credit line, and the version that brings it to Redis.
+UPDATE balances SET credit_nanos = %(credit)s, version = version + 1, updated_at = now() WHERE user_id = %(payer)s::uuid;
+
+-- name: find_event
+-- Was this booked before?
+SELECT id::text AS id, user_id::text AS user_id, event_type, amount FROM billing_events WHERE id = %(id)s::uuid;
+
+-- name: find_payment
+-- The deposit that a provider's payment became.
+SELECT id::text AS id, user_id::text AS user_id, amount, status FROM topups WHERE method = %(method)s AND payment_id = %(payment)s;
+
+-- name: insert_topup
+-- A payment that has arrived.
+INSERT INTO topups (id, user_id, amount, method, status, payment_id, created_at, paid_at)
+VALUES (%(id)s::uuid, %(payer)s::uuid, %(amount)s, %(method)s, 'paid', %(payment)s,
+    timestamptz 'epoch' + %(occurred_ms)s * interval '1 millisecond', timestamptz 'epoch' + %(occurred_ms)s * interval '1 millisecond');
+
+-- name: insert_audit
+-- Who did what to whom, and why.
+INSERT INTO audit (id, actor, action, subject, reason, detail)
+VALUES (%(id)s::uuid, %(actor)s, %(action)s, %(subject)s, %(reason)s, %(detail)s::jsonb)
+ON CONFLICT (id) DO NOTHING;

@@ -1,0 +1,146 @@
+-- name: make_cursors
+-- A shard is met for the first time.
+INSERT INTO stream_cursors (shard) SELECT unnest(%(shards)s::smallint[]) ON CONFLICT (shard) DO NOTHING;
+
+-- name: lock_cursors
+-- The cursors of these shards, locked until the batch is committed: two posters cannot post one event twice.
+SELECT shard, stream_id, epoch, seq FROM stream_cursors WHERE shard = ANY(%(shards)s::smallint[]) ORDER BY shard FOR UPDATE;
+
+-- name: read_cursors
+-- Where the streams of these shards are to be read on from.
+SELECT shard, stream_id, epoch, seq FROM stream_cursors WHERE shard = ANY(%(shards)s::smallint[]);
+
+-- name: move_cursors
+-- Everything up to here is posted.
+UPDATE stream_cursors AS c
+SET stream_id = m.stream_id, epoch = m.epoch, seq = m.seq, updated_at = now()
+FROM json_to_recordset(%(rows)s::json) AS m (shard smallint, stream_id text, epoch text, seq bigint)
+WHERE c.shard = m.shard;
+
+-- name: lock_balances
+-- The payers of a batch, locked in one order, so that balance_after is true and two writers cannot meet in a deadlock.
+SELECT user_id::text AS user_id, balance, credit_nanos FROM balances
+WHERE user_id = ANY(%(payers)s::uuid[]) ORDER BY user_id FOR NO KEY UPDATE;
+
+-- name: find_endings
+-- Which of these holds have an ending already.
+SELECT id::text AS id, event_type, user_id::text AS user_id, charge_nanos FROM billing_events WHERE id = ANY(%(ids)s::uuid[]);
+
+-- name: find_followers
+-- What was booked after the endings of these holds: adjusts and overages.
+SELECT of_id::text AS of_id, event_type, charge_nanos FROM billing_events
+WHERE of_id = ANY(%(ids)s::uuid[]) AND event_type IN ('adjust', 'overage');
+
+-- name: count_refusals
+-- Adds to the number of refusals of a key, reason and minute; answers how many there had been before.
+INSERT INTO refusal_windows AS w (key, reason, minute, seen)
+SELECT r.key, r.reason, timestamptz 'epoch' + r.minute * interval '1 millisecond', r.n
+FROM json_to_recordset(%(rows)s::json) AS r (key text, reason text, minute bigint, n integer)
+ORDER BY 1, 2, 3
+ON CONFLICT (key, reason, minute) DO UPDATE SET seen = w.seen + excluded.seen
+RETURNING key, reason, (extract(epoch FROM minute) * 1000)::bigint AS minute, seen;
+
+-- name: insert_prices
+-- Prices in full, before the rows that name them.
+INSERT INTO price_versions (price_id, price)
+SELECT r.price_id, r.price FROM json_to_recordset(%(rows)s::json) AS r (price_id text, price text) ORDER BY 1
+ON CONFLICT (price_id) DO NOTHING;
+
+-- name: insert_events
+-- Events of money; answers how many were new, which must be all of them.
+WITH added AS (
+    INSERT INTO billing_events (id, user_id, event_type, amount, balance_after, charge_nanos, of_id, shard, epoch, seq, metadata, occurred_at)
+    SELECT r.id, r.user_id, r.event_type, r.amount, r.balance_after, r.charge_nanos, r.of_id, r.shard, r.epoch, r.seq, r.metadata,
+        timestamptz 'epoch' + r.occurred_ms * interval '1 millisecond'
+    FROM json_to_recordset(%(rows)s::json) AS r (
+        id uuid, user_id uuid, event_type text, amount bigint, balance_after bigint, charge_nanos bigint, of_id uuid, shard smallint,
+        epoch text, seq bigint, metadata jsonb, occurred_ms bigint)
+    ON CONFLICT (id) DO NOTHING
+    RETURNING 1
+)
+SELECT count(*) AS added FROM added;
+
+-- name: insert_entries
+-- The lines of these events; a trigger holds each event's sum to zero.
+INSERT INTO entries (event_id, line, kind, name, user_id, unit, amount)
+SELECT r.event_id, r.line, r.kind, r.name, r.user_id, r.unit, r.amount
+FROM json_to_recordset(%(rows)s::json) AS r (
+    event_id uuid, line smallint, kind text, name text, user_id uuid, unit text, amount bigint);
+
+-- name: insert_requests
+-- One row per request.
+INSERT INTO requests (
+    id, request_id, user_id, creds_id, model, endpoint, priority, tier, stream, input_tokens, cached_tokens, output_tokens,
+    reasoning_tokens, usage_source, usage_flags, events, ending, end_reason, hold_nanos, cost, refund_nanos, list_nanos, overage_nanos,
+    loss_nanos, price_id, status, error_code, error_msg, upstream, attempts, duration_ms, ttft_ms, sandbox, shadow, times, created_at,
+    occurred_at)
+SELECT
+    r.id, r.request_id, r.user_id, r.creds_id, r.model, r.endpoint, r.priority, r.tier, r.stream, r.input_tokens, r.cached_tokens,
+    r.output_tokens, r.reasoning_tokens, r.usage_source, r.usage_flags, r.events, r.ending, r.end_reason, r.hold_nanos, r.cost,
+    r.refund_nanos, r.list_nanos, r.overage_nanos, r.loss_nanos, r.price_id, r.status, r.error_code, r.error_msg, r.upstream, r.attempts,
+    r.duration_ms, r.ttft_ms, r.sandbox, r.shadow, r.times, timestamptz 'epoch' + r.created_ms * interval '1 millisecond',
+    timestamptz 'epoch' + r.occurred_ms * interval '1 millisecond'
+FROM json_to_recordset(%(rows)s::json) AS r (
+    id uuid, request_id text, user_id uuid, creds_id uuid, model text, endpoint text, priority text, tier text, stream boolean,
+    input_tokens integer, cached_tokens integer, output_tokens integer, reasoning_tokens integer, usage_source text, usage_flags text[],
+    events integer, ending text, end_reason text, hold_nanos bigint, cost bigint, refund_nanos bigint, list_nanos bigint,
+    overage_nanos bigint, loss_nanos bigint, price_id text, status integer, error_code text, error_msg text, upstream text,
+    attempts integer, duration_ms integer, ttft_ms integer, sandbox boolean, shadow boolean, times integer, created_ms bigint,
+    occurred_ms bigint)
+ON CONFLICT (id) DO NOTHING;
+
+-- name: replace_requests
+-- After an adjust the row is the settle's: what the request really used. Its ending, hold and first moment stay.
+UPDATE requests AS q SET
+    model = r.model, input_tokens = r.input_tokens, cached_tokens = r.cached_tokens, output_tokens = r.output_tokens,
+    reasoning_tokens = r.reasoning_tokens, usage_source = r.usage_source, usage_flags = r.usage_flags, events = r.events,
+    end_reason = r.end_reason, cost = r.cost, refund_nanos = q.hold_nanos - least(r.cost + r.loss_nanos, q.hold_nanos),
+    list_nanos = r.list_nanos, overage_nanos = greatest(q.overage_nanos, r.overage_nanos), loss_nanos = r.loss_nanos,
+    price_id = r.price_id, status = r.status, error_code = r.error_code, error_msg = r.error_msg, duration_ms = r.duration_ms,
+    ttft_ms = r.ttft_ms, posted_at = now()
+FROM json_to_recordset(%(rows)s::json) AS r (
+    id uuid, model text, input_tokens integer, cached_tokens integer, output_tokens integer, reasoning_tokens integer, usage_source text,
+    usage_flags text[], events integer, end_reason text, cost bigint, list_nanos bigint, overage_nanos bigint, loss_nanos bigint,
+    price_id text, status integer, error_code text, error_msg text, duration_ms integer, ttft_ms integer)
+WHERE q.id = r.id;
+
+-- name: add_refusals
+-- Rows that stand for many refusals of one key, reason and minute.
+INSERT INTO requests AS q (
+    id, user_id, creds_id, model, endpoint, priority, tier, ending, end_reason, status, error_code, error_msg, times, created_at, occurred_at)
+SELECT
+    r.id, r.user_id, r.creds_id, r.model, r.endpoint, r.priority, r.tier, 'none', r.end_reason, r.status, r.error_code, r.error_msg,
+    r.times, timestamptz 'epoch' + r.created_ms * interval '1 millisecond', timestamptz 'epoch' + r.occurred_ms * interval '1 millisecond'
+FROM json_to_recordset(%(rows)s::json) AS r (
+    id uuid, user_id uuid, creds_id uuid, model text, endpoint text, priority text, tier text, end_reason text, status integer,
+    error_code text, error_msg text, times integer, created_ms bigint, occurred_ms bigint)
+ON CONFLICT (id) DO UPDATE SET times = q.times + excluded.times, posted_at = now();
+
+-- name: change_balances
+-- The balances after a batch; what Redis has yet to be told raises the version.
+UPDATE balances AS b SET
+    balance = b.balance + r.amount,
+    credited_total = b.credited_total + r.credited,
+    version = b.version + (r.credited <> 0)::integer,
+    updated_at = now()
+FROM json_to_recordset(%(rows)s::json) AS r (user_id uuid, amount bigint, credited bigint)
+WHERE b.user_id = r.user_id;
+
+-- name: insert_conflicts
+-- Events that could not be booked as they came, each once; answers how many were new.
+WITH added AS (
+    INSERT INTO conflicts (hold_id, reason, kind, charge_nanos, shard, stream_id, detail, payload, digest)
+    SELECT r.hold_id, r.reason, r.kind, r.charge_nanos, r.shard, r.stream_id, r.detail, r.payload, r.digest
+    FROM json_to_recordset(%(rows)s::json) AS r (
+        hold_id text, reason text, kind text, charge_nanos numeric, shard smallint, stream_id text, detail text, payload jsonb, digest text)
+    ON CONFLICT (digest, reason) DO NOTHING
+    RETURNING 1
+)
+SELECT count(*) AS added FROM added;
+
+-- name: insert_violations
+-- Numbers missing or doubled on a shard's stream.
+INSERT INTO fence_violations (shard, kind, epoch, expected_seq, seq, stream_id)
+SELECT r.shard, r.kind, r.epoch, r.expected_seq, r.seq, r.stream_id
+FROM json_to_recordset(%(rows)s::json) AS r (
+    shard smallint, kind text, epoch text, expected_seq bigint, seq bigint, stream_id text);

@@ -1,0 +1,187 @@
+"""PostgreSQL for everybody: a bounded pool, transactions whose outcome is never guessed, session locks.
+
+psycopg's errors end here::
+
+    connection lost or refused, server starting or stopping, time-out, deadlock, pool exhausted  → StoreRefused
+    the statement is wrong for the data (classes 22, 23, 42 of SQLSTATE)                          → StoreRejected (a StoreRefused)
+    connection lost while COMMIT was on its way                                                   → StoreUnknown
+
+Nothing is executed outside a transaction, so that only COMMIT can leave an outcome unknown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Self
+
+import psycopg
+from psycopg import AsyncConnection, pq
+from psycopg.rows import DictRow, dict_row
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
+
+from extproc.errors import StoreRefused, StoreRejected, StoreUnknown
+from extproc.stores.queries import Query
+
+Params = Mapping[str, object]
+Row = dict[str, Any]
+
+POOL_WAIT_S = 1.0  # a look-up that waits longer is answered with 503: the client may come again
+POOL_WAITING_MAX = 1_000  # callers in line for a connection; more than a worker has key look-ups at once
+CONNECT_TIMEOUT_S = 5
+# The pool doubles its pause between attempts until this is over and then starts afresh at the next call. Short, so that a database
+# that is back is used within seconds, not after a pause that grew for an hour.
+RECONNECT_S = 3.0
+# A statement of ours is at most one batch; what takes longer than the statement may, waits for a lock that somebody forgot.
+_REJECTED_CLASSES = ("22", "23", "42")
+
+
+class Transaction:
+    """One open transaction. Statements raise :class:`StoreRefused`: whatever went wrong, nothing of it was kept."""
+
+    def __init__(self, connection: AsyncConnection[DictRow]) -> None:
+        self._connection = connection
+
+    async def fetch(self, query: Query, params: Params | None = None) -> list[Row]:
+        """Every row of the answer; none for a statement that returns nothing."""
+        cursor = await self._connection.execute(query.sql, params)
+        return await cursor.fetchall() if cursor.description else []
+
+    async def run(self, statements: Sequence[tuple[Query, Params]]) -> list[list[Row]]:
+        """Several statements in one round trip (libpq's pipeline), answered in order. The first that fails, fails all."""
+        async with self._connection.pipeline():
+            cursors = [await self._connection.execute(query.sql, params) for query, params in statements]
+        # Only now, after the pipeline's end, does a cursor know whether its statement answers rows.
+        return [await cursor.fetchall() if cursor.description else [] for cursor in cursors]
+
+
+class Database:
+    """A pool of connections. Opening it does not need the server: a worker starts, and serves known keys, while PostgreSQL is away."""
+
+    def __init__(
+        self, dsn: str, *, pool_max: int = 4, statement_timeout_ms: int = 5_000, password: str | None = None, application: str = "extproc"
+    ) -> None:
+        """``dsn`` is libpq's (URL or keywords); ``password`` overrides the one in it, so that it can come from a file."""
+        self._dsn = dsn
+        self._kwargs: dict[str, Any] = {
+            "row_factory": dict_row,
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "application_name": application,
+            "autocommit": False,
+        }
+        if password is not None:
+            self._kwargs["password"] = password
+        self._statement_timeout_ms = statement_timeout_ms
+        self._pool: AsyncConnectionPool[AsyncConnection[DictRow]] = AsyncConnectionPool(
+            dsn,
+            kwargs=self._kwargs,
+            min_size=0,
+            max_size=pool_max,
+            open=False,
+            timeout=POOL_WAIT_S,
+            max_waiting=POOL_WAITING_MAX,
+            reconnect_timeout=RECONNECT_S,
+            configure=self._configure,
+            check=AsyncConnectionPool.check_connection,
+            name=application,
+        )
+
+    async def open(self) -> None:
+        """Start the pool's tasks. Returns at once, connected or not."""
+        await self._pool.open(wait=False)
+
+    async def close(self) -> None:
+        await self._pool.close()
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        """Commit when the block ends, roll back when it raises."""
+        try:
+            connection = await self._pool.getconn()
+        except (PoolTimeout, PoolClosed, TooManyRequests, psycopg.Error) as error:
+            raise StoreRefused(f"PostgreSQL is away: {error}") from error
+        try:
+            try:
+                yield Transaction(connection)
+            except BaseException as error:
+                await _roll_back(connection)
+                if isinstance(error, psycopg.Error):
+                    raise _wrapped(error) from error
+                raise
+            await _commit(connection)
+        finally:
+            await self._pool.putconn(connection)
+
+    async def fetch(self, query: Query, params: Params | None = None) -> list[Row]:
+        """One statement in a transaction of its own."""
+        async with self.transaction() as transaction:
+            return await transaction.fetch(query, params)
+
+    async def session(self) -> Session:
+        """A connection outside the pool, for locks that live as long as it does. The caller closes it."""
+        try:
+            connection = await AsyncConnection.connect(self._dsn, **{**self._kwargs, "autocommit": True})
+        except psycopg.Error as error:
+            raise StoreRefused(f"PostgreSQL is away: {error}") from error
+        return Session(connection)
+
+    async def _configure(self, connection: AsyncConnection[DictRow]) -> None:
+        # Whatever role or database were set to: a posting that was confirmed is on disk.
+        await connection.execute(
+            "SELECT set_config('synchronous_commit', 'on', false), set_config('statement_timeout', %s, false),"
+            " set_config('idle_in_transaction_session_timeout', %s, false), set_config('timezone', 'UTC', false)",
+            (f"{self._statement_timeout_ms}ms", f"{2 * self._statement_timeout_ms}ms"),
+        )
+        await connection.commit()
+
+
+class Session:
+    """A connection of its own that holds advisory locks. When it breaks, the server has let go of all of them."""
+
+    def __init__(self, connection: AsyncConnection[DictRow]) -> None:
+        self._connection = connection
+
+    async def fetch(self, query: Query, params: Params | None = None) -> list[Row]:
+        """Outside any transaction: for locks and other things that leave nothing behind."""
+        try:
+            cursor = await self._connection.execute(query.sql, params)
+            return await cursor.fetchall() if cursor.description else []
+        except psycopg.Error as error:
+            raise _wrapped(error) from error
+
+    async def close(self) -> None:
+        await self._connection.close()
+
+
+async def _commit(connection: AsyncConnection[DictRow]) -> None:
+    status = connection.info.transaction_status
+    if status in (pq.TransactionStatus.UNKNOWN, pq.TransactionStatus.INERROR):
+        # COMMIT is not sent: the server has rolled back, and would answer COMMIT of a failed transaction without an error.
+        await _roll_back(connection)
+        raise StoreRefused("the transaction was lost before its commit")
+    try:
+        await connection.commit()
+    except psycopg.OperationalError as error:
+        raise StoreUnknown(f"connection lost during commit: {error}") from error
+    except psycopg.Error as error:
+        raise _wrapped(error) from error
+
+
+async def _roll_back(connection: AsyncConnection[DictRow]) -> None:
+    # A connection too broken to roll back is thrown away by the pool, and the server rolls back by itself.
+    with contextlib.suppress(psycopg.Error):
+        await connection.rollback()
+
+
+def _wrapped(error: psycopg.Error) -> StoreRefused:
+    state = error.sqlstate or ""
+    if state.startswith(_REJECTED_CLASSES):
+        return StoreRejected(f"PostgreSQL rejected it ({state}): {error}")
+    return StoreRefused(f"PostgreSQL did not do it ({state or 'no answer'}): {error}")
