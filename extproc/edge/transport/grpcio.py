@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import grpc
 import grpc.aio
@@ -40,7 +40,7 @@ _PATIENCE_S: Final = 365 * 86_400.0
 _FLUSH_S: Final = 2.0
 """How long an error close waits for replies that Envoy does not take."""
 
-_Context = grpc.aio.ServicerContext[bytes, bytes]
+_Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 
 
 class _Stream:
@@ -151,7 +151,7 @@ def _say_gone(handler: Handler) -> None:
         _log.exception("the handler of a stream raised at its end")
 
 
-class _Methods(grpc.GenericRpcHandler[bytes, bytes]):
+class _Methods(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the stubs only
     """Two methods, no (de)serializers."""
 
     def __init__(self, methods: dict[str, Any]) -> None:
