@@ -44,7 +44,7 @@ COUNTS_MAX = 64  # prompts being counted in threads; beyond it requests wait for
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """What the exchanges of one worker share. ``catalog`` and ``policy`` give the present snapshot; an exchange pins it."""
+    """What the exchanges of one worker share. ``catalog``, ``policy`` and ``counters`` give the present snapshot; an exchange pins it."""
 
     directory: Directory
     holds: Holds
@@ -53,7 +53,7 @@ class Gate:
     catalog: Callable[[], Catalog]
     policy: Callable[[], Policy]
     bounds: Bounds
-    counters: Counters
+    counters: Callable[[], Counters]
     metrics: Metrics
     threads: Threads
     open: set[Driver]
@@ -66,7 +66,7 @@ class Gate:
             catalog=self.catalog(),
             policy=self.policy(),
             bounds=self.bounds,
-            counters=self.counters,
+            counters=self.counters(),
             price_known=self.announced.known,
         )
 
@@ -201,7 +201,7 @@ class Driver:
         if not isinstance(key, Miss):
             self.push(ev.KeyRead(at_ns=time.monotonic_ns(), key=key))
             return False
-        answer = asyncio.ensure_future(asyncio.wait_for(self._gate.directory.look_up(action.secret), PHASE_S))
+        answer = asyncio.ensure_future(asyncio.wait_for(self._gate.directory.find(action.secret), PHASE_S))
         answer.add_done_callback(partial(self._answered, self._key_read))
         return False
 

@@ -6,9 +6,8 @@ from typing import Any
 
 import msgspec
 
-from extproc.accounts.scopes import may_use
+from extproc.accounts.scopes import model_fault
 from extproc.errors import ClientError
-from extproc.exchange.replies import forbidden
 from extproc.exchange.tab import Tab
 
 
@@ -34,8 +33,7 @@ def understand(tab: Tab, data: bytes) -> None:
     model = pinned.catalog.models.get(ask.model)
     if model is None:
         raise _not_found(f"The model {ask.model[:64]!r} does not exist here.")
-    if not may_use(tab.key, model.name):
-        raise forbidden(f"This API key may not use {model.name}.", "model_not_allowed")
+    model_fault(tab.key, model.name)
     if ask.endpoint.name not in model.endpoints:
         raise _not_found(f"{model.name} does not serve {ask.endpoint.path}.")
     if tab.priority not in model.priority_factors:

@@ -27,7 +27,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Any
 
-from extproc.accounts.scopes import is_expired, may_come_from
+from extproc.accounts.scopes import key_fault
 from extproc.errors import ClientError, IllegalEvent
 from extproc.exchange import replies
 from extproc.exchange.actions import (
@@ -142,10 +142,10 @@ def _key_read(exchange: Exchange, event: KeyRead) -> Step:
         return _refuse(exchange, event.at_ns, replies.unauthorized("The API key is not valid."))
     tab.key = key
     tab.tier = exchange.pinned.catalog.tier(key.tier)
-    if key.revoked or is_expired(key, tab.created_ms):
-        return _refuse(exchange, event.at_ns, replies.unauthorized("This API key is revoked or expired. Use another one."))
-    if not may_come_from(key, tab.client_ip):
-        return _refuse(exchange, event.at_ns, replies.forbidden("This API key may not be used from your address.", "address_not_allowed"))
+    try:
+        key_fault(key, client_ip=tab.client_ip, unix_ms=tab.created_ms)
+    except ClientError as error:
+        return _refuse(exchange, event.at_ns, error)
     if tab.priority not in tab.tier.priorities:
         words = f"Your account may ask for priority {', '.join(sorted(tab.tier.priorities))}, not {tab.priority[:32]!r}."
         return _refuse(exchange, event.at_ns, replies.forbidden(words, "priority_not_allowed"))

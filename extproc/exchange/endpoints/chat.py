@@ -12,6 +12,7 @@ from extproc.exchange.ask import Ask, Piece, Prompt
 from extproc.exchange.endpoints import openai
 
 MESSAGES_MAX = 16_384  # a body of 1 MiB cannot hold more that mean anything
+ROLE_BYTES_MAX = 16  # the longest that any template knows is `developer`; templates print it, so it is bounded by the hold
 
 _OWN = frozenset({"model", "messages", "stream", "stream_options", "n", "max_tokens", "max_completion_tokens"})
 _PROMPT_FIELDS = frozenset({"tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "reasoning_effort"})
@@ -72,6 +73,8 @@ def _messages(body: Mapping[str, Any], fields: Mapping[str, Any]) -> tuple[list[
         param = f"messages[{position}]"
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise ClientError(f"`{param}` must be an object with a `role`.", param=param, code="invalid_type")
+        if len(message["role"].encode("utf-8", "replace")) > ROLE_BYTES_MAX:
+            raise ClientError(f"`{param}.role` is no role.", param=f"{param}.role", code="invalid_value")
         pairs.append((message["role"], _content(message.get("content"), param)))
         others = {name: value for name, value in message.items() if name not in ("role", "content") and value is not None}
         if others:

@@ -1,0 +1,81 @@
+"""What every child of the supervisor does the same way: arguments, signals, heartbeat, and not outliving its parent."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ctypes
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvloop
+
+from extproc.app.logs import set_up
+from extproc.errors import ExtprocError
+from extproc.settings import Settings, load_settings
+
+log = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+HEARTBEAT_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Child:
+    """What a child knows of itself. ``stop`` is set by SIGTERM; ``hang_ups`` are called on SIGHUP."""
+
+    slot: int
+    heartbeat_fd: int
+    stop: asyncio.Event
+    hang_ups: list[Callable[[], None]]
+
+    async def beat(self) -> None:
+        """Tell the supervisor that this loop runs; the first time: that we are ready. Ends when nobody listens any more."""
+        while True:
+            try:
+                os.write(self.heartbeat_fd, b".")
+            except BlockingIOError:
+                pass  # the supervisor is asleep; it will read later
+            except OSError:
+                return
+            await asyncio.sleep(HEARTBEAT_S)
+
+
+def run(name: str, main: Callable[[Settings, Child], Awaitable[None]]) -> None:
+    """Parse the supervisor's arguments and run ``main`` on uvloop; exit code 1 with one clear line if it cannot start."""
+    parser = argparse.ArgumentParser(prog=f"extproc {name}")
+    parser.add_argument("--slot", type=int, required=True)
+    parser.add_argument("--heartbeat-fd", type=int, required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--config", type=Path)
+    words = parser.parse_args()
+    _die_with(words.parent)
+    os.set_blocking(words.heartbeat_fd, False)
+    try:
+        settings = load_settings(words.config, os.environ)
+        set_up(level=settings.log.level, form=settings.log.format, process=name if words.slot < 0 else f"{name}-{words.slot}")
+        uvloop.run(_main(settings, words.slot, words.heartbeat_fd, main))
+    except ExtprocError as error:
+        print(f"extproc {name}: {error}", file=sys.stderr)  # noqa: T201 - the log may not be set up yet
+        sys.exit(1)
+
+
+async def _main(settings: Settings, slot: int, heartbeat_fd: int, main: Callable[[Settings, Child], Awaitable[None]]) -> None:
+    child = Child(slot=slot, heartbeat_fd=heartbeat_fd, stop=asyncio.Event(), hang_ups=[])
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, child.stop.set)
+    loop.add_signal_handler(signal.SIGINT, lambda: None)  # Ctrl-C goes to the supervisor, which leads us out
+    loop.add_signal_handler(signal.SIGHUP, lambda: [hang_up() for hang_up in child.hang_ups])
+    await main(settings, child)
+
+
+def _die_with(parent: int) -> None:
+    """A supervisor that was killed leaves nobody behind: its children drain."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:
+        sys.exit(1)

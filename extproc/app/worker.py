@@ -1,0 +1,81 @@
+"""A gate worker: one endpoint of Envoy's ext_proc cluster, one loop, one core.
+
+It drains on SIGTERM: health says NOT_SERVING, open exchanges go on until they end or ``drain.grace_s`` is over, then streams are cut
+with an error event; it leaves when every ending is acknowledged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import time
+
+from extproc.app.compose import GateWorker, gate_worker
+from extproc.app.process import Child, run
+from extproc.exchange.events import Stopped, Tick
+from extproc.settings import Settings
+
+log = logging.getLogger(__name__)
+
+CATALOG_POLL_S = 1.0  # a changed file is in force within two of these
+CUT_S = 2.0  # how long a stream that was cut may take to pass its error event on
+FLUSH_S = 10.0  # how long endings may take to be acknowledged once everything is quiet
+GC_YOUNG = 20_000  # allocations between collections: most objects of an exchange die by reference count
+
+
+async def main(settings: Settings, child: Child) -> None:
+    """Serve until SIGTERM, then drain."""
+    worker = await gate_worker(settings, child.slot)
+    await worker.transport.start()
+    # What has been loaded stays: vocabularies and modules are not looked at again by the collector.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_YOUNG, 20, 50)
+    worker.health.serve()
+    child.hang_ups.append(worker.reload)
+    tasks = [asyncio.create_task(job) for job in (child.beat(), _watch(worker), _ticks(worker, settings.holds.beat_s))]
+    for task in tasks:
+        task.add_done_callback(_complain)
+    await child.stop.wait()
+    log.info("draining %d exchanges", len(worker.gate.open))
+    if not await worker.transport.drain(settings.drain.grace_s):
+        await _cut(worker)
+    await worker.transport.stop()
+    await worker.gate.closing.drain(FLUSH_S)
+    for task in tasks:
+        task.cancel()
+    await worker.close()
+
+
+async def _watch(worker: GateWorker) -> None:
+    while True:
+        await asyncio.sleep(CATALOG_POLL_S)
+        await asyncio.to_thread(worker.catalog.poll)
+
+
+async def _ticks(worker: GateWorker, beat_s: int) -> None:
+    """Renew the leases of everything that is open. From a timer, never from chunks: a stream that says nothing lives too."""
+    while True:
+        await asyncio.sleep(beat_s)
+        at_ns = time.monotonic_ns()
+        for driver in tuple(worker.gate.open):
+            driver.push(Tick(at_ns=at_ns))
+        worker.gate.beats.flush()
+
+
+async def _cut(worker: GateWorker) -> None:
+    at_ns = time.monotonic_ns()
+    log.warning("patience is over: %d exchanges are cut", len(worker.gate.open))
+    for driver in tuple(worker.gate.open):
+        driver.push(Stopped(at_ns=at_ns))
+    await worker.transport.drain(CUT_S)
+
+
+def _complain(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.error("a task of the worker failed", exc_info=task.exception())
+
+
+if __name__ == "__main__":
+    run("gate", main)
