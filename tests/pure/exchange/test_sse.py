@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,7 +38,7 @@ def test_every_split_in_two_gives_the_same_events():
 @given(st.lists(st.integers(0, len(STREAM)), max_size=12))
 def test_any_cut_gives_the_same_events(cuts: list[int]):
     edges = [0, *sorted(cuts), len(STREAM)]
-    assert read([STREAM[a:b] for a, b in zip(edges, edges[1:], strict=False)]) == ([value for value in DATA if value], STREAM)
+    assert read([STREAM[a:b] for a, b in itertools.pairwise(edges)]) == ([value for value in DATA if value], STREAM)
 
 
 @given(st.lists(st.binary(max_size=40), max_size=8))
