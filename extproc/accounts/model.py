@@ -25,6 +25,7 @@ class Account:
     email: str
     tier: str
     created_at: str = ""
+    frozen: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,3 +47,21 @@ class Key:
     budget_nanos: int | None = None
     budget_period: Period = Period.NONE
     sandbox: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyDelivery:
+    """A key on its way to Redis. ``hash`` is the SHA-256 of its secret; a newer ``version`` replaces an older one."""
+
+    key: Key
+    hash: bytes
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FreezeDelivery:
+    """An account's freeze (or thaw) on its way to Redis."""
+
+    payer_id: str
+    frozen: bool
+    version: int

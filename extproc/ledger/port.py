@@ -176,6 +176,16 @@ class Postings(Protocol):
         """Put one that ``post`` rejects into ``conflicts`` and move the cursor past it."""
 
 
+class Leadership(Protocol):
+    """One poster per shard: not for correctness, which the cursors' locks keep, but so that settlers do not do each other's work."""
+
+    async def held(self) -> frozenset[int]:
+        """Shards that are ours, after trying for those that are not. :class:`~extproc.errors.StoreError`: none is."""
+
+    async def release(self) -> None:
+        """Let go of all of them."""
+
+
 class Grants(Protocol):
     """What deposits and the sweep need of the ledger."""
 

@@ -3,7 +3,7 @@
 psycopg's errors end here::
 
     connection lost or refused, server starting or stopping, time-out, deadlock, pool exhausted  → StoreRefused
-    the statement is wrong for the data (classes 22, 23, 42 of SQLSTATE)                          → StoreRejected (a StoreRefused)
+    a value or a constraint forbids it (classes 22 and 23 of SQLSTATE)                            → StoreRejected (a StoreRefused)
     connection lost while COMMIT was on its way                                                   → StoreUnknown
 
 Nothing is executed outside a transaction, so that only COMMIT can leave an outcome unknown.
@@ -32,8 +32,9 @@ CONNECT_TIMEOUT_S = 5
 # The pool doubles its pause between attempts until this is over and then starts afresh at the next call. Short, so that a database
 # that is back is used within seconds, not after a pause that grew for an hour.
 RECONNECT_S = 3.0
-# A statement of ours is at most one batch; what takes longer than the statement may, waits for a lock that somebody forgot.
-_REJECTED_CLASSES = ("22", "23", "42")
+# Data exceptions and integrity violations. Not 42 (no such table, no such right): that says nothing against the data, and a schema that is
+# late must not send every event to quarantine.
+_REJECTED_CLASSES = ("22", "23")
 
 
 class Transaction:

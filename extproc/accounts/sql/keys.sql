@@ -1,0 +1,50 @@
+-- name: key_of_hash
+-- The key with this hash, with the tier of its account and what its delivery needs.
+SELECT c.id::text AS id, c.user_id::text AS user_id, c.hash, c.name, u.tier, c.models, c.networks,
+    coalesce((extract(epoch FROM c.expires_at) * 1000)::bigint, 0) AS expires_ms, c.revoked, c.sandbox, c.budget_nanos, c.budget_period,
+    c.requests_per_minute, c.requests_per_hour, c.tokens_per_minute, c.concurrent_requests, c.version
+FROM credentials AS c JOIN users AS u ON u.id = c.user_id
+WHERE c.hash = %(hash)s;
+
+-- name: key_of_id
+-- The key with this id, the same way.
+SELECT c.id::text AS id, c.user_id::text AS user_id, c.hash, c.name, u.tier, c.models, c.networks,
+    coalesce((extract(epoch FROM c.expires_at) * 1000)::bigint, 0) AS expires_ms, c.revoked, c.sandbox, c.budget_nanos, c.budget_period,
+    c.requests_per_minute, c.requests_per_hour, c.tokens_per_minute, c.concurrent_requests, c.version
+FROM credentials AS c JOIN users AS u ON u.id = c.user_id
+WHERE c.id = %(id)s::uuid;
+
+-- name: undelivered_keys
+-- Keys whose version Redis has not confirmed, page by page.
+SELECT c.id::text AS id, c.user_id::text AS user_id, c.hash, c.name, u.tier, c.models, c.networks,
+    coalesce((extract(epoch FROM c.expires_at) * 1000)::bigint, 0) AS expires_ms, c.revoked, c.sandbox, c.budget_nanos, c.budget_period,
+    c.requests_per_minute, c.requests_per_hour, c.tokens_per_minute, c.concurrent_requests, c.version
+FROM credentials AS c JOIN users AS u ON u.id = c.user_id
+WHERE c.redis_version IS DISTINCT FROM c.version AND (%(after)s::uuid IS NULL OR c.id > %(after)s::uuid)
+ORDER BY c.id LIMIT %(limit)s;
+
+-- name: confirm_key
+-- Redis has this version; never backwards.
+UPDATE credentials SET redis_version = greatest(coalesce(redis_version, 0), least(%(version)s, version)) WHERE id = %(id)s::uuid;
+
+-- name: insert_key
+-- A new key; nothing of its secret but the hash and a hint.
+INSERT INTO credentials (
+    id, user_id, hash, hint, name, models, networks, expires_at, sandbox, budget_nanos, budget_period, requests_per_minute,
+    requests_per_hour, tokens_per_minute, concurrent_requests)
+VALUES (
+    %(id)s::uuid, %(user_id)s::uuid, %(hash)s, %(hint)s, %(name)s, %(models)s, %(networks)s,
+    timestamptz 'epoch' + nullif(%(expires_ms)s::bigint, 0) * interval '1 millisecond', %(sandbox)s, %(budget_nanos)s, %(budget_period)s,
+    %(requests_per_minute)s, %(requests_per_hour)s, %(tokens_per_minute)s, %(concurrent_requests)s);
+
+-- name: revoke_key
+-- From now on this key is none; answers whether it was one. Its version rises once.
+UPDATE credentials SET revoked = true, version = version + 1 WHERE id = %(id)s::uuid AND NOT revoked RETURNING id::text AS id;
+
+-- name: list_keys
+-- The keys of an account, oldest first.
+SELECT c.id::text AS id, c.user_id::text AS user_id, c.hint, c.name, c.models, c.networks,
+    to_char(c.expires_at, 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS expires_at, c.revoked, c.sandbox, c.budget_nanos, c.budget_period,
+    c.requests_per_minute, c.requests_per_hour, c.tokens_per_minute, c.concurrent_requests,
+    to_char(c.created_at, 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS created_at, c.redis_version IS NOT DISTINCT FROM c.version AS delivered
+FROM credentials AS c WHERE c.user_id = %(user_id)s::uuid ORDER BY c.created_at, c.id LIMIT %(limit)s;

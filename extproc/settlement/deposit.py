@@ -1,0 +1,108 @@
+"""Money that comes in by decision of somebody: first the ledger, then Redis, by version.
+
+A deposit that Redis did not confirm is not lost and not repeated: the sweep brings the same version again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from extproc.errors import StoreError, UsageError
+from extproc.holds.port import Delivery
+from extproc.ledger.port import Balance, EventType, Grant, Granted, Grants
+from extproc.money.amount import BALANCE_NANOS_MAX
+from extproc.settlement.meter import Meter, Series
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """What became of it. ``is_delivered`` False: booked, and the sweep will bring it to Redis."""
+
+    event_id: str
+    fresh: bool
+    balance: Balance
+    is_delivered: bool
+
+
+class Deposits:
+    """``new_id`` makes UUIDv7s, ``unix_ms`` tells the time."""
+
+    def __init__(self, *, ledger: Grants, delivery: Delivery, meter: Meter, new_id: Callable[[], str], unix_ms: Callable[[], int]) -> None:
+        self._ledger = ledger
+        self._delivery = delivery
+        self._meter = meter
+        self._new_id = new_id
+        self._unix_ms = unix_ms
+
+    async def deposit(
+        self, payer_id: str, amount_nanos: int, *, method: str, actor: str, payment_id: str | None = None, deposit_id: str | None = None
+    ) -> Receipt:
+        """Money of the customer. With a ``payment_id`` (or ``deposit_id``) it is booked once, however often it is told."""
+        if not 0 < amount_nanos <= BALANCE_NANOS_MAX:
+            raise UsageError("a deposit is more than nothing, and at most what a balance can hold")
+        return await self._book(
+            Grant(
+                id=deposit_id or self._new_id(),
+                payer_id=payer_id,
+                event_type=EventType.DEPOSIT,
+                amount_nanos=amount_nanos,
+                provider=method,
+                reference=payment_id,
+                actor=actor,
+                occurred_ms=self._unix_ms(),
+            )
+        )
+
+    async def correct(self, payer_id: str, amount_nanos: int, *, reason: str, actor: str, correction_id: str | None = None) -> Receipt:
+        """Either sign; the only way to set right what was booked wrongly. May leave a negative balance."""
+        if not 0 < abs(amount_nanos) <= BALANCE_NANOS_MAX or not reason:
+            raise UsageError("a correction has an amount other than nothing, and a reason")
+        return await self._book(
+            Grant(
+                id=correction_id or self._new_id(),
+                payer_id=payer_id,
+                event_type=EventType.CORRECTION,
+                amount_nanos=amount_nanos,
+                provider="correction",
+                actor=actor,
+                reason=reason,
+                occurred_ms=self._unix_ms(),
+            )
+        )
+
+    async def set_credit(self, payer_id: str, credit_nanos: int, *, actor: str, reason: str) -> Receipt:
+        """The line down to which an account may go below zero."""
+        if not 0 <= credit_nanos <= BALANCE_NANOS_MAX:
+            raise UsageError("a credit line is not negative, and at most what a balance can hold")
+        balance = await self._ledger.set_credit(payer_id, credit_nanos, actor=actor, reason=reason)
+        return await self._delivered(Granted(event_id="", fresh=True, balance=balance))
+
+    async def _book(self, grant: Grant) -> Receipt:
+        return await self._delivered(await self._ledger.grant(grant))
+
+    async def _delivered(self, granted: Granted) -> Receipt:
+        try:
+            delivered = await deliver(granted.balance, ledger=self._ledger, delivery=self._delivery, meter=self._meter)
+        except StoreError:
+            delivered = False  # redis_version stays behind: the sweep delivers it
+        return Receipt(event_id=granted.event_id, fresh=granted.fresh, balance=granted.balance, is_delivered=delivered)
+
+
+async def deliver(balance: Balance, *, ledger: Grants, delivery: Delivery, meter: Meter) -> bool:
+    """Bring a balance's version to Redis and remember that it is there. False: Redis lacks a payer that it had confirmed.
+
+    Such a payer is alarmed and left alone: what of its money was held or spent there is not known here (a rebuild finds out).
+    """
+    payer_id, version, total, credit = balance.payer_id, balance.version, balance.credited_total, balance.credit_nanos
+    there = balance.redis_version is None and await delivery.install_payer(
+        payer_id, version=version, total_nanos=total, available_nanos=balance.balance_nanos, credit_nanos=credit
+    )
+    if not there:
+        there = await delivery.credit(payer_id, version=version, total_nanos=total, credit_nanos=credit)
+    if not there:
+        meter.add(Series.MISSING_PAYERS)
+        return False
+    await ledger.confirm(payer_id, version)
+    meter.add(Series.DELIVERED_BALANCES)
+    return True

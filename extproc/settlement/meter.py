@@ -1,0 +1,40 @@
+"""What the settler counts. ``metrics`` binds it to Prometheus; here only the names are known."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Protocol
+
+
+class Series(StrEnum):
+    """Counters, except those that end in ``_ms`` or ``_shards``, which are gauges."""
+
+    POSTED_ENDINGS = "posted_endings"
+    POSTED_NOTES = "posted_notes"
+    REPEATED_EVENTS = "repeated_events"
+    ADJUSTS = "adjusts"
+    CONFLICTS = "conflicts"  # alarm
+    QUARANTINED = "quarantined"  # alarm
+    FENCE_VIOLATIONS = "fence_violations"  # alarm
+    OVERAGE_NANOS = "overage_nanos"  # alarm
+    LATE_LOSS_NANOS = "late_loss_nanos"
+    POST_FAILURES = "post_failures"
+    TRIM_FAILURES = "trim_failures"
+    REAP_FAILURES = "reap_failures"
+    SWEEP_FAILURES = "sweep_failures"
+    EXPIRED_HOLDS = "expired_holds"
+    DELIVERED_BALANCES = "delivered_balances"
+    DELIVERED_KEYS = "delivered_keys"
+    MISSING_PAYERS = "missing_payers"  # alarm: PostgreSQL says installed, Redis lacks it
+    POSTER_LAG_MS = "poster_lag_ms"
+    LED_SHARDS = "led_shards"
+
+
+class Meter(Protocol):
+    """Where figures go."""
+
+    def add(self, series: Series, amount: int = 1) -> None:
+        """A counter rises."""
+
+    def set(self, series: Series, value: int) -> None:
+        """A gauge stands at."""

@@ -1,0 +1,160 @@
+"""From the event streams of Redis into the ledger: one poster for all shards that this settler leads.
+
+Read from the committed cursors, post, trim up to what is committed – in that order, so that a poster killed anywhere goes on where the
+ledger says, and posts nothing twice. PostgreSQL away: wait; the streams keep. An event that the ledger can never book is found by halves
+and set aside whole, and the shard goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from extproc.errors import StoreError, StoreRejected
+from extproc.holds.port import EventStream, StreamEvent
+from extproc.ledger.port import START, Leadership, Posted, Posting, Postings
+from extproc.settlement.meter import Meter, Series
+from extproc.settlement.pace import Pace, keep_doing
+
+BLOCK_MS = 500  # a read waits so long for an event; a stop waits for it
+LEAD_CHECK_S = 5.0  # how soon a dead settler's shards are taken over
+SHARD_ROWS_MIN = 16  # of one shard in one read: below it a busy shard would cost a round trip an event
+DETAIL_MAX = 500
+
+
+class Poster:
+    """``step`` is one round; ``run`` repeats it until the pace is over."""
+
+    def __init__(
+        self,
+        *,
+        stream: EventStream,
+        ledger: Postings,
+        leadership: Leadership,
+        meter: Meter,
+        pace: Pace,
+        batch_rows: int = 1_000,
+        batch_wait_ms: int = 50,
+    ) -> None:
+        assert batch_rows > 0
+        self._stream = stream
+        self._ledger = ledger
+        self._leadership = leadership
+        self._meter = meter
+        self._pace = pace
+        self._batch_rows = batch_rows
+        self._batch_wait_s = batch_wait_ms / 1000
+        self._cursors: dict[int, str] = {}
+        self._checked_s: float | None = None
+        self._busy_shards = 0
+
+    async def run(self) -> None:
+        """Until the pace is over; leadership is given up at the end."""
+        try:
+            await keep_doing(self.step, pace=self._pace, meter=self._meter, failures=Series.POST_FAILURES)
+        finally:
+            await self._leadership.release()
+
+    async def step(self) -> float:
+        """One round; how long to rest. :class:`StoreError`: a store is away; nothing is lost, and the next round starts from the ledger."""
+        try:
+            await self._lead()
+            if not self._cursors:
+                return LEAD_CHECK_S
+            events = await self._stream.read(self._cursors, count=self._rows_a_shard(), block_ms=BLOCK_MS)
+            for start in range(0, len(events), self._batch_rows):
+                await self._post([_posting(event) for event in events[start : start + self._batch_rows]])
+        except BaseException:
+            # What is committed is the ledger's to say: ask it before reading on. And after an outage every shard has a backlog.
+            self._checked_s, self._cursors, self._busy_shards = None, {}, 0
+            raise
+        self._busy_shards = len({event.shard for event in events})
+        return 0 if len(events) >= self._batch_rows or not events else self._batch_wait_s
+
+    async def _lead(self) -> None:
+        """Now and then: which shards are ours, and from where those that are new are to be read."""
+        now_s = self._pace.monotonic_s()
+        if self._checked_s is not None and now_s - self._checked_s < LEAD_CHECK_S:
+            return
+        held = await self._leadership.held()
+        new = held - self._cursors.keys()
+        committed = {shard: cursor.stream_id for shard, cursor in (await self._ledger.cursors(sorted(new))).items()} if new else {}
+        self._cursors = {shard: cursor for shard, cursor in self._cursors.items() if shard in held} | committed
+        self._checked_s = now_s
+        self._meter.set(Series.LED_SHARDS, len(held))
+        await self._trim(committed)  # a poster killed between commit and trim left this to do
+
+    def _rows_a_shard(self) -> int:
+        """Fair among busy shards, and bounded together: a backlog of all shards must not fill the memory."""
+        busy = self._busy_shards or len(self._cursors)
+        return max(SHARD_ROWS_MIN, min(self._batch_rows, 2 * self._batch_rows // busy))
+
+    async def _post(self, postings: Sequence[Posting]) -> None:
+        try:
+            posted = await self._ledger.post(postings)
+        except StoreRejected as error:
+            await self._divide(postings, error)
+        except StoreError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must not stop a shard: it ends in quarantine, and that alarms
+            await self._divide(postings, error)
+        else:
+            await self._posted(posted, postings)
+
+    async def _divide(self, postings: Sequence[Posting], error: Exception) -> None:
+        """By halves, in order, down to the one that cannot be booked."""
+        if len(postings) > 1:
+            middle = len(postings) // 2
+            await self._post(postings[:middle])
+            await self._post(postings[middle:])
+            return
+        detail = f"{type(error).__name__}: {error}"[:DETAIL_MAX]
+        posted = await self._ledger.quarantine(postings[0], detail)
+        self._meter.add(Series.QUARANTINED)
+        await self._posted(posted, postings)
+
+    async def _posted(self, posted: Posted, postings: Sequence[Posting]) -> None:
+        figures = {
+            Series.POSTED_ENDINGS: posted.booked,
+            Series.POSTED_NOTES: posted.noted,
+            Series.REPEATED_EVENTS: posted.repeated,
+            Series.ADJUSTS: posted.adjusted,
+            Series.CONFLICTS: posted.conflicts,
+            Series.FENCE_VIOLATIONS: posted.violations,
+            Series.OVERAGE_NANOS: posted.overage_nanos,
+            Series.LATE_LOSS_NANOS: posted.loss_nanos,
+        }
+        for series, amount in figures.items():
+            if amount:
+                self._meter.add(series, amount)
+        oldest_ms = min((posting.occurred_ms for posting in postings), default=0)
+        self._meter.set(Series.POSTER_LAG_MS, max(0, self._pace.unix_ms() - oldest_ms))
+        self._cursors.update(posted.cursors)
+        await self._trim(posted.cursors)
+
+    async def _trim(self, cursors: Mapping[int, str]) -> None:
+        """Failures are counted only: the next trim of the shard does this one's work."""
+        wanted = [(shard, cursor) for shard, cursor in cursors.items() if cursor != START]
+        results = await asyncio.gather(*(self._stream.trim(shard, cursor) for shard, cursor in wanted), return_exceptions=True)
+        for result in results:
+            if isinstance(result, StoreError):
+                self._meter.add(Series.TRIM_FAILURES)
+            elif isinstance(result, BaseException):
+                raise result
+
+
+def _posting(event: StreamEvent) -> Posting:
+    return Posting(
+        shard=event.shard,
+        stream_id=event.stream_id,
+        kind=event.kind,
+        hold_id=event.hold_id,
+        payer_id=event.payer_id,
+        key_id=event.key_id,
+        charge_nanos=event.charge_nanos,
+        reserved_nanos=event.reserved_nanos,
+        epoch=event.epoch,
+        seq=event.seq,
+        occurred_ms=event.occurred_ms,
+        row=event.row,
+    )
