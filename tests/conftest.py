@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +13,24 @@ from urllib.parse import urlsplit
 import pytest
 
 from extproc.local import postgres as postgres_engine
+from extproc.local import simulator as simulator_engine
 from extproc.local import valkey as valkey_engine
 
 TEMPLATE = "extproc_template"
+
+PURE = Path(__file__).parent / "pure"
+
+
+@pytest.fixture(autouse=True)
+def _pure_tests_touch_no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if PURE not in request.path.parents:
+        return
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a pure test opened a connection")
+
+    for method in ("connect", "connect_ex", "bind"):
+        monkeypatch.setattr(socket.socket, method, refuse)
 
 
 @pytest.fixture(scope="session")
@@ -68,3 +84,11 @@ def database(postgres: postgres_engine.Postgres, database_template: str) -> Iter
     dsn = postgres.create_database(database_template)
     yield dsn
     postgres.drop_database(urlsplit(dsn).path.removeprefix("/"))
+
+
+@pytest.fixture(scope="session")
+def simulator(engine_directory: Path) -> Iterator[simulator_engine.Simulator]:
+    """A simulated vLLM that serves ``sim-model`` and ``other-model``, with built-in words for a vocabulary. Leave its defaults alone."""
+    server = simulator_engine.start(engine_directory / "simulator", models=["sim-model", "other-model"])
+    yield server
+    server.stop()

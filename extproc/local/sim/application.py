@@ -10,13 +10,11 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs
 
-import msgspec
-
 from extproc.local.sim.ask import Ask, Model, Refused, ask_of_chat, ask_of_completions, error_json, model_name, read_body
 from extproc.local.sim.chat import ChatShape
 from extproc.local.sim.completions import CompletionsShape
 from extproc.local.sim.delivery import Delivery, JsonDelivery, StreamDelivery
-from extproc.local.sim.http import Request, response
+from extproc.local.sim.http import Request, json_bytes, response
 from extproc.local.sim.metrics import metrics_text
 from extproc.local.sim.pace import Pace
 from extproc.local.sim.run import ENGINE_DEAD_MESSAGE, Run
@@ -47,7 +45,7 @@ class Simulator:
         self._left = asyncio.Event()
         # Ids are unique across simulators and cheap: a random beginning, then a count.
         self._ids = (f"{beginning}{number:016x}" for beginning in (secrets.token_hex(8),) for number in itertools.count(1))
-        self._model_json = {name: msgspec.json.encode(name) for name in model.names}
+        self._model_json = {name: json_bytes(name) for name in model.names}
         self._generating: dict[str, tuple[_Asker, _Shaper]] = {
             "/v1/chat/completions": (ask_of_chat, ChatShape),
             "/v1/completions": (ask_of_completions, CompletionsShape),
@@ -142,7 +140,7 @@ class Simulator:
             }
             for name in self._model.names
         ]
-        return response(200, msgspec.json.encode({"object": "list", "data": cards}))
+        return response(200, json_bytes({"object": "list", "data": cards}))
 
     def _health(self, _: Request) -> bytes:
         return response(self._health_status, b"")
@@ -162,7 +160,7 @@ class Simulator:
         else:
             tokens = self._text.encode(str(fields.get("prompt", "")))
         told = {"count": len(tokens), "max_model_len": self._model.context_tokens, "tokens": tokens, "token_strs": None}
-        return response(200, msgspec.json.encode(told))
+        return response(200, json_bytes(told))
 
     def _log(self, request: Request) -> bytes:
         query = parse_qs(request.query)
@@ -173,17 +171,17 @@ class Simulator:
         records = self._witness.since(since)
         following = records[-1].sequence if records else since
         shown = [record.as_json(with_body="body" in query) for record in records]
-        return response(200, msgspec.json.encode({"next": following, "requests": shown}))
+        return response(200, json_bytes({"next": following, "requests": shown}))
 
     def _requests(self, request: Request) -> bytes:
         records = self._witness.by_id(request.path.removeprefix("/sim/requests/"))
         if not records:
             raise Refused(404, "no such request", kind="NotFoundError")
-        return response(200, msgspec.json.encode({"requests": [record.as_json(with_body=True) for record in records]}))
+        return response(200, json_bytes({"requests": [record.as_json(with_body=True) for record in records]}))
 
     def _show_config(self, _: Request) -> bytes:
         defaults = {name: str(getattr(self._steerings.defaults, name)) for name in Steering.__slots__}
-        return response(200, msgspec.json.encode({**defaults, "health": self._health_status, "languages": self._text.languages}))
+        return response(200, json_bytes({**defaults, "health": self._health_status, "languages": self._text.languages}))
 
     def _configure(self, request: Request) -> bytes:
         """Values by header name without ``x-sim-``, and ``health``: the status of /health."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
+from extproc.local.sim.http import json_bytes
 from extproc.local.sim.steering import TOKENS_DEFAULT, Steering
 from extproc.local.sim.text import IMAGE_TOKENS, TOOLS_PREAMBLE_TOKENS, Text
 
@@ -40,7 +40,7 @@ class Refused(Exception):
 
 def error_json(status: int, message: str, *, kind: str, param: str | None = None) -> bytes:
     """The error object of vLLM."""
-    return msgspec.json.encode({"error": {"message": message, "type": kind, "param": param, "code": status}})
+    return json_bytes({"error": {"message": message, "type": kind, "param": param, "code": status}})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +78,8 @@ class Ask:
 def read_body(body: bytes) -> dict[str, Any]:
     """The JSON object; of doubled keys the last wins."""
     try:
-        fields = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        fields = json.loads(body)
+    except (ValueError, RecursionError) as error:
         raise Refused(400, f"[{{'type': 'json_invalid', 'msg': 'JSON decode error', 'ctx': {{'error': '{error}'}}}}]") from error
     if not isinstance(fields, dict):
         raise Refused(400, "[{'type': 'model_attributes_type', 'msg': 'Input should be a valid dictionary'}]")
@@ -94,7 +94,7 @@ def ask_of_chat(fields: dict[str, Any], model: Model, steering: Steering, text: 
     texts, images = _messages(messages)
     prompt = text.count_chat(texts) + images * IMAGE_TOKENS
     if tools := fields.get("tools"):
-        prompt += TOOLS_PREAMBLE_TOKENS + text.count(msgspec.json.encode(tools).decode())
+        prompt += TOOLS_PREAMBLE_TOKENS + text.count(json_bytes(tools).decode())
     limit = _integer(fields, "max_completion_tokens", least=1)
     if limit is None:
         limit = _integer(fields, "max_tokens", least=1)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 HEAD_BYTES_MAX = 262_144
 """Of request line and headers: above anything that Envoy forwards (60 KiB by default), so that the simulator never is the one to refuse."""
@@ -149,6 +151,11 @@ REASONS = {
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
 
 END_OF_CHUNKS = b"0\r\n\r\n"
+
+
+def json_bytes(value: Any) -> bytes:
+    """Compact JSON, characters as they are: as vLLM writes it."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def chunk(payload: bytes) -> bytes:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import time
 from collections import deque
 from dataclasses import replace
 from typing import Any, BinaryIO
 
-import msgspec
-
-from extproc.local.sim.http import Request, header_pairs
+from extproc.local.sim.http import Request, header_pairs, json_bytes
 from extproc.local.sim.run import Run
 
 RECORDS_MAX = 50_000
@@ -71,7 +70,7 @@ class Record:
             "delivered_tokens": self.delivered_tokens,
             "events": self.events,
             "finish_reason": run.finish_reason if run else None,
-            "usage": msgspec.json.decode(run.usage_sent) if run and run.usage_sent else None,
+            "usage": json.loads(run.usage_sent) if run and run.usage_sent else None,
             "status": self.status,
             "end": self.end,
             "arrived_s": self.arrived_s,
@@ -123,7 +122,7 @@ class Witness:
         self._ended_generated_tokens += record.generated_tokens
         self.ended[end] = self.ended.get(end, 0) + 1
         if self._log is not None:
-            self._log.write(msgspec.json.encode(record.as_json()) + b"\n")
+            self._log.write(json_bytes(record.as_json()) + b"\n")
             self._log.flush()
 
     @property
@@ -149,8 +148,8 @@ def _shown(body: bytes, *, with_body: bool) -> Any:
     if not body:
         return None
     try:
-        fields = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        fields = json.loads(body)
+    except (ValueError, RecursionError):
         return body.decode(errors="replace") if with_body else None
     if with_body or not isinstance(fields, dict):
         return fields if with_body else None
