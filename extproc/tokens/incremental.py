@@ -142,16 +142,14 @@ class Codec:
         middle = len(parts) // 2
         cuts = []
         for at in range(middle, max(middle - _TOKEN_CUTS_MAX, 0), -1):
-            if parts[at][0] & 0xC0 == 0x80:  # inside a character
-                continue
             front = b"".join(parts[:at]).decode("utf-8", "replace")
-            if not 0 < len(front) < len(piece) - 1 or not piece.startswith(front):
-                break  # the encoder replaces lone surrogates
-            cuts.append((at, len(front)))
+            # inside a character, or behind a lone surrogate (which the encoder replaces), the front is another text
+            if 0 < len(front) < len(piece) - 1 and piece.startswith(front):
+                cuts.append((at, len(front)))
         return cuts
 
     def _is_smooth(self, piece: str, cut: int) -> bool:
-        """The neighbours are of one kind: the pre-token on the right goes on as it would have."""
+        """The neighbours are of one kind: a single sign on the right would join the letters behind it, its pre-token would not."""
         before, here, after = map(_kind, piece[cut - 1 : cut + 2])
         return before == here == after and self._is_fresh(piece, cut)
 

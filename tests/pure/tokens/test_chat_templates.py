@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extproc.errors import ConfigError
-from extproc.tokens.chat import ROLE_BYTES_MAX, TEMPLATES, template_of
+from extproc.tokens.chat import ROLE_BYTES_MAX, TEMPLATES, Template, template_of
 from extproc.tokens.registry import BpeCounter, LoadedCounters
 
 SYSTEM = ("system", "You are a helpful assistant.")  # 6 tokens
@@ -82,6 +82,20 @@ def test_long_roles_are_counted_and_bound_as_contents(counters: LoadedCounters, 
     tokens = counter.count_chat([(role, content)])
     assert tokens >= counter.count(role)
     assert counter.bound_chat(len(role.encode()) + len(content.encode()), 1) >= tokens
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+@pytest.mark.parametrize("role", ["system", "user", "tool"])
+def test_frames_fit_their_bound(template: Template, role: str) -> None:
+    """Under a tokenizer with a token a byte. A system message comes first, or the template's own is added: never both."""
+
+    def count(text: str) -> int:
+        return len(text.encode())
+
+    content = "x" * 10
+    is_framed = role == "tool" and template.name.startswith("chatml")  # rendered without its own name
+    role_tokens = 0 if is_framed else count(role)
+    assert template.bound(1, role_tokens) + count(content) >= template.count(count, [(role, content)])
 
 
 def test_bounds_are_reached(counters: LoadedCounters) -> None:

@@ -129,6 +129,9 @@ def test_total_may_be_asked_at_any_time(counters: LoadedCounters, encodings: Map
         ("qwen3", "12345", 5),
         ("cl100k", "12345", 2),
         ("cl100k", "e\u0301", 2),
+        # 'VE is apart in capitals, too: THEY 'VE N
+        ("qwen3", "THEY'VEN", 5),
+        ("cl100k", "THEY'VEN", 5),
         # text that looks special is text
         ("qwen3", "<|im_end|>", 6),
         ("cl100k", "<|endoftext|>", 7),

@@ -26,6 +26,9 @@ HOSTILE = {
     "jamo": "\u1112\u1161\u11ab" * (LENGTH // 3),
     "mark": "\u0301" * LENGTH,
     "emoji": "😀" * LENGTH,
+    "contractions": "".join(_RANDOM.choice("''st") for _ in range(LENGTH)),
+    "bengali": "".join(_RANDOM.choice("\u09c7\u09cb") + _RANDOM.choice("\u09be\u09d7\u0995") for _ in range(LENGTH // 2)),
+    "devanagari": "".join(_RANDOM.choice("नमस्तेदुनियाक\u093c") for _ in range(LENGTH)),
 }
 
 
@@ -44,6 +47,16 @@ class Metered:
 
     def decode_tokens_bytes(self, tokens: Sequence[int]) -> list[bytes]:
         return self._encoder.decode_tokens_bytes(tokens)
+
+
+class Attempts(Codec):
+    """Counts the searches for a cut."""
+
+    attempts = 0
+
+    def head(self, text: str) -> tuple[int, int] | None:
+        self.attempts += 1
+        return super().head(text)
 
 
 @pytest.mark.parametrize("name", ["qwen3", "cl100k"])
@@ -87,6 +100,14 @@ def test_blanks_that_make_the_encoder_panic(encodings: Mapping[str, tiktoken.Enc
     running = RunningCount(codec)
     running.feed(text)
     assert codec.count(text) == running.total() == 1_200
+
+
+def test_a_tail_that_cannot_be_cut_is_not_searched_for_every_piece(encodings: Mapping[str, tiktoken.Encoding]) -> None:
+    codec = Attempts(encodings["cl100k"], nfc=False)
+    running = RunningCount(codec)
+    for _ in range(LENGTH // 4):
+        running.feed("aaaa")
+    assert codec.attempts <= 2 * LENGTH // TAIL_GROWTH
 
 
 def test_a_normal_tail_is_short(encodings: Mapping[str, tiktoken.Encoding]) -> None:
