@@ -169,6 +169,7 @@ class Metrics:
         self._ends = counter("extproc_end_reason_total", "Exchanges by the reason of their end.", "reason")
         self._ending = counter("extproc_hold_endings_total", "Endings sent to the store, by what they found.", "result")
         self._faults = counter("extproc_store_failures_total", "Calls of a store that failed or whose outcome is unknown.", "store")
+        self._settlement = counter("extproc_settlement_events_total", "What the settler did, by what it was.", "event")
         self._expired = Counter("extproc_holds_expired_total", "Holds that the reaper ended.", registry=registry)
         self._fail_open = Counter("extproc_fail_open_total", "Requests let through unheld while stores were away.", registry=registry)
         self._illegal = Counter("extproc_illegal_events_total", "Events that the table of the exchange has no row for.", registry=registry)
@@ -187,6 +188,7 @@ class Metrics:
         self._open_holds = gauge("extproc_holds_open", "Holds that have not ended.", "livemax")
         self._oldest = gauge("extproc_hold_oldest_age_seconds", "Age of the oldest hold that has not ended.", "livemax")
         self._lag = gauge("extproc_settlement_lag_seconds", "Age of the oldest ending that the ledger does not have.", "livemax")
+        self._led = gauge("extproc_settlement_shards_led", "Shards that settlers post.")
         self._drift = gauge("extproc_ledger_drift_nanos", "Balances against entries: anything but 0 is an alarm.", "livemax")
         self._outbox = gauge("extproc_outbox_rows", "Endings that PostgreSQL has not confirmed.")
         self._reloaded = gauge(
@@ -275,11 +277,21 @@ class Metrics:
     def illegal_event(self) -> None:
         self._illegal.inc()
 
-    def posted(self, count: int, *, lag_s: float) -> None:
-        """The ledger has ``count`` more endings; the oldest that it does not have is ``lag_s`` old."""
-        if count:
-            self._posted.inc(count)
+    def posted(self, count: int) -> None:
+        """The ledger has ``count`` more endings."""
+        self._posted.inc(count)
+
+    def settlement_lag(self, lag_s: float) -> None:
+        """The oldest ending that the ledger did not have a moment ago is ``lag_s`` old."""
         self._lag.set(lag_s)
+
+    def shards_led(self, count: int) -> None:
+        """This settler posts so many shards."""
+        self._led.set(count)
+
+    def settlement(self, what: str, count: int = 1) -> None:
+        """Something that the settler counts (``settlement.meter.Series``)."""
+        self._settlement[what].inc(count)
 
     def conflicts(self, count: int = 1) -> None:
         self._conflicts.inc(count)

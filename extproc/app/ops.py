@@ -19,9 +19,7 @@ REQUEST_S_MAX = 5  # a client that sends nothing is let go
 class Ops:
     """An HTTP server in a thread of the supervisor."""
 
-    def __init__(
-        self, settings: Settings, *, metrics_dir: Path, is_ready: Callable[[], bool], pids: Callable[[], dict[str, int]]
-    ) -> None:
+    def __init__(self, settings: Settings, *, metrics_dir: Path, is_ready: Callable[[], bool], pids: Callable[[], dict[str, int]]) -> None:
         host, _, port = settings.listen.ops_address.rpartition(":")
         self._pages: dict[str, Callable[[], tuple[int, str, bytes]]] = {
             "/metrics": lambda: (200, metrics.CONTENT_TYPE, metrics.render_merged(metrics_dir)),
@@ -32,7 +30,9 @@ class Ops:
         try:
             self._server = ThreadingHTTPServer((host.strip("[]"), int(port)), self._handler())
         except OSError as error:
-            raise UsageError(f"cannot listen on ops_address {settings.listen.ops_address}: {error.strerror}; is another one running?") from error
+            raise UsageError(
+                f"cannot listen on ops_address {settings.listen.ops_address}: {error.strerror}; is another one running?"
+            ) from error
         self._thread = threading.Thread(target=self._server.serve_forever, name="ops", daemon=True)
 
     def start(self) -> None:
@@ -53,7 +53,7 @@ class Ops:
             server_version = "extproc"
             sys_version = ""
 
-            def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
+            def do_GET(self) -> None:
                 page = pages.get(self.path.partition("?")[0])
                 status, content_type, body = page() if page else (404, "text/plain", b"not found\n")
                 self.send_response(status)

@@ -32,7 +32,7 @@ class Child:
     slot: int
     heartbeat_fd: int
     stop: asyncio.Event
-    hang_ups: list[Callable[[], None]]
+    hang_ups: list[Callable[[], object]]
 
     async def beat(self) -> None:
         """Tell the supervisor that this loop runs; the first time: that we are ready. Ends when nobody listens any more."""

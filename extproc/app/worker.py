@@ -33,7 +33,8 @@ async def main(settings: Settings, child: Child) -> None:
     gc.freeze()
     gc.set_threshold(GC_YOUNG, 20, 50)
     worker.health.serve()
-    child.hang_ups.append(worker.reload)
+    loop = asyncio.get_running_loop()
+    child.hang_ups.append(lambda: loop.run_in_executor(None, worker.reload))
     tasks = [asyncio.create_task(job) for job in (child.beat(), _watch(worker), _ticks(worker, settings.holds.beat_s))]
     for task in tasks:
         task.add_done_callback(_complain)

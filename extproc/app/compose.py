@@ -1,0 +1,250 @@
+"""The only place that names concrete adapters: settings in, working parts out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from extproc import metrics
+from extproc.accounts.directory import Directory, KeyStore
+from extproc.accounts.registry import Registry
+from extproc.catalog.load import load_catalog
+from extproc.catalog.model import Catalog
+from extproc.catalog.watch import CatalogWatch
+from extproc.edge.closing import Announced, Closing
+from extproc.edge.driver import Beats, Driver, Gate, Threads
+from extproc.edge.health import Health
+from extproc.edge.transport.grpcio import GrpcioTransport
+from extproc.edge.transport.port import Call, Handler, Listen, TlsFiles, Transport
+from extproc.errors import ConfigError
+from extproc.exchange.policy import Policy
+from extproc.holds.redis import RedisHolds
+from extproc.holds.stream import RedisEventStream
+from extproc.ledger.postgres import PostgresLedger
+from extproc.money.hold import uuid7
+from extproc.settings import Settings, load_settings
+from extproc.settlement.deposit import Deposits
+from extproc.settlement.meter import Meter, Series
+from extproc.stores.pipeline import Pipeline
+from extproc.stores.postgres import Database
+from extproc.stores.shards import shard_of
+from extproc.tokens.registry import LoadedCounters, load_counters
+from extproc.tokens.vocabulary import TOKENIZERS
+
+log = logging.getLogger(__name__)
+
+COUNT_THREADS = 2  # tiktoken releases the GIL; more threads would only stand in each other's way
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stores:
+    """Redis and PostgreSQL with everything that speaks to them."""
+
+    database: Database
+    pipeline: Pipeline
+    holds: RedisHolds
+    stream: RedisEventStream
+    ledger: PostgresLedger
+    directory: Directory
+    registry: Registry
+    deposits: Deposits
+
+    async def close(self) -> None:
+        """Give connections back."""
+        await self.directory.close()
+        await self.pipeline.close()
+        await self.database.close()
+
+
+class Unmetered:
+    """Where the figures of a single command go."""
+
+    def add(self, series: Series, amount: int = 1) -> None:
+        """Nobody scrapes a command."""
+
+    def set(self, series: Series, value: int) -> None:
+        """Nobody scrapes a command."""
+
+
+async def open_stores(settings: Settings, *, application: str, meter: Meter | None = None) -> Stores:
+    """Connect. Neither server has to be there yet: what needs it says so when it is asked."""
+    database = Database(
+        settings.postgres.dsn,
+        pool_max=settings.postgres.pool_max,
+        statement_timeout_ms=settings.postgres.statement_timeout_ms,
+        password=settings.postgres.password,
+        application=f"extproc {application}",
+    )
+    pipeline = Pipeline(
+        settings.redis.url,
+        timeout_ms=settings.redis.timeout_ms,
+        pipeline_max=settings.redis.pipeline_max,
+        password=settings.redis.password,
+    )
+    holds = RedisHolds(pipeline, lease_ms=settings.holds.lease_s * 1_000)
+    keys = KeyStore(database, pipeline, holds, unix_ms=unix_ms)
+    ledger = PostgresLedger(database)
+    await database.open()
+    await pipeline.open()
+    return Stores(
+        database=database,
+        pipeline=pipeline,
+        holds=holds,
+        stream=RedisEventStream(pipeline),
+        ledger=ledger,
+        directory=Directory(
+            keys,
+            monotonic_s=time.monotonic,
+            known_ttl_s=settings.identity.cache_ttl_s,
+            unknown_ttl_s=settings.identity.negative_cache_ttl_s,
+        ),
+        registry=Registry(keys, holds, new_id=new_id),
+        deposits=Deposits(ledger=ledger, delivery=holds, meter=meter or Unmetered(), new_id=new_id, unix_ms=unix_ms),
+    )
+
+
+@asynccontextmanager
+async def office(settings: Settings) -> AsyncIterator[Stores]:
+    """The stores for one command of an operator."""
+    stores = await open_stores(settings, application="cli")
+    try:
+        yield stores
+    finally:
+        await stores.close()
+
+
+class LiveCatalog:
+    """The catalog file, watched, with the tokenizers that it needs: a new catalog is in force only when its vocabularies are loaded."""
+
+    def __init__(self, path: Path, meter: metrics.Metrics) -> None:
+        self._metrics = meter
+        self._lock = threading.Lock()
+        self.counters: LoadedCounters = load_counters(())
+        self._watch = CatalogWatch(path, self, load=self._load)
+        self.catalog_loaded(self._watch.current)
+
+    @property
+    def current(self) -> Catalog:
+        return self._watch.current
+
+    def poll(self) -> None:
+        """Look at the file. Blocks while a vocabulary is loaded: call it in a thread."""
+        self._watch.poll()
+
+    def reload(self) -> None:
+        """Read the file again, changed or not. Blocks likewise."""
+        self._watch.reload()
+
+    def catalog_loaded(self, catalog: Catalog) -> None:
+        """A good file is in force."""
+        self._metrics.known_models({model.name for model in catalog.models.values()})
+        self._metrics.catalog_in_force(catalog.version)
+
+    def catalog_refused(self, error: ConfigError) -> None:
+        """A bad file: the last good one stays."""
+        log.error("the catalog was not reloaded: %s", error)
+        self._metrics.catalog_refused()
+
+    def _load(self, path: Path) -> Catalog:
+        catalog = load_catalog(path, vocabularies=TOKENIZERS)
+        with self._lock:
+            self.counters = self.counters.including({model.tokenizer for model in catalog.models.values()})
+        return catalog
+
+
+class LivePolicy:
+    """Section ``policy`` of the settings; SIGHUP reads it again, a bad file changes nothing."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._file = settings.file
+        self.current: Policy = settings.policy.policy()
+
+    def reload(self, environ: Mapping[str, str]) -> None:
+        """Take the policy of the file as it is now; everything else in it needs a restart."""
+        try:
+            self.current = load_settings(self._file, environ).policy.policy()
+        except ConfigError as error:
+            log.error("the settings were not reloaded: %s", error)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateWorker:
+    """Everything of one gate worker."""
+
+    gate: Gate
+    transport: Transport
+    health: Health
+    stores: Stores
+    catalog: LiveCatalog
+    policy: LivePolicy
+    threads: ThreadPoolExecutor
+
+    def reload(self) -> None:
+        """Catalog and policy as their files are now. Blocks: call it in a thread."""
+        self.catalog.reload()
+        self.policy.reload(os.environ)
+
+    async def close(self) -> None:
+        """After the transport has stopped and the endings are acknowledged."""
+        await self.stores.close()
+        self.threads.shutdown(wait=False, cancel_futures=True)
+
+
+async def gate_worker(settings: Settings, slot: int) -> GateWorker:
+    """Adapters, catalog and vocabularies of worker ``slot``; nothing listens yet."""
+    meter = metrics.Metrics(metrics.registry())
+    catalog = await asyncio.to_thread(LiveCatalog, settings.catalog.file, meter)
+    policy = LivePolicy(settings)
+    stores = await open_stores(settings, application=f"gate-{slot}")
+    threads = ThreadPoolExecutor(COUNT_THREADS, thread_name_prefix="count")
+    gate = Gate(
+        directory=stores.directory,
+        holds=stores.holds,
+        closing=Closing(stores.holds, meter),
+        announced=Announced(shard_of),
+        catalog=lambda: catalog.current,
+        policy=lambda: policy.current,
+        bounds=settings.bounds(),
+        counters=lambda: catalog.counters,
+        metrics=meter,
+        threads=Threads(threads),
+        open=set(),
+        beats=Beats(stores.holds, meter),
+        random=random.Random(),  # noqa: S311 - ids must be unique, not secret
+    )
+
+    def handler(call: Call) -> Handler:
+        return Driver(gate, call)
+
+    health = Health()
+    transport = GrpcioTransport(_listen(settings, slot), handler, health)
+    return GateWorker(gate=gate, transport=transport, health=health, stores=stores, catalog=catalog, policy=policy, threads=threads)
+
+
+def _listen(settings: Settings, slot: int) -> Listen:
+    tls = settings.listen.tls
+    return Listen(
+        address=settings.listen.address_of(slot),
+        socket_mode=settings.listen.socket_mode,
+        streams_max=settings.listen.max_open_exchanges,
+        tls=TlsFiles(cert_file=str(tls.cert_file), key_file=str(tls.key_file), client_ca_file=str(tls.client_ca_file)) if tls else None,
+    )
+
+
+def unix_ms() -> int:
+    """The wall clock."""
+    return time.time_ns() // 1_000_000
+
+
+def new_id() -> str:
+    """A fresh UUIDv7."""
+    return uuid7(unix_ms=unix_ms(), random_bits=random.getrandbits(74))

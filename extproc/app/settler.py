@@ -1,0 +1,88 @@
+"""The settler: endings into the ledger, leases that ran out, deliveries into Redis. As many as you like may run; one leads each shard.
+
+It needs neither Envoy nor the gate workers, and they do not need it to serve: while it is away events wait in their streams.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from extproc import metrics
+from extproc.app.compose import open_stores, unix_ms
+from extproc.app.process import Child, run
+from extproc.errors import ExtprocError
+from extproc.ledger.leadership import PostgresLeadership
+from extproc.settings import Settings
+from extproc.settlement.meter import Series
+from extproc.settlement.pace import Pace
+from extproc.settlement.poster import Poster
+from extproc.settlement.reaper import Reaper
+from extproc.settlement.sweep import Sweep
+from extproc.stores.shards import SHARDS
+
+log = logging.getLogger(__name__)
+
+ALARMS = frozenset({Series.CONFLICTS, Series.QUARANTINED, Series.FENCE_VIOLATIONS, Series.MISSING_PAYERS, Series.OVERAGE_NANOS})
+
+
+class SettlerMeter:
+    """The settlement's figures as series of Prometheus; alarms are logged as well."""
+
+    def __init__(self, meter: metrics.Metrics) -> None:
+        self._metrics = meter
+
+    def add(self, series: Series, amount: int = 1) -> None:
+        """A counter rises."""
+        self._metrics.settlement(series.value, amount)
+        if series is Series.EXPIRED_HOLDS:
+            self._metrics.holds_expired(amount)
+        elif series is Series.POSTED_ENDINGS:
+            self._metrics.posted(amount)
+        elif series is Series.CONFLICTS:
+            self._metrics.conflicts(amount)
+        if series in ALARMS:
+            log.error("alarm: %s rose by %d", series.value, amount)
+
+    def set(self, series: Series, value: int) -> None:
+        """A gauge stands at."""
+        if series is Series.POSTER_LAG_MS:
+            self._metrics.settlement_lag(value / 1_000)
+        elif series is Series.LED_SHARDS:
+            self._metrics.shards_led(value)
+
+
+async def main(settings: Settings, child: Child) -> None:
+    """Until SIGTERM. A loop that fails for no store's fault ends the process: the supervisor starts another one."""
+    meter = SettlerMeter(metrics.Metrics(metrics.registry()))
+    stores = await open_stores(settings, application="settler", meter=meter)
+    pace = Pace(child.stop, monotonic_s=time.monotonic, unix_ms=unix_ms)
+    poster = Poster(
+        stream=stores.stream,
+        ledger=stores.ledger,
+        leadership=PostgresLeadership(stores.database, range(SHARDS)),
+        meter=meter,
+        pace=pace,
+        batch_rows=settings.settler.batch_rows,
+        batch_wait_ms=settings.settler.batch_wait_ms,
+    )
+    reaper = Reaper(holds=stores.holds, shards=SHARDS, meter=meter, pace=pace, reap_every_s=settings.holds.reap_every_s)
+    sweep = Sweep(
+        ledger=stores.ledger, registry=stores.registry, delivery=stores.holds, housekeep=stores.ledger.housekeep, meter=meter, pace=pace
+    )
+    beat = asyncio.create_task(child.beat())
+    loops = [asyncio.create_task(part.run()) for part in (poster, reaper, sweep)]
+    done, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_EXCEPTION)
+    beat.cancel()
+    for loop in loops:
+        loop.cancel()
+    await asyncio.gather(*loops, return_exceptions=True)
+    await stores.close()
+    failed = [loop.exception() for loop in done if not loop.cancelled() and loop.exception() is not None]
+    if failed:
+        raise ExtprocError(f"the settler failed: {failed[0]!r}") from failed[0]
+
+
+if __name__ == "__main__":
+    run("settler", main)
