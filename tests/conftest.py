@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import socket
 import tempfile
@@ -69,12 +68,10 @@ def redis_url(valkey: valkey_engine.Valkey) -> str:
 
 @pytest.fixture(scope="session")
 def database_template(postgres: postgres_engine.Postgres) -> str:
-    """Name of a database with the schema; an empty one as long as there are no migrations."""
-    dsn = postgres.create_database(name=TEMPLATE)
-    if importlib.util.find_spec("extproc.stores.migrations") is not None:
-        from extproc.stores import migrations  # noqa: PLC0415
+    """Name of a database with the schema."""
+    from extproc.stores import migrations  # noqa: PLC0415 - pure tests must not load it
 
-        migrations.migrate(dsn)
+    migrations.migrate(postgres.create_database(name=TEMPLATE))
     return TEMPLATE
 
 
