@@ -1,0 +1,90 @@
+"""Faults that files alone show: ``extproc.yaml``, ``models.yaml`` and Envoy's files, read together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+
+from extproc.catalog.load import load_catalog
+from extproc.catalog.model import Catalog
+from extproc.checks.finding import Finding, findings_of
+from extproc.checks.static import managers, routes, sidecar
+from extproc.checks.static.world import Findings, World, warning
+from extproc.errors import ConfigError
+from extproc.settings import Settings
+from extproc.yamlfile import Node, read
+
+CHECKS: tuple[Callable[[World], Findings], ...] = (
+    managers.ext_proc_missing,
+    managers.path_flags,
+    managers.client_address,
+    managers.early_headers,
+    managers.upload_timeout,
+    managers.buffer_limit,
+    managers.local_replies,
+    managers.decompressor,
+    managers.key_in_log,
+    sidecar.processing_mode,
+    sidecar.fails_open,
+    sidecar.deadlines,
+    sidecar.sidecar_cluster,
+    sidecar.sidecar_breakers,
+    sidecar.sidecar_health,
+    sidecar.sidecar_workers,
+    sidecar.backend_breakers,
+    sidecar.lonely_outlier,
+    routes.model_without_route,
+    routes.route_without_model,
+    routes.route_without_ext_proc,
+    routes.route_without_match_on_model,
+    routes.last_route_not_404,
+    routes.unsafe_retry,
+    routes.mirror_or_hedge,
+    routes.upgrade_or_redirect,
+    routes.route_timeout,
+    routes.idle_timeout,
+    routes.route_to_nowhere,
+)
+
+
+def run_static(settings: Settings, *, vocabularies: Collection[str] | None = None) -> list[Finding]:
+    """Every finding, in the order of files and lines. ``vocabularies`` as in :func:`~extproc.catalog.load.load_catalog`."""
+    findings: list[Finding] = []
+    catalog, catalog_file = _catalog(settings.catalog.file, vocabularies, findings)
+    envoy = tuple(node for path in settings.catalog.envoy_files for node in _envoy_file(path, findings))
+    world = World(settings=settings, catalog=catalog, catalog_file=catalog_file, envoy=envoy)
+    findings += _modes(world)
+    if envoy:
+        findings += [finding for check in CHECKS for finding in check(world)]
+    return sorted(findings, key=lambda finding: (finding.file, finding.line))
+
+
+def _catalog(path: Path, vocabularies: Collection[str] | None, findings: list[Finding]) -> tuple[Catalog | None, Node | None]:
+    try:
+        return load_catalog(path, vocabularies=vocabularies), read(path)
+    except ConfigError as error:
+        findings += findings_of(error, check="catalog")
+        return None, None
+
+
+def _envoy_file(path: Path, findings: list[Finding]) -> list[Node]:
+    try:
+        return [read(path)]
+    except ConfigError as error:
+        findings += findings_of(error, check="envoy_files")
+        return []
+
+
+def _modes(world: World) -> Iterator[Finding]:
+    """Settings that are right for a trial and wrong for a business."""
+    policy, file = world.settings.policy, world.settings.file
+    place = Node(value=None, file=str(file) if file else "(defaults)", line=_line(world.settings, "policy", "shadow"))
+    if policy.shadow:
+        yield warning(
+            "shadow", place, "policy.shadow: nothing is refused and nothing is charged", "shadow: false, once the figures are right"
+        )
+
+
+def _line(settings: Settings, *path: str) -> int:
+    found = read(settings.file).get(*path) if settings.file else None
+    return found.line if found else 0
