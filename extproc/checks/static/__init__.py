@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from extproc.catalog.load import load_catalog
 from extproc.catalog.model import Catalog
 from extproc.checks.finding import Finding, findings_of
 from extproc.checks.static import managers, routes, sidecar
-from extproc.checks.static.world import Findings, World, warning
+from extproc.checks.static.modes import unheeded
+from extproc.checks.static.world import Findings, World
 from extproc.errors import ConfigError
 from extproc.settings import Settings
 from extproc.yamlfile import Node, read
@@ -53,7 +54,7 @@ def run_static(settings: Settings, *, vocabularies: Collection[str] | None = Non
     catalog, catalog_file = _catalog(settings.catalog.file, vocabularies, findings)
     envoy = tuple(node for path in settings.catalog.envoy_files for node in _envoy_file(path, findings))
     world = World(settings=settings, catalog=catalog, catalog_file=catalog_file, envoy=envoy)
-    findings += _modes(world)
+    findings += unheeded(settings)
     if envoy:
         findings += [finding for check in CHECKS for finding in check(world)]
     return sorted(findings, key=lambda finding: (finding.file, finding.line))
@@ -73,18 +74,3 @@ def _envoy_file(path: Path, findings: list[Finding]) -> list[Node]:
     except ConfigError as error:
         findings += findings_of(error, check="envoy_files")
         return []
-
-
-def _modes(world: World) -> Iterator[Finding]:
-    """Settings that are right for a trial and wrong for a business."""
-    policy, file = world.settings.policy, world.settings.file
-    place = Node(value=None, file=str(file) if file else "(defaults)", line=_line(world.settings, "policy", "shadow"))
-    if policy.shadow:
-        yield warning(
-            "shadow", place, "policy.shadow: nothing is refused and nothing is charged", "shadow: false, once the figures are right"
-        )
-
-
-def _line(settings: Settings, *path: str) -> int:
-    found = read(settings.file).get(*path) if settings.file else None
-    return found.line if found else 0

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from extproc.checks.finding import Finding
+from extproc.checks.finding import Finding, Severity
 from extproc.checks.render import render_text
 from extproc.checks.static import CHECKS, run_static
+from extproc.checks.static.modes import UNHEEDED
 from extproc.settings import load_settings
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -185,7 +186,6 @@ def test_the_sidecar_in_a_cds_file(shipped):
         ("redis: {timeout_ms: 2_000}", "deadlines", "4000 ms"),
         ("listen: {max_open_exchanges: 200_000}", "sidecar_breakers", "listen.max_open_exchanges (200000)"),
         ("listen: {workers: 3}", "sidecar_workers", "2 endpoints for listen.workers: 3"),
-        ("policy: {shadow: true}", "shadow", "nothing is charged"),
     ],
 )
 def test_settings_that_do_not_fit_envoy(shipped, settings, check, part):
@@ -194,6 +194,34 @@ def test_settings_that_do_not_fit_envoy(shipped, settings, check, part):
     findings = shipped.new_findings()
     assert {finding.check for finding in findings} == {check}
     assert all(part in finding.what for finding in findings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "key", "severity"),
+    [
+        ("policy: {shadow: true}", "policy.shadow", Severity.ERROR),
+        ("policy: {trust_factor: 100}", "policy.trust_factor", Severity.ERROR),
+        ("policy: {stores_away: {credit: '5'}}", "policy.stores_away", Severity.ERROR),
+        ("identity: {client_ip: xff:1}", "identity.client_ip", Severity.ERROR),
+        ("identity: {key_header: x-key}", "identity.key_header", Severity.ERROR),
+        ("listen: {transport: lean}", "listen.transport", Severity.WARNING),
+        ("access_log: {file: access.jsonl}", "access_log.file", Severity.WARNING),
+    ],
+)
+def test_settings_without_effect_are_said_to_be(shipped, settings, key, severity):
+    with (shipped.directory / "extproc.yaml").open("a") as file:
+        file.write(settings + "\n")
+    [finding] = shipped.new_findings()
+    assert (finding.check, finding.what, finding.severity) == ("unheeded", f"{key} has no effect in this version", severity)
+    assert (Path(finding.file).name, finding.line) == ("extproc.yaml", 2)
+
+
+@pytest.mark.parametrize("row", UNHEEDED, ids=[f"{row.section}.{row.key}" for row in UNHEEDED])
+def test_settings_without_effect_are_really_used_nowhere(row):
+    """If this fails, the feature has come: take its row out of UNHEEDED."""
+    not_users = {"settings.py", "policy.py", "modes.py"}
+    users = [path for path in (ROOT / "extproc").rglob("*.py") if path.name not in not_users and row.used_as in path.read_text()]
+    assert users == []
 
 
 def test_a_route_on_an_alias_says_so(shipped):
