@@ -286,7 +286,7 @@ class Metrics:
         self._lag.set(lag_s)
 
     def shards_led(self, count: int) -> None:
-        """This settler posts so many shards."""
+        """So many shards are posted by this settler."""
         self._led.set(count)
 
     def settlement(self, what: str, count: int = 1) -> None:

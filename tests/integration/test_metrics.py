@@ -151,7 +151,9 @@ def test_no_caller_can_grow_a_label_set(made):
     by_name: dict[str, set[str]] = {}
     for name, value in page.labels():
         by_name.setdefault(name, set()).add(value)
-    assert max(len(values) for name, values in by_name.items() if name != "hash") <= metrics.VALUES_MAX + 2  # "other", and "stop" of the ends
+    assert (
+        max(len(values) for name, values in by_name.items() if name != "hash") <= metrics.VALUES_MAX + 2
+    )  # "other", and "stop" of the ends
     assert len(by_name["hash"]) <= metrics.HASHES_MAX + 1
     assert by_name["model"] == {"unknown"}
     assert page.value("extproc_rejected_total", reason="other") == 9 * metrics.VALUES_MAX

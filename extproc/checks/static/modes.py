@@ -24,7 +24,7 @@ class Unheeded(NamedTuple):
 UNHEEDED = (
     Unheeded("policy", "shadow", Severity.ERROR, lambda given: given.policy.shadow, "policy.shadow"),
     Unheeded("policy", "trust_factor", Severity.ERROR, lambda given: given.policy.trust_factor is not None, ".trust_factor"),
-    Unheeded("policy", "stores_away", Severity.ERROR, lambda given: given.policy.stores_away_credit_nanos is not None, ".stores_away_credit_nanos"),
+    Unheeded("policy", "stores_away", Severity.ERROR, lambda given: bool(given.policy.stores_away_credit_nanos), "stores_away_credit"),
     Unheeded("identity", "client_ip", Severity.ERROR, lambda given: given.identity.client_ip != "source", "identity.client_ip"),
     Unheeded("identity", "key_header", Severity.ERROR, lambda given: given.identity.key_header != "authorization", ".key_header"),
     Unheeded("listen", "transport", Severity.WARNING, lambda given: given.listen.transport == "lean", "listen.transport"),
