@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from extproc.errors import StoreRefused, UsageError
 from extproc.ledger import entries as book
@@ -287,11 +289,12 @@ class PostgresLedger:
         """
         params: dict[str, object] = {"payer": payer_id, "limit": min(limit, PAGE_MAX)}
         if after is None:
-            return await self._database.fetch(self._queries["newest_requests"], params)
+            return _plain(await self._database.fetch(self._queries["newest_requests"], params))
         moment, _, last_id = after.partition(" ")
         if not is_uuid(last_id):
             raise UsageError(f"{after!r} is not the cursor of a request")
-        return await self._database.fetch(self._queries["requests_posted_after"], {**params, "moment": moment, "id": last_id})
+        rows = await self._database.fetch(self._queries["requests_posted_after"], {**params, "moment": moment, "id": last_id})
+        return _plain(rows)
 
     async def explain(self, name: str) -> Explanation | None:
         """By hold id or by Envoy's request id. ``None``: the ledger has no such request (yet)."""
@@ -304,7 +307,7 @@ class PostgresLedger:
             ids = [event["id"] for event in events]
             lines = await transaction.fetch(self._queries["entries_of_events"], {"ids": ids}) if ids else []
         price = prices[0]["price"] if prices else None
-        return Explanation(request=request, price=price, events=tuple(events), entries=tuple(lines))
+        return Explanation(request=_plain([request])[0], price=price, events=tuple(_plain(events)), entries=tuple(_plain(lines)))
 
     async def _find_request(self, transaction: Transaction, name: str) -> Row | None:
         rows: list[Row] = []
@@ -324,6 +327,17 @@ class PostgresLedger:
             rows = await transaction.fetch(self._queries["make_partitions"], {"months": MONTHS_AHEAD})
             await transaction.fetch(self._queries["forget_refusal_windows"])
         return int(rows[0]["made"])
+
+
+def _plain(rows: Sequence[Row]) -> list[Row]:
+    """Ids and times as text (ISO 8601, UTC): values that JSON and a terminal take as they are."""
+    return [{name: _plain_value(value) for name, value in row.items()} for row in rows]
+
+
+def _plain_value(value: object) -> object:
+    if isinstance(value, UUID):
+        return str(value)
+    return value.isoformat(timespec="milliseconds") if isinstance(value, datetime) else value
 
 
 def _positions(cursors: Mapping[int, Cursor]) -> dict[int, str]:

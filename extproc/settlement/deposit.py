@@ -12,7 +12,7 @@ from extproc.errors import StoreError, UsageError
 from extproc.holds.port import Delivery
 from extproc.ledger.port import Balance, EventType, Grant, Granted, Grants
 from extproc.money.amount import BALANCE_NANOS_MAX
-from extproc.settlement.meter import Meter, Series
+from extproc.settlement.meter import UNMETERED, Meter, Series
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +28,15 @@ class Receipt:
 class Deposits:
     """``new_id`` makes UUIDv7s, ``unix_ms`` tells the time."""
 
-    def __init__(self, *, ledger: Grants, delivery: Delivery, meter: Meter, new_id: Callable[[], str], unix_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        ledger: Grants,
+        delivery: Delivery,
+        *,
+        new_id: Callable[[], str],
+        unix_ms: Callable[[], int],
+        meter: Meter = UNMETERED,
+    ) -> None:
         self._ledger = ledger
         self._delivery = delivery
         self._meter = meter

@@ -38,3 +38,16 @@ class Meter(Protocol):
 
     def set(self, series: Series, value: int) -> None:
         """A gauge stands at."""
+
+
+class Unmetered:
+    """For a command of an operator, which nobody scrapes: its answer says what happened."""
+
+    def add(self, series: Series, amount: int = 1) -> None:
+        """Nothing."""
+
+    def set(self, series: Series, value: int) -> None:
+        """Nothing."""
+
+
+UNMETERED = Unmetered()
