@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -98,6 +99,9 @@ async def serve(options: argparse.Namespace, log: BinaryIO | None) -> None:
 def main(argv: list[str]) -> None:
     """Serve until a signal ends it."""
     options = arguments(argv)
+    # Ten thousand streams are ten thousand descriptors; the usual soft limit is 1,024.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     if options.log is None:
         uvloop.run(serve(options, None))
         return

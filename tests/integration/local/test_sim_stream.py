@@ -263,7 +263,7 @@ def test_a_client_that_leaves_stops_the_generation(simulator, connect, until, st
     request_id = next(ids)
     leaving = connect()
     fields = chat(max_tokens=500, ignore_eos=True, stream=stream)
-    leaving.send("/v1/chat/completions", fields, x_request_id=request_id, x_sim_delay_ms="20")
+    leaving.send("/v1/chat/completions", fields, x_request_id=request_id, x_sim_delay_ms="50" if stream else "20")
     until(lambda: simulator.requests(request_id))
     if stream:
         while leaving._buffer.count(b'"content":" ') < 4:
