@@ -230,8 +230,8 @@ def _amended(exchange: Exchange, event: Amended) -> Step:
         ("cap_nanos", str(worst.cap_nanos)),
         ("price_id", price.price_id),
     )
-    if model.sticky == "account":
-        headers = (*headers, ("x-sticky", tab.key.payer_id))
+    if sticky := tab.sticky():
+        headers = (*headers, ("x-sticky", sticky))
     return State.FORWARDED, (PassBody(data=data, set_headers=headers, metadata=metadata),)
 
 
@@ -325,9 +325,9 @@ def _final(exchange: Exchange, at_ns: int) -> tuple[End, Note]:
     failed = reason in (EndReason.UPSTREAM_ERROR, EndReason.ABORT)
     if failed and not meter.started and usage.source is not UsageSource.UPSTREAM:
         return tab.void(reason, at_ns, error_code="upstream_error")
-    unsaid = usage.source is not UsageSource.UPSTREAM
-    full = not failed and unsaid and policy.no_usage == "hold"
-    return tab.settle(usage, reason, at_ns, full=full, wait=True)
+    if not failed and usage.source is not UsageSource.UPSTREAM and policy.no_usage == "hold":
+        usage = tab.held_usage()
+    return tab.settle(usage, reason, at_ns, wait=True)
 
 
 def _trailers_end(exchange: Exchange, event: Trailers) -> Step:
@@ -366,9 +366,12 @@ def _gone_streaming(exchange: Exchange, event: Gone) -> Step:
         return _gone_forwarded(exchange, event)
     reason = _reason_of(event, EndReason.CUT)
     if policy.ended_early == "input_only":
-        return State.CLOSED, tab.settle(tab.prompt_usage(), reason, event.at_ns)
-    full = policy.ended_early == "full"
-    return State.CLOSED, tab.settle(meter.usage(ended_early=True), reason, event.at_ns, full=full)
+        usage = tab.prompt_usage()
+    elif policy.ended_early == "full":
+        usage = tab.held_usage()
+    else:
+        usage = meter.usage(ended_early=True)
+    return State.CLOSED, tab.settle(usage, reason, event.at_ns)
 
 
 def _stopped(exchange: Exchange, event: Stopped) -> Step:

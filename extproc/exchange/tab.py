@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 
 from extproc.accounts.model import Key
 from extproc.catalog.model import Catalog, Model, Tier
@@ -27,6 +28,7 @@ from extproc.money.usage import NO_USAGE, Usage, UsageSource
 from extproc.tokens.counter import Counter, Counters
 
 STANDARD = "standard"
+STICKY_CHARS = 1_024  # conversations that begin alike share a prefix cache; later turns must not move them
 NANOS_PER_MS = 1_000_000
 
 
@@ -48,7 +50,7 @@ class Tab:
     """Facts in the order in which they become known; ``None`` until then."""
 
     __slots__ = (
-        "ask", "attempts", "beat_ns", "charged_nanos", "clamped", "client_ip", "counter", "created_ms", "door", "hold_id",
+        "ask", "attempts", "beat_ns", "checkpoint", "clamped", "client_ip", "counter", "created_ms", "door", "hold_id",
         "key", "meter", "model", "owner", "pinned", "price", "priority", "quote", "request_id", "sized", "started_ns",
         "status", "tier", "ttft_ns", "upstream",
     )  # fmt: skip
@@ -77,7 +79,7 @@ class Tab:
         self.attempts = 0
         self.ttft_ns = 0
         self.beat_ns = 0  # when the last checkpoint was taken that has output in it
-        self.charged_nanos = 0  # what it said
+        self.checkpoint: Checkpoint | None = None
 
     # what the stores are asked
 
@@ -127,19 +129,16 @@ class Tab:
         if self.meter is not None and self.meter.started:
             usage, self.beat_ns = self.meter.usage(ended_early=True), at_ns
         nanos = self._charge(usage)
-        if nanos < self.charged_nanos:
-            usage, nanos = NO_USAGE, self.charged_nanos
-        self.charged_nanos = nanos
-        row = self.record(usage=usage, charge_nanos=nanos, end_reason=EndReason.SIDECAR_LOST, at_ns=at_ns).to_row()
-        checkpoint = Checkpoint(hold_id=self.hold_id, owner=self.owner, payer_id=self._key().payer_id, charge_nanos=nanos, row=row)
-        return Beat(checkpoint=checkpoint)
+        if self.checkpoint is None or nanos >= self.checkpoint.charge_nanos:
+            row = self.record(usage=usage, charge_nanos=nanos, end_reason=EndReason.SIDECAR_LOST, at_ns=at_ns).to_row()
+            self.checkpoint = Checkpoint(hold_id=self.hold_id, owner=self.owner, payer_id=self._key().payer_id, charge_nanos=nanos, row=row)
+        return Beat(checkpoint=self.checkpoint)
 
     # how it ends
 
-    def settle(self, usage: Usage, reason: EndReason, at_ns: int, *, full: bool = False, wait: bool = False) -> tuple[End, Note]:
-        """Charge a usage, at most the cap; ``full`` charges the cap itself (policies)."""
-        assert self.quote is not None
-        nanos = self.quote.cap_nanos if full else self._charge(usage)
+    def settle(self, usage: Usage, reason: EndReason, at_ns: int, *, wait: bool = False) -> tuple[End, Note]:
+        """Charge a usage, at most the cap."""
+        nanos = self._charge(usage)
         record = self.record(usage=usage, charge_nanos=nanos, end_reason=reason, at_ns=at_ns)
         return self._end(EndKind.SETTLE, nanos, usage.total_tokens, record, wait=wait)
 
@@ -161,6 +160,12 @@ class Tab:
         flags = ("prompt_estimated",) if self.sized.estimated else ()
         return Usage(input_tokens=self.sized.prompt_tokens, source=UsageSource.COUNTED, flags=flags)
 
+    def held_usage(self) -> Usage:
+        """Everything that was held for: where the policy charges the hold, the row says so as a usage and can be recomputed."""
+        assert self.sized is not None
+        demand = self.sized.demand
+        return Usage(input_tokens=demand.input_tokens, output_tokens=demand.output_tokens, source=UsageSource.NONE, flags=("held",))
+
     def expected(self) -> Expected:
         """What the meter must know."""
         ask, model, sized = self.ask, self._model(), self.sized
@@ -181,6 +186,18 @@ class Tab:
             hide_running=not ask.wants_continuous_usage and (forced or self.injects_continuous),
             rename=(_quoted(rename[0]), _quoted(rename[1])) if rename else None,
         )
+
+    def sticky(self) -> str:
+        """What ``x-sticky`` is made of: nothing, the account, or account and the beginning of the prompt (for prefix caches)."""
+        model, ask = self._model(), self.ask
+        assert ask is not None
+        if model.sticky == "none":
+            return ""
+        payer_id = self._key().payer_id
+        if model.sticky == "account":
+            return payer_id
+        beginning = "".join([content for _, content in ask.prompt.messages[:2]] + list(ask.prompt.texts[:1]))[:STICKY_CHARS]
+        return sha256(f"{payer_id}/{beginning}".encode("utf-8", "replace")).hexdigest()[:32]
 
     @property
     def injects_usage(self) -> bool:

@@ -483,3 +483,44 @@ def test_random_walks(events: list[ev.Event]):
         assert exchange.state is State.CLOSED
         assert not open_holds
     assert len(ended) <= 1
+
+
+@pytest.mark.parametrize(("policy", "nanos"), [("actual_so_far", 17_000), ("input_only", 11_000), ("full", 33_000 + 100_000)])
+def test_policies_of_an_early_end(policy: str, nanos: int):
+    exchange = Exchange(pinned(policy=Policy(ended_early=policy)))
+    to_streaming(exchange, max_tokens=50)
+    play(exchange, chunk(delta("abc")))
+    end, note = exchange.receive(ev.Gone())
+    assert end.ending.charge_nanos == note.record.cost_nanos == note.record.list_nanos == nanos
+
+
+def test_without_any_usage_our_count_or_the_hold_is_charged_by_policy():
+    for policy, nanos in (("count", 17_000), ("hold", 133_000)):
+        exchange = Exchange(pinned(policy=Policy(no_usage=policy)))
+        to_streaming(exchange, max_tokens=50)
+        end, _, note = play(exchange, chunk(delta("abc", "stop") + DONE))
+        assert end.ending.charge_nanos == note.record.list_nanos == nanos
+
+
+def test_checkpoints_never_fall():
+    exchange = Exchange(pinned())
+    to_streaming(exchange)
+    assert exchange.receive(ev.Tick())[0].checkpoint.charge_nanos == 0
+    play(exchange, chunk(delta("abc")))
+    before = exchange.receive(ev.Tick())[0].checkpoint
+    assert before.charge_nanos == 17_000
+    continuous = b'data: {"choices":[{"index":0,"delta":{"content":"d"}}],"usage":{"prompt_tokens":2,"completion_tokens":1}}\n\n'
+    play(exchange, chunk(continuous))
+    assert exchange.receive(ev.Tick())[0].checkpoint == before
+
+
+def test_conversations_stick_by_prefix():
+    def sticky(kind: str, *contents: str) -> str | None:
+        exchange = Exchange(pinned(model(sticky=kind)))
+        to_open(exchange)
+        exchange.receive(chat(messages=[{"role": "user", "content": content} for content in contents]))
+        return dict(exchange.receive(ev.Amended(granted=granted()))[0].set_headers).get("x-sticky")
+
+    assert sticky("none", "a") is None
+    assert sticky("account", "a") == PAYER
+    assert sticky("prefix", "a", "b", "c") == sticky("prefix", "a", "b") != sticky("prefix", "x", "b")

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from house import Guest, House
+
+
+def short_directory() -> Path:
+    directory = Path(tempfile.mkdtemp(prefix="xh-", dir="/tmp"))
+    directory.chmod(0o711)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def house() -> Iterator[House]:
+    """One for all tests that break nothing."""
+    directory = short_directory()
+    built = House(directory)
+    yield built
+    built.stop()
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def guest(house: House) -> Iterator[Guest]:
+    """A fresh account with money and a key without limits."""
+    yield house.guest()
+    house.close_clients()
