@@ -29,7 +29,7 @@ class Closing:
     def __init__(self, holds: Holds, metrics: Metrics) -> None:
         self._holds = holds
         self._metrics = metrics
-        self._pending: set[asyncio.Future[None]] = set()
+        self._pending: set[asyncio.Future[EndResult | None]] = set()
         self._notes = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -39,9 +39,12 @@ class Closing:
         """Endings that nobody has acknowledged."""
         return len(self._pending)
 
-    def end(self, ending: Ending) -> asyncio.Future[None]:
-        """Done once the store has acknowledged it, whoever ended the hold. Never fails; it may take as long as the store is away."""
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    def end(self, ending: Ending) -> asyncio.Future[EndResult | None]:
+        """Done once the store has acknowledged it, whoever ended the hold. Never fails; it may take as long as the store is away.
+
+        ``None``: a bug of ours kept it from being asked; the lease ends the hold.
+        """
+        done: asyncio.Future[EndResult | None] = asyncio.get_running_loop().create_future()
         self._pending.add(done)
         self._idle.clear()
         self._attempt(ending, done, RETRY_S_FIRST)
@@ -63,15 +66,15 @@ class Closing:
             log.error("endings that were not acknowledged before the worker had to leave: %d", len(self._pending))
         return len(self._pending)
 
-    def _attempt(self, ending: Ending, done: asyncio.Future[None], wait_s: float) -> None:
+    def _attempt(self, ending: Ending, done: asyncio.Future[EndResult | None], wait_s: float) -> None:
         answer = asyncio.ensure_future(self._holds.end(ending))
         answer.add_done_callback(lambda answer: self._answered(ending, done, wait_s, answer))
 
-    def _answered(self, ending: Ending, done: asyncio.Future[None], wait_s: float, answer: asyncio.Future[EndResult]) -> None:
+    def _answered(self, ending: Ending, done: asyncio.Future[EndResult | None], wait_s: float, answer: asyncio.Future[EndResult]) -> None:
         error = answer.exception() if not answer.cancelled() else asyncio.CancelledError()
         if error is None:
             self._acknowledged(ending, answer.result())
-            self._finish(done)
+            self._finish(done, answer.result())
         elif isinstance(error, StoreError):
             self._metrics.store_failed("redis")
             again_s = min(2 * wait_s, RETRY_S_MAX)
@@ -80,17 +83,17 @@ class Closing:
             # Not the store's fault: a bug. The lease ends the hold at its last checkpoint; nobody must wait for it here.
             log.error("ending %s of hold %s failed: %r", ending.kind, ending.hold_id, error)
             self._metrics.illegal_event()
-            self._finish(done)
+            self._finish(done, None)
 
     def _acknowledged(self, ending: Ending, result: EndResult) -> None:
         self._metrics.hold_ended(result)
         if result is EndResult.UNKNOWN and ending.kind is EndKind.SETTLE and ending.charge_nanos:
             log.error("the hold store does not know hold %s, charge %d nanos is not booked", ending.hold_id, ending.charge_nanos)
 
-    def _finish(self, done: asyncio.Future[None]) -> None:
+    def _finish(self, done: asyncio.Future[EndResult | None], result: EndResult | None) -> None:
         self._pending.discard(done)
         if not done.done():
-            done.set_result(None)
+            done.set_result(result)
         if not self._pending:
             self._idle.set()
 
@@ -116,7 +119,7 @@ class Announced:
         """The price need not travel with a row of this payer."""
         return (self._shard_of(payer_id), price_id) in self._known
 
-    def add(self, payer_id: str, price_id: str) -> None:
-        """An ending with the price in full was acknowledged."""
-        if len(self._known) < self.PRICES_MAX:
+    def ended(self, payer_id: str, price_id: str, ending: asyncio.Future[EndResult | None]) -> None:
+        """An ending with the price in full was acknowledged; only one that wrote its event has brought the price along."""
+        if ending.result() is EndResult.ENDED and len(self._known) < self.PRICES_MAX:
             self._known.add((self._shard_of(payer_id), price_id))

@@ -31,7 +31,7 @@ from extproc.exchange.policy import Bounds, Policy
 from extproc.exchange.tab import Pinned
 from extproc.holds.port import Holds
 from extproc.metrics import Metrics
-from extproc.money.hold import Checkpoint, Denied, DenyReason, Granted, Verdict, uuid7
+from extproc.money.hold import Checkpoint, Denied, DenyReason, EndResult, Granted, Verdict, uuid7
 from extproc.tokens.counter import Counters
 
 log = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ class Driver:
         self._mailbox: deque[ev.Event] = deque()
         self._rest: tuple[act.Action, ...] | None = None  # what waits for the acknowledgement of the ending
         self._timer: asyncio.TimerHandle | None = None
-        self._ending: asyncio.Future[None] | None = None
+        self._ending: asyncio.Future[EndResult | None] | None = None
         self._secret = ""
         gate.open.add(self)
         gate.metrics.exchange_opened()
@@ -241,9 +241,8 @@ class Driver:
         self._gate.metrics.request_done(record)
         if action.row:
             self._gate.closing.note(action.payer_id, action.row)
-        if record.price and self._ending is not None and record.cost_nanos:
-            announced, payer_id, price_id = self._gate.announced, record.user_id, record.price_id
-            self._ending.add_done_callback(lambda _: announced.add(payer_id, price_id))
+        if record.price and self._ending is not None:
+            self._ending.add_done_callback(partial(self._gate.announced.ended, record.user_id, record.price_id))
         if record.error_code:
             self._gate.metrics.rejected(record.error_code)
             log.info("refused", extra={"request_id": record.request_id, "code": record.error_code, "status": record.status})
@@ -282,7 +281,7 @@ class Driver:
         self._timer = asyncio.get_running_loop().call_later(SETTLE_WAIT_S, self._resume)
         self._ending.add_done_callback(self._resume)
 
-    def _resume(self, _ending: asyncio.Future[None] | None = None) -> None:
+    def _resume(self, _ending: asyncio.Future[EndResult | None] | None = None) -> None:
         """Acknowledged, or the limit is over: go on with what waited, whichever is first."""
         if self._rest is None or self._timer is None:
             return
