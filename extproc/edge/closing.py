@@ -14,7 +14,7 @@ from collections.abc import Callable
 from extproc.errors import StoreError
 from extproc.holds.port import Holds
 from extproc.metrics import Metrics
-from extproc.money.hold import EndKind, Ending, EndResult
+from extproc.money.hold import Ending, EndKind, EndResult
 
 log = logging.getLogger(__name__)
 

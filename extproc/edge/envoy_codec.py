@@ -65,9 +65,9 @@ def decode(data: bytes, *, at_ns: int = 0, unix_ms: int = 0, hold_id: str = "") 
 
 def _request_headers(message: wire.ProcessingRequest, *, at_ns: int, unix_ms: int, hold_id: str) -> events.Headers:
     headers = _headers(message.request_headers.headers.headers)
-    method, path = headers.pop(":method", ""), headers.pop(":path", "")
-    if not method or not path:
-        raise MalformedMessage("request headers without :method or :path")
+    method, path = headers.pop(":method", ""), headers.pop(":path", "")  # CONNECT has no path
+    if not method:
+        raise MalformedMessage("request headers without :method")
     attributes = message.attributes[FILTER].fields if FILTER in message.attributes else {}
     return events.Headers(
         at_ns=at_ns,

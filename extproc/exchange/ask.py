@@ -20,6 +20,7 @@ ALLOWANCE_TOKENS = 16
 ALLOWANCE_TOKENS_PER_MESSAGE = 4
 # Templates introduce tools with a text of their own (Qwen's: 100 tokens), and print their JSON at one token a byte at most.
 ALLOWANCE_TOKENS_TOOLS = 256
+BYTES_PER_TOKEN = 4  # of an estimate: English and JSON have about this many
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +42,8 @@ class Prompt:
         object.__setattr__(self, "text_bytes", size)
 
     def count(self, counter: Counter) -> int:
-        """Tokens as the backend will count them, tools and odd message fields by their bytes."""
-        tokens = self.token_ids + self._extra_tokens()
+        """Tokens as the backend will count them; tools and odd message fields are estimated (:attr:`exact`)."""
+        tokens = self.token_ids + self.extra_bytes // BYTES_PER_TOKEN
         if self.messages:
             tokens += counter.count_chat(self.messages)
         return tokens + sum(counter.count(text) for text in self.texts)
@@ -50,22 +51,30 @@ class Prompt:
     def bound(self, counter: Counter | None) -> int:
         """An upper bound from sizes alone. Without a vocabulary: three tokens a byte cover every byte-level BPE under NFC."""
         if counter is None:
-            return self.token_ids + self._extra_tokens() + 3 * self.text_bytes + 16 * (len(self.messages) + 1)
-        tokens = self.token_ids + self._extra_tokens()
+            return self.token_ids + self.extra_bound + 3 * self.text_bytes + 16 * (len(self.messages) + 1)
+        tokens = self.token_ids + self.extra_bound
         if self.messages:
             tokens += counter.bound_chat(self.text_bytes, len(self.messages))
         return tokens + sum(counter.bound(len(text.encode("utf-8", "replace"))) for text in self.texts)
 
     def estimate(self) -> int:
-        """When nothing better is known and a bound would be unfair: four bytes a token."""
-        return self.token_ids + (self.text_bytes + self.extra_bytes) // 4
+        """When nothing better is known and a bound would be unfair."""
+        return self.token_ids + (self.text_bytes + self.extra_bytes) // BYTES_PER_TOKEN
+
+    @property
+    def exact(self) -> bool:
+        """:meth:`count` is what the backend counts, but for a template that differs from the catalog's."""
+        return not self.extra_bytes
+
+    @property
+    def extra_bound(self) -> int:
+        """The most that tools and odd message fields can add."""
+        return self.extra_bytes + ALLOWANCE_TOKENS_TOOLS if self.extra_bytes else 0
 
     @property
     def allowance(self) -> int:
-        return ALLOWANCE_TOKENS + ALLOWANCE_TOKENS_PER_MESSAGE * len(self.messages)
-
-    def _extra_tokens(self) -> int:
-        return self.extra_bytes + ALLOWANCE_TOKENS_TOOLS if self.extra_bytes else 0
+        """What is held beyond the count."""
+        return ALLOWANCE_TOKENS + ALLOWANCE_TOKENS_PER_MESSAGE * len(self.messages) + self.extra_bound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

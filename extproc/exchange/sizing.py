@@ -16,7 +16,7 @@ PROMPT_TOKENS_EACH = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """``prompt_tokens`` is what we would charge for the prompt if nobody else counts it; ``estimated``: it was not counted.
+    """``prompt_tokens`` is what we would charge for the prompt if nobody else counts it; ``estimated``: not or not wholly counted.
 
     ``output_each`` is the maximum per choice that is held for and written into the body; ``demand`` the bounds over all choices.
     """
@@ -37,7 +37,7 @@ def size(ask: Ask, model: Model, counter: Counter | None, *, counted: int | None
     else:
         tokens = counted
         bound = min(counted + ask.prompt.allowance + PROMPT_TOKENS_EACH * prompts, window)
-        if prompts == 1 and counted >= model.context_tokens:
+        if prompts == 1 and ask.prompt.exact and counted >= model.context_tokens:
             raise ClientError(
                 f"The prompt has {counted} tokens; the context window of {model.name} has {model.context_tokens}.",
                 param="messages",
@@ -48,7 +48,7 @@ def size(ask: Ask, model: Model, counter: Counter | None, *, counted: int | None
         output_each = min(output_each, max(1, model.context_tokens - bound))
     return Size(
         prompt_tokens=tokens,
-        estimated=counted is None,
+        estimated=counted is None or not ask.prompt.exact,
         output_each=output_each,
         demand=Demand(input_tokens=bound, output_tokens=output_each * ask.choices),
     )

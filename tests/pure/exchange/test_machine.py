@@ -524,3 +524,19 @@ def test_conversations_stick_by_prefix():
     assert sticky("none", "a") is None
     assert sticky("account", "a") == PAYER
     assert sticky("prefix", "a", "b", "c") == sticky("prefix", "a", "b") != sticky("prefix", "x", "b")
+
+
+def test_tools_are_held_by_the_byte_and_asked_for_with_the_first_chunk():
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    size = len(json.dumps(tools, separators=(",", ":")))
+    exchange = Exchange(pinned())
+    to_open(exchange)
+    (amend,) = exchange.receive(chat(stream=True, tools=tools, max_tokens=1))
+    assert amend.amendment.tokens == 11 + size // 4 + 22 + size + 256 + 1
+    (body,) = exchange.receive(ev.Amended(granted=granted()))
+    assert json.loads(body.data)["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
+    exchange.receive(ev.ResponseHeaders(status=200, headers={"content-type": "text/event-stream"}))
+    sent = b'data: {"choices":[{"index":0,"delta":{"content":"d"}}],"usage":{"prompt_tokens":40,"completion_tokens":1}}\n\n'
+    assert b"usage" not in delivered(sent, play(exchange, chunk(sent)))
+    end, note = exchange.receive(ev.Gone())
+    assert (end.ending.charge_nanos, note.record.usage_source) == (42_000, "continuous")
