@@ -1,0 +1,88 @@
+"""Draws ``docs/reference/exchange.md`` from the table of the machine: ``python tests/pure/exchange/diagram.py --write``.
+
+Where a step can lead is read from its source: the states that it, or a step that it calls, returns.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+import textwrap
+from collections import defaultdict
+from pathlib import Path
+
+from extproc.exchange import machine
+from extproc.exchange.machine import TRANSITIONS, State
+
+PAGE = Path(__file__).parents[3] / "docs/reference/exchange.md"
+HEAD = """\
+# The exchange, drawn from its table
+
+One HTTP request as a state machine. The prose is in `extproc/exchange/machine.py`; this page is generated from its table
+(`python tests/pure/exchange/diagram.py --write`) and held to it by a test. Not drawn: `Tick` (renews the lease in OPEN, COUNTING, FORWARDED
+and STREAMING, is nothing elsewhere), `Stopped` outside STREAMING, trailers, and events that change nothing.
+
+"""
+
+
+def _called(function: ast.AST) -> set[str]:
+    return {call.func.id for call in ast.walk(function) if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)}
+
+
+def _functions() -> dict[str, ast.FunctionDef]:
+    tree = ast.parse(inspect.getsource(machine))
+    return {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def targets(step: object, state: State) -> set[State]:
+    """The states to which a step can lead from ``state``."""
+    closure = inspect.getclosurevars(step).nonlocals  # type: ignore[arg-type]
+    if isinstance(closure.get("state"), State):
+        return {closure["state"]}
+    functions = _functions()
+    found: set[State] = set()
+    waiting, seen = [step.__name__], set()  # type: ignore[attr-defined]
+    while waiting:
+        name = waiting.pop()
+        if name in seen or name not in functions:
+            continue
+        seen.add(name)
+        for node in ast.walk(functions[name]):
+            if not isinstance(node, ast.Return) or node.value is None:
+                continue
+            waiting += _called(node.value)
+            source = ast.unparse(node.value)
+            found |= {one for one in State if source.startswith(f"(State.{one.name},")}
+            if source.startswith("(exchange.state,"):
+                found.add(state)
+    return found
+
+
+def edges() -> dict[tuple[State, State], list[str]]:
+    found: dict[tuple[State, State], list[str]] = defaultdict(list)
+    for (state, event), step in TRANSITIONS.items():
+        if event.__name__ in ("Tick", "Trailers") or (event.__name__ == "Stopped" and state is not State.STREAMING):
+            continue
+        for target in sorted(targets(step, state)):
+            if target is not state or event.__name__ == "Chunk":
+                found[state, target].append(event.__name__)
+    return found
+
+
+def page() -> str:
+    lines = [HEAD + "```mermaid", "stateDiagram-v2", "    [*] --> fresh"]
+    lines += [f"    {source} --> {target}: {', '.join(sorted(set(events)))}" for (source, target), events in edges().items()]
+    lines += ["    closed --> [*]", "```", "", "| state | event | may lead to |", "|---|---|---|"]
+    for (state, event), step in TRANSITIONS.items():
+        if (event.__name__ == "Stopped" and state is not State.STREAMING) or (event.__name__ == "Tick" and step is machine._same):
+            continue
+        lines.append(f"| {state} | {event.__name__} | {', '.join(sorted(targets(step, state)))} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    if "--write" in sys.argv:
+        PAGE.write_text(page())
+    else:
+        sys.stdout.write(textwrap.dedent(page()))
