@@ -1,1 +1,5 @@
-"""The commands, one file per verb; no logic."""
+"""The command ``extproc``: one file per verb, no logic. What a verb needs is imported when it runs, so that ``--help`` is quick."""
+
+from extproc.cli.root import main
+
+__all__ = ["main"]

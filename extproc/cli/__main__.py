@@ -1,0 +1,5 @@
+"""``python -m extproc.cli``."""
+
+from extproc.cli import main
+
+main()

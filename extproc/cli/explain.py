@@ -1,0 +1,93 @@
+"""``extproc explain``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from extproc.cli.deployment import at_desk, of_deployment
+from extproc.cli.output import print_json, table
+
+
+@click.command()
+@click.argument("request_id")
+@of_deployment
+def explain(*, request_id: str, config: Path | None, data: Path | None, as_json: bool) -> None:
+    """How the charge of a request came about, worked out again from its row and its price.
+
+    REQUEST_ID is the id of its hold or the x-request-id of the answer. Exit code 1 if what was booked is not what comes out.
+    """
+    facts = at_desk(config, data, lambda desk: desk.explain(request_id))
+    if as_json:
+        print_json(facts)
+    else:
+        click.echo("\n".join(text_of(facts)))
+    sys.exit(0 if facts["agrees"] else 1)
+
+
+def text_of(facts: dict[str, Any]) -> list[str]:
+    """For people."""
+    row, currency = facts["request"], facts["currency"]
+    lines = [*_head(row), "", *_usage(row), "", *_price(facts), *_sum(facts), ""]
+    lines += [
+        f"hold        {row['hold']} {currency}",
+        f"charged     {row['cost']} {currency}",
+        f"given back  {row['given_back']} {currency}",
+        f"ended       {row['ending']}, {row['end_reason'] or '-'}",
+    ]
+    for name, what in (("overage", "used beyond the hold, on the operator"), ("loss", "charged late and not covered, on the operator")):
+        if row[f"{name}_nanos"]:
+            lines.append(f"{name:<10}  {row[name]} {currency}  ({what})")
+    lines += ["", *_entries(facts), ""]
+    lines += ["agrees: the row, the price and the entries give the same figures"] if facts["agrees"] else []
+    return lines + [f"DOES NOT AGREE: {fault}" for fault in facts["faults"]]
+
+
+def _head(row: dict[str, Any]) -> list[str]:
+    said = [row["model"] or "no model", row["endpoint"] or "-", "stream" if row["stream"] else "one answer"]
+    said += [f"priority {row['priority'] or '-'}", f"tier {row['tier'] or '-'}"]
+    lines = [f"request     {row['id']}", f"x-request-id  {row['request_id'] or '-'}", f"            {' · '.join(said)}"]
+    lines.append(f"            {row['created_at']}, {row['duration_ms']} ms, first token after {row['ttft_ms']} ms, status {row['status']}")
+    if row["error_code"]:
+        lines.append(f"            {row['error_code']}: {row['error_msg']}")
+    if row["times"] > 1:
+        lines.append(f"            stands for {row['times']} refusals of one key, reason and minute")
+    return lines
+
+
+def _usage(row: dict[str, Any]) -> list[str]:
+    flags = f"; {', '.join(row['usage_flags'])}" if row["usage_flags"] else ""
+    given = f"input {row['input_tokens']} (cached {row['cached_tokens']})"
+    made = f"output {row['output_tokens']} (reasoning {row['reasoning_tokens']})"
+    return [f"usage       {given}, {made}; source: {row['usage_source']}{flags}"]
+
+
+def _price(facts: dict[str, Any]) -> list[str]:
+    price = facts["price"]
+    if price is None:
+        return ["price       none: it was refused before it was priced"]
+    rates = " · ".join(f"{name.replace('_', ' ')} {rate}" for name, rate in price["per_million_tokens"].items())
+    factors = [f"            {factor['name']} × {factor['factor']}" for factor in price["factors"]]
+    return [f"price       {price['price_id']}", f"            {rates} {facts['currency']} per 1,000,000 tokens", *factors]
+
+
+def _sum(facts: dict[str, Any]) -> list[str]:
+    total = facts["sum"]
+    if total is None:
+        return []
+    rows = [{**line, "times": "×", "is": "=", "name": f"            {line['name']}"} for line in total["lines"]]
+    lines = table(rows, {"name": "", "tokens": "tokens", "times": "", "per_million": "per million", "is": "", "amount": "amount"})
+    lines.append(f"            sum {total['subtotal']}")
+    lines += [f"            × {factor['factor']} ({factor['name']})" for factor in total["factors"]]
+    return [*lines, f"            rounded up to {total['cost']}, at most the hold: {total['charge']} {facts['currency']}"]
+
+
+def _entries(facts: dict[str, Any]) -> list[str]:
+    if not facts["entries"]:
+        return ["entries     none"]
+    rows = [{**entry, "name": ":".join(filter(None, (entry["kind"], entry["name"])))} for entry in facts["entries"]]
+    sums = f"sum of entries: {facts['entries_sum_nanos']} nanos"
+    return ["entries", *table(rows, {"event_id": "event", "name": "account", "amount": "amount"}), sums]
