@@ -1,0 +1,257 @@
+"""From the streams into the ledger: everything, once, whoever is killed and whatever is away."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from ledger_invariants import ledger_faults
+from town import new_id, until
+
+from extproc.errors import StoreError, StoreRefused, StoreUnknown
+from extproc.exchange.record import Record
+from extproc.ledger.leadership import PostgresLeadership
+from extproc.settlement.meter import Series
+
+
+class Interrupted:
+    """A port whose named verb fails a number of times, before or after it was carried out."""
+
+    def __init__(self, port, verb: str, error: BaseException, *, after: bool, times: int = 1) -> None:
+        self._port, self._verb, self._error, self._after, self._times = port, verb, error, after, times
+
+    def __getattr__(self, verb):
+        real = getattr(self._port, verb)
+        if verb != self._verb or self._times == 0:
+            return real
+
+        async def fail(*args, **fields):
+            self._times -= 1
+            if self._after:
+                await real(*args, **fields)
+            raise self._error
+
+        return fail
+
+
+class Killed(BaseException):
+    """The end of a process, as far as its code can tell."""
+
+
+async def test_requests_become_rows_and_the_streams_become_empty(town):
+    payers = [await town.customer(100_000) for _ in range(5)]
+    for payer, key in payers * 4:
+        await town.serve(payer, key)
+    poster = town.poster()
+    await poster.step()
+    assert (town.count("requests"), await town.waiting()) == (20, 0)
+    for payer, _ in payers:
+        assert await town.at_rest(payer) == (99_900, 99_900, 0), "invariant 3"
+    assert town.meter.counts[Series.POSTED_ENDINGS] == 20
+    assert town.meter.counts[Series.FENCE_VIOLATIONS] == town.meter.counts[Series.CONFLICTS] == 0
+    assert town.meter.gauges[Series.LED_SHARDS] == 64
+    assert ledger_faults(town.dsn) == []
+
+
+async def test_it_runs_until_it_is_told_to_stop(town):
+    payer, key = await town.customer()
+    running = asyncio.create_task(town.poster().run())
+    for _ in range(3):
+        await town.serve(payer, key)
+
+    async def all_posted() -> bool:
+        return town.count("requests") == 3
+
+    await until(all_posted)
+    town.stop.set()
+    async with asyncio.timeout(5):
+        await running
+
+
+@pytest.mark.parametrize(("verb", "after"), [("post", False), ("post", True)])
+async def test_killed_before_or_after_the_commit(town, verb, after):
+    payer, key = await town.customer()
+    for _ in range(3):
+        await town.serve(payer, key)
+    dying = town.poster(ledger=Interrupted(town.ledger, verb, Killed(), after=after))
+    with pytest.raises(Killed):
+        await dying.step()
+    await dying._leadership.release()
+    assert await town.waiting() == 3, "nothing was trimmed"
+    await town.poster().step()
+    assert (town.count("requests"), await town.waiting()) == (3, 0)
+    assert ledger_faults(town.dsn) == []
+
+
+async def test_killed_between_commit_and_trim(town):
+    payer, key = await town.customer()
+    await town.serve(payer, key)
+    dying = town.poster(stream=Interrupted(town.stream, "trim", Killed(), after=False))
+    with pytest.raises(Killed):
+        await dying.step()
+    await dying._leadership.release()
+    assert (town.count("requests"), await town.waiting()) == (1, 1)
+    await town.poster().step()
+    assert (town.count("requests"), await town.waiting()) == (1, 0), "the next one trims what was committed"
+    assert town.meter.counts[Series.POSTED_ENDINGS] == 1
+
+
+async def test_a_commit_of_unknown_outcome_is_asked_after(town):
+    payer, key = await town.customer()
+    await town.serve(payer, key)
+    poster = town.poster(ledger=Interrupted(town.ledger, "post", StoreUnknown("the answer was lost"), after=True))
+    with pytest.raises(StoreUnknown):
+        await poster.step()
+    await town.serve(payer, key)
+    await poster.step()
+    assert (town.count("requests"), await town.waiting()) == (2, 0)
+    assert ledger_faults(town.dsn) == []
+
+
+async def test_a_trim_that_fails_is_made_up_for(town):
+    payer, key = await town.customer()
+    await town.serve(payer, key)
+    poster = town.poster(stream=Interrupted(town.stream, "trim", StoreRefused("away"), after=False))
+    await poster.step()
+    assert (town.meter.counts[Series.TRIM_FAILURES], await town.waiting()) == (1, 1)
+    await town.serve(payer, key)
+    await poster.step()
+    assert (town.count("requests"), await town.waiting()) == (2, 0)
+
+
+async def test_poison_does_not_stop_a_shard(town):
+    payer, key = await town.customer()
+    await town.serve(payer, key)
+    before = (await town.stream.read(dict.fromkeys(range(64), "0-0"), count=1, block_ms=0))[0]
+    name = f"{{s{before.shard:02d}}}:events"
+    template = {"h": "x", "p": payer, "c": key, "a": "1", "r": "1", "e": "0.0", "t": "1760000000000", "d": "{}"}
+    for seq, poison in enumerate(
+        [{"k": "explode"}, {"k": "settle", "h": "\0"}, {"k": "settle", "a": str(9 * 10**18), "h": before.hold_id[:-1] + "0"}], 2
+    ):
+        flat = [part for field in (template | poison | {"s": str(seq)}).items() for part in field]
+        await town.pipeline.execute("XADD", name, "*", *flat)
+    await town.pipeline.execute("HINCRBY", f"{{s{before.shard:02d}}}:shard", "seq", 3)
+    await town.serve(payer, key)
+    await town.poster().step()
+    assert (town.count("requests"), await town.waiting()) == (2, 0)
+    assert town.count("conflicts", "reason = 'bad_event'") == 2
+    assert town.count("conflicts", "reason IN ('rejected')") == 1
+    assert (town.meter.counts[Series.CONFLICTS], town.meter.counts[Series.QUARANTINED]) == (3, 1)
+    assert town.count("fence_violations") == 0
+    assert ledger_faults(town.dsn) == []
+
+
+async def test_a_bug_in_one_event_does_not_stop_the_others(town):
+    """Whatever a posting makes the program raise: it is set aside, the rest is booked."""
+    payer, key = await town.customer()
+    holds = [await town.serve(payer, key) for _ in range(9)]
+
+    class Buggy:
+        def __getattr__(self, verb):
+            return getattr(town.ledger, verb)
+
+        async def post(self, postings):
+            if any(one.hold_id == holds[4] for one in postings):
+                raise ZeroDivisionError
+            return await town.ledger.post(postings)
+
+    await town.poster(ledger=Buggy()).step()
+    assert (town.count("requests"), town.count("conflicts", "detail LIKE 'ZeroDivisionError%'")) == (8, 1)
+
+
+async def test_refusals_are_rows_without_money(town):
+    payer, _ = await town.customer(0)
+    for _ in range(12):
+        await town.holds.note(
+            payer, Record(id=new_id(), user_id=payer, error_code="insufficient_quota", status=402, created_ms=60_000).to_row()
+        )
+    await town.poster().step()
+    assert (town.count("requests", "times = 1"), town.count("requests", "times = 2")) == (10, 1)
+    assert (town.count("billing_events"), town.meter.counts[Series.POSTED_NOTES]) == (0, 12)
+
+
+async def test_postgres_restarts_in_the_middle(town, postgres):
+    """Requests go on in Redis; everything is posted afterwards, once."""
+    payer, key = await town.customer()
+    running = asyncio.create_task(town.poster().run())
+    for round_ in range(3):
+        for _ in range(5):
+            await town.serve(payer, key)
+        if round_ == 1:
+            postgres.stop()
+            for _ in range(5):
+                await town.serve(payer, key)
+
+            async def failing() -> bool:
+                return town.meter.counts[Series.POST_FAILURES] > 0
+
+            await until(failing)
+            postgres.start_again()  # in this thread: an engine dies with the thread that started it
+
+    async def all_posted() -> bool:
+        try:
+            return (await town.at_rest(payer))[0] == 1_000_000 - 20 * 25
+        except StoreError:
+            return False
+
+    await until(all_posted)
+    town.stop.set()
+    await running
+    assert (town.count("requests"), town.count("fence_violations"), await town.waiting()) == (20, 0, 0)
+    assert await town.at_rest(payer) == (999_500, 999_500, 0)
+    assert ledger_faults(town.dsn) == []
+
+
+async def test_two_settlers_share_nothing_and_one_takes_over(town):
+    payer, key = await town.customer()
+    first, second = town.poster(), town.poster()
+    await first.step()
+    assert await second.step() > 1, "no shard is free: it waits"
+    await town.serve(payer, key)
+    await first._leadership.release()
+
+    async def taken_over() -> bool:
+        second._checked_s = None  # it is time to look again
+        await second.step()
+        return town.count("requests") == 1
+
+    await until(taken_over)
+
+
+async def test_two_posters_that_both_think_they_lead(town):
+    """Leadership is for efficiency; the cursors' locks keep it right."""
+    payer, key = await town.customer()
+    for _ in range(30):
+        await town.serve(payer, key)
+
+    class Everyone:
+        async def held(self):
+            return frozenset(range(64))
+
+        async def release(self):
+            return None
+
+    posters = [town.poster(stream=await town.new_stream(), leadership=Everyone(), batch_rows=4) for _ in range(3)]
+    for _ in range(3):
+        await asyncio.gather(*(poster.step() for poster in posters))
+    assert (town.count("requests"), town.count("fence_violations"), town.count("conflicts")) == (30, 0, 0)
+    assert await town.at_rest(payer) == (999_250, 999_250, 0)
+    assert ledger_faults(town.dsn) == []
+
+
+async def test_leadership_is_given_up_at_the_end(town, database):
+    running = asyncio.create_task(town.poster().run())
+
+    async def leads() -> bool:
+        return town.meter.gauges.get(Series.LED_SHARDS) == 64
+
+    await until(leads)
+    town.stop.set()
+    await running
+    other = PostgresLeadership(town.database, range(64))
+
+    async def free() -> bool:
+        return len(await other.held()) == 64
+
+    await until(free)
+    await other.release()
