@@ -186,6 +186,7 @@ def _pass_chunk(action: actions.PassChunk) -> bytes:
         return _PASS_CHUNK
     reply = wire.ProcessingResponse()
     response = reply.response_body.response
+    response.SetInParent()  # metadata alone is a reply too: without this it would be none
     if action.set_headers:
         _mutate(response.header_mutation, action.set_headers, ())
     if action.data is not None:
