@@ -222,6 +222,7 @@ class Desk:
             "currency": self.currency(),
             **_money("balance", posted.balance_nanos),
             **_money("credit", posted.credit_nanos),
+            **_money("credited", posted.credited_total),  # ever, by deposits and corrections
             "version": posted.version,
             "redis": redis,
         }

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -31,26 +31,34 @@ DOWN_S: Final = 120.0
 """For ``down``: live streams (drain.grace_s), flushing, and a checkpoint of PostgreSQL."""
 
 
-class _Asked(BaseException):
+class Asked(BaseException):
     """SIGTERM or Ctrl-C: raised in the main thread, wherever it is."""
 
 
-def run(data: Path, plan: Plan, *, say: Say, ready: Any) -> None:
-    """Until SIGTERM or Ctrl-C. ``ready(facts)`` is called once it serves."""
+@contextmanager
+def running(data: Path, plan: Plan, *, say: Say) -> Iterator[Stack]:
+    """A started stack for the length of a block, which SIGTERM and Ctrl-C end early; it is stopped in order whatever happens."""
     places = prepare(data)
     with claim(places.data), _signals():
         stack = Stack(places, plan, say)
         try:
             stack.start()
-            facts = stack.facts()
-            write_private(places.facts, _text(facts))
-            ready(facts)
-            _watch(stack, facts, say)
-        except _Asked:
-            say("stopping")
+            yield stack
         finally:
             _deaf()
             stack.stop()
+
+
+def run(data: Path, plan: Plan, *, say: Say, ready: Callable[[dict[str, Any]], None]) -> None:
+    """Until SIGTERM or Ctrl-C. ``ready(facts)`` is called once it serves."""
+    try:
+        with running(data, plan, say=say) as stack:
+            facts = stack.facts()
+            write_private(stack.places.facts, _text(facts))
+            ready(facts)
+            _watch(stack, facts, say)
+    except Asked:
+        say("stopped")
 
 
 def detach(data: Path, plan: Plan, *, say: Say) -> dict[str, Any]:
@@ -127,7 +135,7 @@ def _watch(stack: Stack, facts: dict[str, Any], say: Say) -> None:
 def _signals() -> Iterator[None]:
     def ask(_number: int, _frame: FrameType | None) -> None:
         _deaf()
-        raise _Asked
+        raise Asked
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
