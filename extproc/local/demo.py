@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import httpx
 import openai
 from openai.types.chat import ChatCompletionMessageParam
 
@@ -99,7 +98,7 @@ async def _demo(stack: Stack, say: Say) -> Outcome:
 
 def _ask_all(facts: dict[str, Any], poor_key: str) -> list[Seen]:
     trust = ssl.create_default_context(cafile=facts["ca_file"])
-    with httpx.Client(verify=trust) as http:
+    with openai.DefaultHttpxClient(verify=trust) as http:
 
         def client(key: str) -> openai.OpenAI:
             return openai.OpenAI(base_url=facts["base_url"], api_key=key, http_client=http, max_retries=0)
