@@ -37,7 +37,8 @@ from extproc.stores.queries import Query, load_queries
 POSTINGS_MAX = 5_000  # of one transaction; the settler's batches are a fifth of it
 PAGE_MAX = 1_000  # rows of one answer of the reading side
 MONTHS_AHEAD = 3  # partitions made in advance: a settler that is off for a quarter does not matter
-START_OF_TIME = "0001-01-01T00:00:00Z"
+# What is encoded is made here and holds no circles; looking for them costs a tenth of a posting's time.
+_JSON = json.JSONEncoder(check_circular=False, separators=(",", ":"))
 
 
 class PostgresLedger:
@@ -158,7 +159,7 @@ class PostgresLedger:
         return int(added.get("insert_conflicts", 0))
 
     def _write(self, name: str, rows: Sequence[Mapping[str, Any]]) -> tuple[Query, Params]:
-        return self._queries[name], {"rows": json.dumps(rows)}
+        return self._queries[name], {"rows": _JSON.encode(rows)}
 
     def _fence(self, moved: Mapping[int, Cursor], violations: Sequence[Violation]) -> list[tuple[Query, Params]]:
         statements = []

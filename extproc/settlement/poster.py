@@ -19,6 +19,7 @@ from extproc.settlement.pace import Pace, keep_doing
 BLOCK_MS = 500  # a read waits so long for an event; a stop waits for it
 LEAD_CHECK_S = 5.0  # how soon a dead settler's shards are taken over
 SHARD_ROWS_MIN = 16  # of one shard in one read: below it a busy shard would cost a round trip an event
+LANES = 2  # connections that post at once: one prepares while the other waits; more would only share the same two processors
 DETAIL_MAX = 500
 
 
@@ -62,14 +63,27 @@ class Poster:
             if not self._cursors:
                 return LEAD_CHECK_S
             events = await self._stream.read(self._cursors, count=self._rows_a_shard(), block_ms=BLOCK_MS)
-            for start in range(0, len(events), self._batch_rows):
-                await self._post([_posting(event) for event in events[start : start + self._batch_rows]])
+            await self._post_lanes(events)
         except BaseException:
             # What is committed is the ledger's to say: ask it before reading on. And after an outage every shard has a backlog.
             self._checked_s, self._cursors, self._busy_shards = None, {}, 0
             raise
         self._busy_shards = len({event.shard for event in events})
         return 0 if len(events) >= self._batch_rows or not events else self._batch_wait_s
+
+    async def _post_lanes(self, events: Sequence[StreamEvent]) -> None:
+        """Shards are independent of each other, so the next batch is prepared while PostgreSQL works on the one before."""
+        lanes: list[list[Posting]] = [[] for _ in range(LANES)]
+        for event in events:
+            lanes[event.shard % LANES].append(_posting(event))
+        results = await asyncio.gather(*(self._post_lane(lane) for lane in lanes if lane), return_exceptions=True)
+        for result in results:  # only now: no lane is left behind that moves cursors while the next round reads them
+            if isinstance(result, BaseException):
+                raise result
+
+    async def _post_lane(self, postings: Sequence[Posting]) -> None:
+        for start in range(0, len(postings), self._batch_rows):
+            await self._post(postings[start : start + self._batch_rows])
 
     async def _lead(self) -> None:
         """Now and then: which shards are ours, and from where those that are new are to be read."""
@@ -87,7 +101,7 @@ class Poster:
     def _rows_a_shard(self) -> int:
         """Fair among busy shards, and bounded together: a backlog of all shards must not fill the memory."""
         busy = self._busy_shards or len(self._cursors)
-        return max(SHARD_ROWS_MIN, min(self._batch_rows, 2 * self._batch_rows // busy))
+        return max(SHARD_ROWS_MIN, min(LANES * self._batch_rows, 2 * LANES * self._batch_rows // busy))
 
     async def _post(self, postings: Sequence[Posting]) -> None:
         try:
