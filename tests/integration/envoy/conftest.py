@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stage import Stage, set_up
+from envoy_stage import Stage, set_up
 
 from extproc.edge.transport.grpcio import GrpcioTransport
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from stage import BIG, COMPLETIONS, SMALL, Backend, Exchange, Stage, forward, set_up, stream_piece, stream_start, until
+from envoy_stage import BIG, COMPLETIONS, SMALL, Backend, Exchange, Stage, forward, set_up, stream_piece, stream_start, until
 
 from extproc.edge.envoy_codec import decode
 from extproc.edge.transport.port import StatusCode
@@ -110,11 +110,12 @@ async def test_a_worker_killed_before_its_first_reply_costs_no_request(two_gates
     root = {"PYTHONPATH": str(Path(__file__).parents[3])}
     argv = [sys.executable, str(script), str(socket), str(marker)]
     gate = await asyncio.to_thread(Engine.start, "gate", argv, log_file=two_gates.directory / "gate.log", environ=root)
-    await asyncio.to_thread(two_gates.envoy.wait_healthy, {"extproc": 2})
-    # Least request: the survivor is made busy, so that the silent one gets its share.
-    requests = [asyncio.create_task(two_gates.sends(COMPLETIONS, json={})) for _ in range(20)]
-    await until(marker.exists)
-    await asyncio.to_thread(gate.kill)
+    try:
+        await asyncio.to_thread(two_gates.envoy.wait_healthy, {"extproc": 2})
+        requests = [asyncio.create_task(two_gates.sends(COMPLETIONS, json={})) for _ in range(20)]
+        await until(marker.exists)
+    finally:
+        await asyncio.to_thread(gate.kill)
     answers = await asyncio.gather(*requests)
     assert [answer.status_code for answer in answers] == [200] * 20
     lost = decode(marker.read_bytes())

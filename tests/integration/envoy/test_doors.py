@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from stage import BIG, COMPLETIONS, SMALL, Exchange, Stage, forward, json_answer
+from envoy_stage import BIG, COMPLETIONS, SMALL, Exchange, Stage, forward, json_answer
 
 from extproc.exchange import actions, events
 

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from stage import BIG, COMPLETIONS, SMALL, Exchange, Stage, forward, until
+from envoy_stage import BIG, COMPLETIONS, SMALL, Exchange, Stage, forward, until
 
 from extproc.edge.transport.port import StatusCode
 from extproc.exchange import actions, events

@@ -7,7 +7,7 @@ import json
 
 import httpx
 import pytest
-from stage import BIG, COMPLETIONS, Exchange, Stage, forward, json_answer, stream_piece, stream_start, until
+from envoy_stage import BIG, COMPLETIONS, Exchange, Stage, forward, json_answer, stream_piece, stream_start, until
 
 from extproc.exchange import actions, events
 
