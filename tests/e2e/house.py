@@ -39,6 +39,7 @@ from extproc.stores import migrations
 ROOT = Path(__file__).parents[2]
 VOCABULARY = ROOT / "extproc/tokens/vocab/qwen.tiktoken.xz"
 SMALL, LARGE = "qwen2.5-7b", "qwen3-72b"
+TEMPLATES = {SMALL: "chatml-default-system", LARGE: "chatml"}  # as the catalog says: the simulators count prompts as we do
 NANOS_IN, NANOS_OUT = 500, 1_000  # of SMALL, a token (examples/models.yaml)
 DEADLINE_S = 20.0
 
@@ -72,8 +73,8 @@ class House:
             stack.callback(self.postgres.stop)
             migrations.migrate(self.postgres.dsn)
             self.simulators = {
-                name: simulator.start(directory / f"sim-{place}", models=[name], vocabulary=VOCABULARY)
-                for place, name in enumerate((SMALL, LARGE))
+                name: simulator.start(directory / f"sim-{place}", models=[name], vocabulary=VOCABULARY, options=["--chat-template", template])
+                for place, (name, template) in enumerate(TEMPLATES.items())
             }
             for one in self.simulators.values():
                 stack.callback(one.stop)
