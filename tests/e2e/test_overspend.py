@@ -10,7 +10,7 @@ from decimal import Decimal
 
 import redis.asyncio
 from house import SMALL, Guest, House
-from wire import Line, Told, chat, steering
+from wire import Line, Told, chat, figure, steering
 
 from extproc.stores.shards import tag_of
 
@@ -47,7 +47,7 @@ async def one_round(house: House, lines: list[Line], body: bytes) -> None:
     over.set()
     lowest, looks = await looking
     refused = Counter((told.status, told.error) for told in answers if told.status != 200)
-    print(f"{len(served)} served, {dict(refused)}; all answered in {took_s:.2f} s; hold {hold}, lowest balance {lowest} in {looks} looks")
+    figure(f"{len(served)} served, {dict(refused)}; all answered in {took_s:.2f} s; hold {hold}, lowest balance {lowest} in {looks} looks")
     assert len(served) == AFFORDED
     assert open_holds == AFFORDED, "answers must stay open until everybody was answered"
     assert set(refused) <= set(REFUSALS.items())

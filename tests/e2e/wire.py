@@ -1,4 +1,4 @@
-"""A client that a test can see through: HTTP/1.1 over TLS on bare asyncio streams. It says nothing by itself, and leaves when told to."""
+"""Clients that a test can see through: HTTP/1.1 and HTTP/2 over TLS on bare asyncio streams. They leave when told to, at once."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import h2.config
+import h2.connection
+import h2.errors
+import h2.events
+import h2.exceptions
 
 if TYPE_CHECKING:
     from house import House
@@ -99,6 +105,77 @@ class Line:
         self._writer.transport.abort()
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
+
+
+class Trunk:
+    """One HTTP/2 connection with many streams. Streams are left by RST_STREAM, one by one; ``leave`` drops the connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+        self._h2 = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
+        self._h2.initiate_connection()
+        self._arrived: dict[int, asyncio.Queue[Any]] = {}
+        self._pump = asyncio.create_task(self._read())
+        self._flush()
+
+    @classmethod
+    async def open(cls, house: House) -> Trunk:
+        context = house.context()
+        context.set_alpn_protocols(["h2"])
+        streams = asyncio.open_connection("127.0.0.1", house.envoy.port, ssl=context, server_hostname="localhost")
+        return cls(*await asyncio.wait_for(streams, PATIENCE_S))
+
+    async def ask(self, headers: Mapping[str, str], body: bytes, *, leave_after: int | None = None, at_done: bool = False) -> Told:
+        """One request, read to its end, to ``[DONE]``, or until so many tokens."""
+        number = self._h2.get_next_available_stream_id()
+        arrived = self._arrived[number] = asyncio.Queue()
+        pseudo = {":method": "POST", ":scheme": "https", ":authority": "localhost", ":path": CHAT, "content-type": "application/json"}
+        self._h2.send_headers(number, [*pseudo.items(), *headers.items()])
+        self._h2.send_data(number, body, end_stream=True)
+        self._flush()
+        told, rest = Told(), b""
+        while not (told.whole or told.tokens == leave_after or (at_done and told.done)):
+            event = await asyncio.wait_for(arrived.get(), PATIENCE_S)
+            if isinstance(event, h2.events.ResponseReceived):
+                told.headers = dict(event.headers)
+                told.status = int(told.headers[":status"])
+            elif isinstance(event, h2.events.DataReceived):
+                *events, rest = (rest + event.data).split(b"\n\n")
+                for one in events:
+                    told.look(one)
+            elif isinstance(event, h2.events.StreamEnded):
+                told.whole = True
+            elif isinstance(event, h2.events.StreamReset):
+                return told
+        with contextlib.suppress(h2.exceptions.StreamClosedError):  # its end has come, and was not looked at
+            self._h2.reset_stream(number, h2.errors.ErrorCodes.CANCEL)
+        self._flush()
+        return told
+
+    async def leave(self) -> None:
+        self._pump.cancel()
+        await asyncio.gather(self._pump, return_exceptions=True)
+        self._writer.transport.abort()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
+
+    async def _read(self) -> None:
+        while data := await self._reader.read(65_536):
+            for event in self._h2.receive_data(data):
+                if isinstance(event, h2.events.DataReceived):
+                    with contextlib.suppress(h2.exceptions.StreamClosedError):
+                        self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                if getattr(event, "stream_id", None) in self._arrived:
+                    self._arrived[event.stream_id].put_nowait(event)
+            self._flush()
+
+    def _flush(self) -> None:
+        self._writer.write(self._h2.data_to_send())
+
+
+def figure(text: str) -> None:
+    """What a test has measured, for whoever runs it with ``-s``."""
+    print(text)  # noqa: T201
 
 
 def error_code(body: bytes) -> str:
