@@ -52,7 +52,6 @@ class Stores:
     database: Database
     pipeline: Pipeline
     holds: RedisHolds
-    stream: RedisEventStream
     ledger: PostgresLedger
     directory: Directory
     registry: Registry
@@ -84,12 +83,7 @@ async def open_stores(settings: Settings, *, application: str, meter: Meter | No
         password=settings.postgres.password,
         application=f"extproc {application}",
     )
-    pipeline = Pipeline(
-        settings.redis.url,
-        timeout_ms=settings.redis.timeout_ms,
-        pipeline_max=settings.redis.pipeline_max,
-        password=settings.redis.password,
-    )
+    pipeline = pipeline_of(settings)
     holds = RedisHolds(pipeline, lease_ms=settings.holds.lease_s * 1_000)
     keys = KeyStore(database, pipeline, holds, unix_ms=unix_ms)
     ledger = PostgresLedger(database)
@@ -99,7 +93,6 @@ async def open_stores(settings: Settings, *, application: str, meter: Meter | No
         database=database,
         pipeline=pipeline,
         holds=holds,
-        stream=RedisEventStream(pipeline),
         ledger=ledger,
         directory=Directory(
             keys,
@@ -110,6 +103,27 @@ async def open_stores(settings: Settings, *, application: str, meter: Meter | No
         registry=Registry(keys, holds, new_id=new_id),
         deposits=Deposits(ledger=ledger, delivery=holds, meter=meter or Unmetered(), new_id=new_id, unix_ms=unix_ms),
     )
+
+
+def pipeline_of(settings: Settings) -> Pipeline:
+    """One connection to Redis, not opened yet."""
+    return Pipeline(
+        settings.redis.url,
+        timeout_ms=settings.redis.timeout_ms,
+        pipeline_max=settings.redis.pipeline_max,
+        password=settings.redis.password,
+    )
+
+
+@asynccontextmanager
+async def event_stream(settings: Settings) -> AsyncIterator[RedisEventStream]:
+    """The event streams, over a connection of their own: a blocking read would make every other call wait behind it."""
+    pipeline = pipeline_of(settings)
+    await pipeline.open()
+    try:
+        yield RedisEventStream(pipeline)
+    finally:
+        await pipeline.close()
 
 
 @asynccontextmanager

@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Coroutine, Sequence
 
 from extproc import metrics
-from extproc.app.compose import open_stores, unix_ms
+from extproc.app.compose import event_stream, open_stores, unix_ms
 from extproc.app.process import Child, run
 from extproc.errors import ExtprocError
 from extproc.ledger.leadership import PostgresLeadership
@@ -58,30 +59,35 @@ async def main(settings: Settings, child: Child) -> None:
     meter = SettlerMeter(metrics.Metrics(metrics.registry()))
     stores = await open_stores(settings, application="settler", meter=meter)
     pace = Pace(child.stop, monotonic_s=time.monotonic, unix_ms=unix_ms)
-    poster = Poster(
-        stream=stores.stream,
-        ledger=stores.ledger,
-        leadership=PostgresLeadership(stores.database, range(SHARDS)),
-        meter=meter,
-        pace=pace,
-        batch_rows=settings.settler.batch_rows,
-        batch_wait_ms=settings.settler.batch_wait_ms,
-    )
     reaper = Reaper(holds=stores.holds, shards=SHARDS, meter=meter, pace=pace, reap_every_s=settings.holds.reap_every_s)
     sweep = Sweep(
         ledger=stores.ledger, registry=stores.registry, delivery=stores.holds, housekeep=stores.ledger.housekeep, meter=meter, pace=pace
     )
-    beat = asyncio.create_task(child.beat())
-    loops = [asyncio.create_task(part.run()) for part in (poster, reaper, sweep)]
-    done, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_EXCEPTION)
-    beat.cancel()
-    for loop in loops:
-        loop.cancel()
-    await asyncio.gather(*loops, return_exceptions=True)
+    async with event_stream(settings) as stream:
+        poster = Poster(
+            stream=stream,
+            ledger=stores.ledger,
+            leadership=PostgresLeadership(stores.database, range(SHARDS)),
+            meter=meter,
+            pace=pace,
+            batch_rows=settings.settler.batch_rows,
+            batch_wait_ms=settings.settler.batch_wait_ms,
+        )
+        failure = await _until_over([poster.run(), reaper.run(), sweep.run()], child)
     await stores.close()
-    failed = [loop.exception() for loop in done if not loop.cancelled() and loop.exception() is not None]
-    if failed:
-        raise ExtprocError(f"the settler failed: {failed[0]!r}") from failed[0]
+    if failure is not None:
+        raise ExtprocError(f"the settler failed: {failure!r}") from failure
+
+
+async def _until_over(loops: Sequence[Coroutine[None, None, None]], child: Child) -> BaseException | None:
+    """All of them, until one fails (that failure) or all have ended (``None``)."""
+    beat = asyncio.create_task(child.beat())
+    tasks = [asyncio.create_task(loop) for loop in loops]
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    for task in (beat, *tasks):
+        task.cancel()
+    await asyncio.gather(beat, *tasks, return_exceptions=True)
+    return next((task.exception() for task in done if not task.cancelled() and task.exception() is not None), None)
 
 
 if __name__ == "__main__":

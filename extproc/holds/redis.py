@@ -148,13 +148,13 @@ class RedisHolds:
 
     async def install_payer(self, payer_id: str, *, version: int, total_nanos: int, available_nanos: int, credit_nanos: int) -> bool:
         assert abs(available_nanos) <= BALANCE_NANOS_MAX
-        assert 0 <= total_nanos <= TOTAL_NANOS_MAX
+        assert abs(total_nanos) <= TOTAL_NANOS_MAX
         spendable = available_nanos + _amount(credit_nanos)
         args = (payer_id, version, total_nanos, spendable, credit_nanos)
         return bool(await self._pipeline.call(self._scripts["install"], tag_of(payer_id), args))
 
     async def credit(self, payer_id: str, *, version: int, total_nanos: int, credit_nanos: int) -> bool:
-        assert 0 <= total_nanos <= TOTAL_NANOS_MAX
+        assert abs(total_nanos) <= TOTAL_NANOS_MAX
         args = (payer_id, version, total_nanos, _amount(credit_nanos))
         return bool(await self._pipeline.call(self._scripts["credit"], tag_of(payer_id), args))
 

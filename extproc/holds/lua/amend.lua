@@ -41,7 +41,7 @@ if key[2] and key[2] ~= '' then
   add(B, 'used', reserved)
   if less(key[2], redis.call('HGET', B, 'used') or '0') then
     add(B, 'used', neg(reserved))
-    return denied('key_budget', 'key', reserved, spendable)
+    return denied('key_budget', 'key', reserved, left_of(B, key[2]))
   end
   add(B, 'held', reserved)
   if forget_ms ~= '' then redis.call('PEXPIRE', B, forget_ms) end

@@ -15,3 +15,8 @@ local function short(P, required, spendable, held)
   if less(sum(P, 'spendable', held), required) then return denied('insufficient', 'account', required, spendable, 0) end
   return denied('held', 'account', required, spendable, SOON_MS)
 end
+
+-- What a key's budget still has, for the answer to its owner.
+local function left_of(B, budget)
+  return neg(sum(B, 'used', neg(budget)) or neg(budget))
+end
