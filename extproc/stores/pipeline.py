@@ -37,7 +37,7 @@ class Pipeline:
     @property
     def connected(self) -> bool:
         """Calls are accepted."""
-        return self._link is not None and not self._link.lost.done()
+        return self._link is not None and not self._link.lost.is_set()
 
     def register(self, scripts: Iterable[Script]) -> None:
         """Scripts to load with every connection. (One that comes later is loaded when it is first called.)"""
@@ -82,10 +82,12 @@ class Pipeline:
             try:
                 if await self._connect(link):
                     delay_s = RECONNECT_FIRST_S
-                    self._why_not = await link.lost
+                    await link.lost.wait()
+                    self._why_not = link.why
                     self._link = None
             finally:
                 link.fail(self._why_not)
+                await link.gone.wait()
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, RECONNECT_MAX_S)
 
@@ -107,7 +109,9 @@ class Pipeline:
 
     async def _greet(self, link: Link) -> None:
         loads = (("SCRIPT", "LOAD", script.text) for script in self._scripts.values())
-        calls = [Call(link.lost.get_loop().create_future(), pack(command)) for command in (*self._address.greeting, *loads, ("PING",))]
+        calls = [
+            Call(asyncio.get_running_loop().create_future(), pack(command)) for command in (*self._address.greeting, *loads, ("PING",))
+        ]
         for call in calls:
             link.send(call)
         await asyncio.gather(*(call.future for call in calls))

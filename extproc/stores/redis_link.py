@@ -56,7 +56,10 @@ class Call:
 
 
 class Link(asyncio.Protocol):
-    """A queue of this tick, a queue in flight, and one timer for the oldest write. ``lost`` says why it ended, when it has."""
+    """A queue of this tick, a queue in flight, and one timer for the oldest write.
+
+    ``lost``: it has ended (``why``); ``gone``: its socket is closed.
+    """
 
     def __init__(self, *, timeout_s: float, pipeline_max: int) -> None:
         self._timeout_s = timeout_s
@@ -71,18 +74,21 @@ class Link(asyncio.Protocol):
         self._answered = 0
         self._timer: asyncio.TimerHandle | None = None
         self._loading: set[str] = set()
-        self.lost: asyncio.Future[str] = self._loop.create_future()
+        self.lost = asyncio.Event()  # not a future: waiting tasks that are cancelled would cancel it
+        self.gone = asyncio.Event()
+        self.why = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]  # uvloop's transports do not derive from asyncio's
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.fail(f"connection lost: {exc or 'closed by the server'}")
+        self.gone.set()
 
     def send(self, call: Call) -> None:
         """Queue for the write at the end of this tick."""
-        if self.lost.done():
-            call.fail(StoreRefused(f"Redis is not connected: {self.lost.result()}"))
+        if self.lost.is_set():
+            call.fail(StoreRefused(f"Redis is not connected: {self.why}"))
         elif len(self._queue) + len(self._flight) >= CALLS_MAX:
             call.fail(StoreRefused(f"{CALLS_MAX} calls to Redis are waiting"))
         else:
@@ -91,7 +97,7 @@ class Link(asyncio.Protocol):
             self._queue.append(call)
 
     def _flush(self) -> None:
-        if self._transport is None or self.lost.done():
+        if self._transport is None or self.lost.is_set():
             return
         queue, self._queue = self._queue, []
         now = self._loop.time()
@@ -161,13 +167,16 @@ class Link(asyncio.Protocol):
 
     def fail(self, why: str) -> None:
         """The end of this connection."""
-        if self.lost.done():
+        if self.lost.is_set():
             return
-        self.lost.set_result(why)
+        self.why = why
+        self.lost.set()
         if self._timer is not None:
             self._timer.cancel()
-        if self._transport is not None:
-            self._transport.abort()
+        if self._transport is None:
+            self.gone.set()
+        else:
+            self._transport.abort()  # connection_lost follows
         for call in self._flight:
             call.fail(StoreUnknown(f"Redis: {why}"))
         for call in self._queue:

@@ -1,0 +1,143 @@
+"""The invariants of MONEY.md that Redis alone can show, read from its keys and not through our own code.
+
+``await problems(redis_url)`` returns what is wrong, one line each; an empty list means that all hold. At rest or in flight.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import Any
+
+import redis.asyncio
+
+from extproc.stores.shards import TAGS
+
+GRACE_MS = 8_000
+
+
+async def problems(url: str, *, grace_ms: int | None = None, balances: dict[str, int] | None = None, trimmed: bool = False) -> list[str]:
+    """``grace_ms`` None: leases that have run out are no fault (nobody reaps). ``balances``: what was ever credited to each payer, for 3.
+
+    ``trimmed``: the poster has cut the streams, so that what is left need not begin with sequence number 1, nor add up to balances.
+    """
+    async with redis.asyncio.Redis.from_url(url, decode_responses=True) as client:
+        found: list[str] = []
+        for tag in TAGS:
+            found += await _shard(client, tag, grace_ms, {} if trimmed else balances or {}, trimmed=trimmed)
+        return found
+
+
+async def _hashes(client: Any, pattern: str) -> dict[str, dict[str, str]]:
+    return {key.split(":", 2)[2]: await client.hgetall(key) async for key in client.scan_iter(pattern, count=1000)}
+
+
+async def _shard(client: Any, tag: str, grace_ms: int | None, balances: dict[str, int], *, trimmed: bool) -> list[str]:
+    payers = await _hashes(client, f"{tag}:payer:*")
+    keys = await _hashes(client, f"{tag}:key:*")
+    holds = await _hashes(client, f"{tag}:hold:*")
+    budgets = await _hashes(client, f"{tag}:budget:*")
+    leases = dict(await client.zrange(f"{tag}:leases", 0, -1, withscores=True))
+    events = [fields for _, fields in await client.xrange(f"{tag}:events")]
+    shard = await client.hgetall(f"{tag}:shard")
+    opened = {hold_id: hold for hold_id, hold in holds.items() if hold["state"] in ("entry", "exact")}
+    now = max(int((await client.time())[0]) * 1000, int(shard.get("now", 0)))
+    return [
+        *_sums_of_payers(payers, opened),
+        *_sums_of_keys(keys, budgets, opened),
+        *_balances(payers, events, balances),
+        *_leases(opened, leases, now, grace_ms),
+        *_amounts(opened, events),
+        *_events(events, holds, opened, int(shard.get("seq", 0)), trimmed=trimmed),
+    ]
+
+
+def _sums_of_payers(payers: dict[str, dict[str, str]], opened: dict[str, dict[str, str]]) -> list[str]:
+    """4: held, entry_held and open are what the open holds say; nothing is held for a payer that is not there."""
+    held: Counter[str] = Counter()
+    entries: Counter[str] = Counter()
+    number: Counter[str] = Counter()
+    for hold in opened.values():
+        held[hold["payer"]] += int(hold["reserved"])
+        entries[hold["payer"]] += int(hold["entry"])
+        number[hold["payer"]] += 1
+    wrong = [f"hold of a payer that Redis does not have: {payer}" for payer in number if payer not in payers]
+    for payer, fields in payers.items():
+        for field, sums in (("held", held), ("entry_held", entries), ("open", number)):
+            if int(fields[field]) != sums[payer]:
+                wrong.append(f"4: {field} of {payer} is {fields[field]}, its open holds say {sums[payer]}")
+    return wrong
+
+
+def _sums_of_keys(keys: dict[str, dict[str, str]], budgets: dict[str, dict[str, str]], opened: dict[str, dict[str, str]]) -> list[str]:
+    held: Counter[str] = Counter()
+    number: Counter[str] = Counter()
+    for hold in opened.values():
+        number[f"{hold['payer']}:{hold['key']}"] += 1
+        if hold["period"]:
+            held[f"{hold['payer']}:{hold['key']}:{hold['period']}"] += int(hold["reserved"])
+    wrong = [
+        f"4: open of key {key}: {f.get('open', 0)}, {number[key]} holds" for key, f in keys.items() if int(f.get("open", 0)) != number[key]
+    ]
+    for span in budgets.keys() | held.keys():
+        fields = budgets.get(span, {})
+        if int(fields.get("held", 0)) != held[span]:
+            wrong.append(f"4: budget {span} holds {fields.get('held')}, its open holds say {held[span]}")
+        if int(fields.get("used", 0)) < int(fields.get("held", 0)):
+            wrong.append(f"budget {span}: spent less than nothing: {fields}")
+    return wrong
+
+
+def _balances(payers: dict[str, dict[str, str]], events: list[dict[str, str]], balances: dict[str, int]) -> list[str]:
+    """3: available + held = what was credited − what was charged. 5: no payer below its credit line."""
+    charged: Counter[str] = Counter()
+    for event in events:
+        charged[event["p"]] += int(event["a"])
+    wrong = []
+    for payer, fields in payers.items():
+        if int(fields["spendable"]) < 0:
+            wrong.append(f"5: {payer} is below its credit line: {fields['spendable']}")
+        if payer not in balances:
+            continue
+        available = int(fields["spendable"]) - int(fields["credit"])
+        if available + int(fields["held"]) != balances[payer] - charged[payer]:
+            wrong.append(f"3: {payer}: {available} + {fields['held']} ≠ {balances[payer]} − {charged[payer]}")
+    return wrong
+
+
+def _leases(opened: dict[str, dict[str, str]], leases: dict[str, float], now: int, grace_ms: int | None) -> list[str]:
+    """11: the lease set is the set of open holds, and none is past its lease + grace."""
+    wrong = [f"11: {hold_id} is open and has no lease" for hold_id in opened.keys() - leases.keys()]
+    wrong += [f"11: {hold_id} has a lease and is not open" for hold_id in leases.keys() - opened.keys()]
+    if grace_ms is not None:
+        wrong += [f"11: {hold_id} outlived its lease by {now - lease} ms" for hold_id, lease in leases.items() if lease + grace_ms < now]
+    return wrong
+
+
+def _amounts(opened: dict[str, dict[str, str]], events: list[dict[str, str]]) -> list[str]:
+    """8 and 18: 0 ≤ charge ≤ reserved (= cap where nothing is free), 0 ≤ checkpoint ≤ cap."""
+    wrong = [f"18: checkpoint of {hold_id}: {h}" for hold_id, h in opened.items() if not 0 <= int(h["checkpoint"]) <= int(h["cap"])]
+    wrong += [f"8: {event}" for event in events if not 0 <= int(event["a"]) <= int(event["r"])]
+    wrong += [f"8: a void that charges: {event}" for event in events if event["k"] == "void" and event["a"] != "0"]
+    return wrong
+
+
+def _events(
+    events: list[dict[str, str]], holds: dict[str, dict[str, str]], opened: dict[str, dict[str, str]], last: int, *, trimmed: bool
+) -> list[str]:
+    """6: one ending per hold, and the tombstone says the same. 12: no gaps in the sequence of an epoch and shard."""
+    endings = [event for event in events if event["k"] != "note"]
+    wrong = [f"6: {hold_id} ended {n} times" for hold_id, n in Counter(event["h"] for event in endings).items() if n > 1]
+    for event in endings:
+        tombstone = holds.get(event["h"])
+        if event["h"] in opened:
+            wrong.append(f"6: {event['h']} has ended and is open")
+        elif tombstone and (tombstone["kind"], tombstone["amount"]) != (event["k"], event["a"]):
+            wrong.append(f"6: tombstone {tombstone} of {event}")
+    sequences: dict[str, list[int]] = defaultdict(list)
+    for event in endings:
+        sequences[event["e"]].append(int(event["s"]))
+    for epoch, numbers in sequences.items():
+        first = numbers[0] if trimmed else 1
+        if len(sequences) == 1 and numbers and numbers != list(range(first, last + 1)):
+            wrong.append(f"12: epoch {epoch}: {numbers}, last {last}")
+    return wrong
