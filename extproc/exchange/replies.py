@@ -20,6 +20,7 @@ CUT_EVENT = (
     b'"type":"server_error","param":null,"code":"stream_cut"}}\n\ndata: [DONE]\n\n'
 )
 STORES_RETRY_S = 1
+NEVER_RETRY_MS = 60_000
 
 
 def deny(error: ClientError, *, request_id: str, headers: tuple[tuple[str, str], ...] = (), metadata: dict[str, Any] | None = None) -> Deny:
@@ -89,14 +90,15 @@ def _limited(denied: Denied, request_id: str) -> Deny:
     window = denied.window
     limit = f" of {window.limit}" if window else ""
     whose = "this API key" if denied.limit_source == "key" else "your account"
-    error = ClientError(
-        f"The limit{limit} {_LIMITED[denied.reason]} for {whose} is reached. Try again later.",
-        status=429,
-        type="rate_limit_error",
-        code="rate_limit_exceeded",
-    )
+    words = f"The limit{limit} {_LIMITED[denied.reason]} for {whose} is reached. Try again later."
+    headers = _wait(denied.retry_after_ms)
+    if not denied.retry_after_ms:
+        # An SDK that asks again would be refused again; clients that look for `retry-after` only are kept off for a while.
+        words = f"This request alone is above the limit{limit} {_LIMITED[denied.reason]} for {whose}. It cannot be served; ask for less."
+        headers = (*_wait(NEVER_RETRY_MS), ("x-should-retry", "false"))
+    error = ClientError(words, status=429, type="rate_limit_error", code="rate_limit_exceeded")
     kind = "tokens" if denied.reason is DenyReason.TOKENS_PER_MINUTE else "requests"
-    return deny(error, request_id=request_id, headers=(*_wait(denied.retry_after_ms or 1_000), *rate_headers(kind, window)))
+    return deny(error, request_id=request_id, headers=(*headers, *rate_headers(kind, window)))
 
 
 def _out_of_money(denied: Denied, *, policy: Policy, currency: str, request_id: str) -> Deny:
