@@ -35,15 +35,19 @@ for command in (
 def main() -> None:
     """The console script."""
     try:
-        extproc.main(prog_name="extproc", standalone_mode=True)
+        code = extproc.main(prog_name="extproc", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(INTERRUPTED)
     except ExtprocError as error:
         _fail(str(error))
     except BrokenPipeError:
         # `extproc requests | head`: nobody reads any more. Point stdout elsewhere, so that the interpreter's last flush does not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
     except Exception as error:
         if os.environ.get("EXTPROC_DEBUG"):
             raise

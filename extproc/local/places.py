@@ -112,6 +112,14 @@ def claimant(data: Path) -> int | None:
     return None
 
 
+def lives(pid: int) -> bool:
+    """Neither gone nor a zombie: one whose parent has left waits for an init that may not look."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def write_private(path: Path, text: str) -> None:
     """Whole or not at all, and never readable by others for a moment."""
     unfinished = path.with_name(path.name + ".part")

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from extproc.errors import ExtprocError, UsageError
 from extproc.local.engine import POLL_S
-from extproc.local.places import claim, claimant, prepare, write_private
+from extproc.local.places import claim, claimant, lives, prepare, write_private
 from extproc.local.stack import Plan, Say, Stack
 
 LOOK_S: Final = 1.0
@@ -109,7 +109,7 @@ def down(data: Path, *, say: Say) -> int:
     say(f"stopping the stack on {data} (process {pid})")
     os.kill(pid, signal.SIGTERM)
     end = time.monotonic() + DOWN_S
-    while claimant(data) is not None:
+    while claimant(data) is not None or lives(pid):
         if time.monotonic() > end:
             raise UsageError(f"process {pid} has not ended within {DOWN_S:g} s; {data / 'logs'} may say why")
         time.sleep(POLL_S)

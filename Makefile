@@ -1,0 +1,45 @@
+# `make demo` and `make test` need nothing but Python ≥ 3.11: they make .venv, install everything into it (engines included) and run.
+#   make demo    a whole stack, four real requests, what became of their money
+#   make test    lint, types, every test suite; below ten minutes on two cores.  ARGS="-k holds" for a part
+#   make lint    ruff and mypy alone
+#   make proto   generate extproc/edge/wire from proto/
+#   make bench   what it costs in CPU, as a table and as JSON
+
+SHELL := /bin/bash
+PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$name; break; }; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ARGS ?=
+
+.PHONY: demo test lint proto bench venv clean
+
+demo: $(STAMP)
+	$(BIN)/python -m extproc.cli demo
+
+test: lint
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+proto: $(STAMP)
+	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. proto/extproc/edge/wire/ext_proc.proto
+
+bench: $(STAMP)
+	$(BIN)/python -m tests.bench $(ARGS)
+
+venv: $(STAMP)
+
+clean:
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .hypothesis
+
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer was found: install one, or say which: make PYTHON=/path/to/python3"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+		{ rm -rf $(VENV); echo "$(PYTHON) cannot make virtual environments: install its package for them (Debian: python3-venv)"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[local,check,dev]'
+	@touch $@

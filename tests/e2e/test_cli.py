@@ -1,0 +1,379 @@
+"""The commands as an operator types them, against one stack of `extproc up --detach`."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shutil
+import signal
+import ssl
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import psycopg
+import pytest
+
+COMMAND = [sys.executable, "-m", "extproc.cli"]
+ENVIRON = {name: value for name, value in os.environ.items() if not name.startswith("EXTPROC_")}
+TIMEOUT_S = 60
+MODEL = "qwen2.5-7b"
+
+
+def run(*words: str, cwd: Path | None = None, **environ: str) -> subprocess.CompletedProcess[str]:
+    env = {**ENVIRON, "PYTHONPATH": str(Path.cwd()), **environ}
+    return subprocess.run([*COMMAND, *words], capture_output=True, text=True, timeout=TIMEOUT_S, check=False, cwd=cwd, env=env)
+
+
+def until(condition: Callable[[], Any], what: str, deadline_s: float = 20) -> Any:
+    end = time.monotonic() + deadline_s
+    while not (answer := condition()):
+        assert time.monotonic() < end, what
+        time.sleep(0.02)
+    return answer
+
+
+def lives(pid: int) -> bool:
+    """Not gone, and not a zombie that waits for an init which does not look."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+class Operator:
+    """Types commands against one directory."""
+
+    def __init__(self, data: Path) -> None:
+        self.data = data
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return json.loads((self.data / "up.json").read_text())
+
+    def ask(self, *words: str) -> Any:
+        """The JSON document on stdout, which is all that may be there."""
+        done = run(*words, "--data", str(self.data), "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def says(self, *words: str) -> str:
+        done = run(*words, "--data", str(self.data))
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def refuses(self, *words: str) -> str:
+        """One line on stderr, nothing on stdout, exit code 1."""
+        done = run(*words, "--data", str(self.data))
+        assert (done.returncode, done.stdout) == (1, ""), done
+        assert done.stderr.startswith("extproc: ")
+        assert done.stderr.count("\n") == 1, done.stderr
+        return done.stderr
+
+    def client(self, api_key: str | None = None) -> openai.OpenAI:
+        facts = self.facts
+        trust = ssl.create_default_context(cafile=facts["ca_file"])
+        http = openai.DefaultHttpxClient(verify=trust)
+        return openai.OpenAI(base_url=facts["base_url"], api_key=api_key or facts["api_key"], http_client=http, max_retries=0)
+
+    def request(self, api_key: str | None = None, **fields: Any) -> str:
+        """One answered request, and the id that the client was told."""
+        with self.client(api_key) as client:
+            fields = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}], **fields}
+            return client.chat.completions.with_raw_response.create(**fields).headers["x-request-id"]
+
+    def explained(self, request_id: str) -> dict[str, Any]:
+        """As soon as it is posted."""
+
+        def ask() -> dict[str, Any] | None:
+            done = run("explain", request_id, "--data", str(self.data), "--json")
+            return json.loads(done.stdout) if done.returncode == 0 else None
+
+        return until(ask, f"{request_id} in the ledger")
+
+
+@pytest.fixture(scope="module")
+def operator() -> Iterator[Operator]:
+    """Below /tmp: as root, PostgreSQL must be able to come in."""
+    data = Path(tempfile.mkdtemp(prefix="xc-", dir="/tmp"))
+    data.chmod(0o711)
+    done = run("up", "--data", str(data), "--detach", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == json.loads((data / "up.json").read_text())
+    yield Operator(data)
+    if (data / "up.json").exists():
+        assert run("down", "--data", str(data)).returncode == 0
+    shutil.rmtree(data)
+
+
+def test_up_json_says_everything_and_to_nobody_else(operator):
+    facts = operator.facts
+    assert stat.S_IMODE((operator.data / "up.json").stat().st_mode) == 0o600
+    assert stat.S_IMODE((operator.data / "state.json").stat().st_mode) == 0o600
+    assert facts["base_url"].startswith("https://localhost:")
+    assert facts["base_url"].endswith("/v1")
+    assert set(facts["simulator_urls"]) == {"qwen2.5-7b", "qwen3-72b"}
+    parts = {"up", "envoy", "valkey", "postgres", "extproc", "gate-0", "gate-1", "settler", "simulator-qwen2.5-7b", "simulator-qwen3-72b"}
+    assert set(facts["pids"]) == parts
+    assert all(lives(pid) for pid in facts["pids"].values())
+    wanted = {"ca_file", "api_key", "account", "metrics_url", "redis_url", "postgres_dsn", "envoy_admin_url", "data"}
+    assert wanted < set(facts)
+
+
+def test_a_second_up_on_the_same_directory_is_refused(operator):
+    for words in (("up",), ("up", "--detach")):
+        assert "is running on" in operator.refuses(*words)
+
+
+def test_the_life_of_an_account(operator):
+    made = operator.ask("account", "create", "--name", "Ada", "--email", "ada@example.com", "--tier", "unlimited")
+    assert (made["name"], made["email"], made["tier"], made["frozen"]) == ("Ada", "ada@example.com", "unlimited", False)
+    booked = operator.ask("account", "deposit", "ada@example.com", "12.5", "--method", "bank", "--reference", "R-1")
+    assert (booked["amount_nanos"], booked["balance"], booked["booked_before"], booked["in_force"]) == (
+        12_500_000_000,
+        "12.50",
+        False,
+        True,
+    )
+    again = operator.ask("account", "deposit", made["id"], "12.5", "--method", "bank", "--reference", "R-1")
+    assert (again["booked_before"], again["balance"]) == (True, "12.50")
+    shown = operator.ask("account", "show", "Ada")
+    assert (shown["id"], shown["balance"], shown["currency"]) == (made["id"], "12.50", "CNY")
+    redis = operator.ask("balance", made["id"])["redis"]
+    assert (redis["available"], redis["held"], redis["entry_held"], redis["open_holds"]) == ("12.50", "0.00", "0.00", 0)
+    assert made["id"] in [one["id"] for one in operator.ask("account", "list")]
+    assert "12.50 CNY" in operator.says("balance", "Ada")
+
+
+def test_a_frozen_account_is_refused_until_it_is_thawed(operator):
+    operator.ask("account", "create", "--name", "Frost", "--tier", "unlimited")
+    operator.ask("account", "deposit", "Frost", "1")
+    key = operator.ask("key", "create", "Frost")["key"]
+    assert operator.ask("account", "freeze", "Frost", "--reason", "test")["frozen"]
+    with pytest.raises(openai.APIStatusError) as refused:
+        operator.request(key)
+    assert refused.value.status_code in (402, 403)
+    assert not operator.ask("account", "freeze", "Frost", "--thaw", "--reason", "test")["frozen"]
+    assert operator.request(key)
+
+
+def test_the_life_of_a_key(operator):
+    operator.ask("account", "create", "--name", "Keys", "--tier", "unlimited")
+    operator.ask("account", "deposit", "Keys", "1")
+    options = ["--name", "app", "--model", MODEL, "--network", "127.0.0.0/8", "--expires", "30d"]
+    options += ["--budget", "0.5", "--budget-period", "day", "--requests-per-minute", "60"]
+    made = operator.ask("key", "create", "Keys", *options)
+    assert operator.request(made["key"])
+    with pytest.raises(openai.PermissionDeniedError):
+        operator.request(made["key"], model="qwen3-72b")
+    (listed,) = operator.ask("key", "list", "Keys")
+    assert (listed["name"], listed["models"], listed["budget"], listed["budget_period"]) == ("app", [MODEL], "0.50", "day")
+    assert listed["requests_per_minute"] == 60
+    assert made["key"] not in json.dumps(listed), "a secret is shown once"
+    rotated = operator.ask("key", "rotate", made["id"])
+    assert rotated["replaces"] == made["id"]
+    with pytest.raises(openai.AuthenticationError):
+        operator.request(made["key"])
+    assert operator.request(rotated["key"])
+    assert operator.ask("key", "revoke", rotated["id"]) == {"id": rotated["id"], "revoked": True, "in_force": True}
+    with pytest.raises(openai.AuthenticationError):
+        operator.request(rotated["key"])
+    assert [one["revoked"] for one in operator.ask("key", "list", "Keys")] == [True, True]
+
+
+def test_explain_shows_every_line_of_the_sum(operator):
+    request_id = operator.request(model="gpt-3.5-turbo", extra_headers={"x-priority": "spot", "x-sim-tokens": "30"})
+    facts = operator.explained(request_id)
+    row, total = facts["request"], facts["sum"]
+    assert facts["agrees"]
+    assert (row["model"], row["priority"], row["usage_source"], row["ending"]) == (MODEL, "spot", "upstream", "settle")
+    assert [(line["name"], line["per_million"]) for line in total["lines"]] == [
+        ("input", "0.50"),
+        ("cached input", "0.125"),
+        ("output", "1.00"),
+    ]
+    assert sum(line["tokens"] for line in total["lines"]) == row["input_tokens"] + 30
+    assert total["factors"] == [{"name": "priority spot", "factor": "0.50"}]
+    assert row["cost_nanos"] == (500 * row["input_tokens"] + 1_000 * 30) // 2
+    assert row["hold_nanos"] - row["cost_nanos"] == row["given_back_nanos"]
+    assert sorted(entry["amount_nanos"] for entry in facts["entries"]) == [-row["cost_nanos"], row["cost_nanos"]]
+    text = operator.says("explain", row["id"])
+    shown = (
+        "× 0.50 (priority spot)",
+        facts["price"]["price_id"],
+        f"charged     {row['cost']} CNY",
+        "revenue:qwen2.5-7b",
+        "upstream",
+        "agrees",
+    )
+    assert [word for word in shown if word not in text] == []
+
+
+def test_explain_notices_a_charge_that_does_not_follow_from_its_row(operator):
+
+    facts = operator.explained(operator.request())
+    with psycopg.connect(operator.facts["postgres_dsn"], autocommit=True) as connection:
+        change = "UPDATE requests SET output_tokens = output_tokens + %s WHERE id = %s"
+        connection.execute(change, (1, facts["request"]["id"]))
+        done = run("explain", facts["request"]["id"], "--data", str(operator.data))
+        connection.execute(change, (-1, facts["request"]["id"]))
+    assert done.returncode == 1
+    assert "DOES NOT AGREE: the usage costs" in done.stdout
+
+
+def test_requests_lists_and_follows(operator):
+    account = operator.ask("account", "create", "--name", "Reader", "--tier", "unlimited")["id"]
+    operator.ask("account", "deposit", account, "1")
+    key = operator.ask("key", "create", account)["key"]
+    first = operator.explained(operator.request(key))["request"]["id"]
+    assert [row["id"] for row in operator.ask("requests", "--account", account)] == [first]
+    words = [*COMMAND, "requests", "--follow", "--json", "--account", account, "--data", str(operator.data)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**ENVIRON, "PYTHONUNBUFFERED": "1"}) as follower:
+        assert json.loads(follower.stdout.readline())["id"] == first
+        second = operator.explained(operator.request(key))["request"]["id"]
+        assert json.loads(follower.stdout.readline())["id"] == second
+        follower.send_signal(signal.SIGINT)
+        assert follower.wait(10) == 130
+    table = operator.says("requests", "--account", account).splitlines()
+    assert [line.split()[1] for line in table[1:]] == [first, second], "the newest last"
+
+
+def test_holds_list_shows_a_running_request_and_nothing_afterwards(operator):
+    with operator.client() as client:
+        headers = {"x-sim-tokens": "1000", "x-sim-delay-ms": "50"}
+        stream = client.chat.completions.create(
+            model=MODEL, messages=[{"role": "user", "content": "Hello"}], stream=True, extra_headers=headers
+        )
+        next(iter(stream))
+        (hold,) = operator.ask("holds", "list", "--account", operator.facts["account"])
+        assert (hold["state"], hold["reserved_nanos"] > 0, hold["lease_left_ms"] > 0) == ("exact", True, True)
+        assert hold["hold"] in operator.says("holds", "list")
+        stream.close()
+    until(lambda: operator.ask("holds", "list") == [], "the hold ended")
+
+
+def test_check_finds_nothing_in_what_up_wrote_and_names_a_fault(operator):
+    assert operator.ask("check") == []
+    models = operator.data / "models.yaml"
+    good = models.read_text()
+    try:
+        models.write_text(good.replace('input: "4.00"', "input: 4.00"))
+        done = run("check", "--data", str(operator.data), "--json")
+    finally:
+        models.write_text(good)
+    assert done.returncode == 1
+    finding = json.loads(done.stdout)[0]
+    assert (Path(finding["file"]).name, finding["line"] > 0, finding["severity"]) == ("models.yaml", True, "error")
+
+
+def test_migrate_may_be_repeated(operator):
+    assert operator.ask("migrate") == {"applied": []}
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["account", "show", "nobody"], "there is no account"),
+        (["account", "show", "01a20015-3162-737e-8c3d-f1830fecb46a"], "there is no account"),
+        (["account", "create", "--name", "x", "--tier", "gold"], "the catalog has no tier 'gold'; it has default, business"),
+        (["account", "deposit", "local", "1.2.3"], "is not a decimal amount"),
+        (["account", "deposit", "local", "0"], "more than nothing"),
+        (["key", "create", "local", "--model", "gpt-9"], "the catalog has no model 'gpt-9'"),
+        (["key", "create", "local", "--expires", "2001-01-01"], "is over already"),
+        (["key", "create", "local", "--expires", "soon"], "is no time"),
+        (["key", "create", "local", "--network", "10.0.0.1/8"], "networks"),
+        (["key", "revoke", "x"], "is not the id of a key"),
+        (["key", "rotate", "01a20015-3162-737e-8c3d-f1830fecb46a"], "there is no key"),
+        (["explain", "nothing"], "the ledger has no request nothing"),
+        (["requests", "--account", "nobody"], "there is no account"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(operator, words, why):
+    assert why in operator.refuses(*words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["nonsense"],
+        ["account"],
+        ["account", "create"],
+        ["key", "create", "a", "--budget-period", "year"],
+        ["up", "--backend", "x"],
+        ["balance"],
+    ],
+)
+def test_wrong_usage_is_exit_code_2(words):
+    done = run(*words)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_without_a_deployment_it_says_how_to_name_one(tmp_path):
+    done = run("balance", "x", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "--config FILE or --data DIR" in done.stderr
+    done = run("balance", "x", "--config", "a", "--data", "b")
+    assert done.returncode == 2
+
+
+def test_a_deployment_is_found_by_the_environment_and_by_where_one_stands(operator):
+    config = str(operator.data / "extproc.yaml")
+    for done in (
+        run("account", "show", "local", "--json", EXTPROC_CONFIG=config),
+        run("account", "show", "local", "--json", cwd=operator.data),
+        run("account", "show", "local", "--json", "--config", config),
+    ):
+        assert json.loads(done.stdout)["id"] == operator.facts["account"], done.stderr
+
+
+def test_a_deployment_that_is_away_is_one_clear_line(tmp_path):
+    (tmp_path / "extproc.yaml").write_text("version: 1\npostgres: {dsn: 'postgresql:///x?host=/nowhere'}\n")
+    done = run("balance", "x", "--data", str(tmp_path))
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert "PostgreSQL is away" in done.stderr
+
+
+def test_a_bad_settings_file_shows_every_fault_with_its_line(tmp_path):
+    (tmp_path / "extproc.yaml").write_text("version: 1\nlisten: {workers: many}\nredis: {url: mysql://}\n")
+    done = run("balance", "x", "--data", str(tmp_path))
+    assert done.returncode == 1
+    assert "extproc.yaml:2" in done.stderr
+    assert "extproc.yaml:3" in done.stderr
+
+
+def test_help_is_quick_and_loads_nothing_heavy():
+    code = (
+        "import sys; from extproc.cli import root; print([m for m in ('grpc', 'psycopg', 'redis', 'openai', 'yaml') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
+    assert done.stdout.strip() == "[]"
+    assert "account" in run("--help").stdout
+
+
+def test_up_in_the_foreground_ends_with_ctrl_c_and_keeps_money_and_keys(operator):
+    """Last: it ends the stack of this module, and starts it again on the same directory as somebody at a terminal would."""
+    before, balance = operator.facts, operator.ask("balance", "local")["balance_nanos"]
+    assert run("down", "--data", str(operator.data)).returncode == 0
+    assert not (operator.data / "up.json").exists()
+    assert not any(lives(pid) for pid in before["pids"].values())
+    assert "no stack is running" in operator.refuses("down")
+    terminal, tty = pty.openpty()
+    with subprocess.Popen([*COMMAND, "up", "--data", str(operator.data)], stdin=tty, stdout=tty, stderr=tty, env=ENVIRON) as up:
+        os.close(tty)
+        until((operator.data / "up.json").exists, "ready", TIMEOUT_S)
+        after = operator.facts
+        assert (after["api_key"], after["account"], after["base_url"]) == (before["api_key"], before["account"], before["base_url"])
+        assert operator.ask("balance", "local")["balance_nanos"] == balance
+        assert operator.explained(operator.request())["agrees"]
+        up.send_signal(signal.SIGINT)
+        assert up.wait(TIMEOUT_S) == 0
+    os.close(terminal)
+    assert not any(lives(pid) for pid in after["pids"].values())
