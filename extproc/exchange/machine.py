@@ -10,7 +10,8 @@ exact hold asked for (``AMENDING``, or ``CLAMPING`` the second time, with fewer 
 chooses the route by the model and asks a backend. With the **response headers** of a success it is ``STREAMING``: chunks are passed,
 and looked at. The final usage, ``[DONE]``, the end of the stream, or somebody hanging up **ends the hold**, exactly once: ``ENDED``
 (Envoy may still have messages for us) or ``CLOSED`` (it has none). Whoever leaves while a store is still thinking leaves an
-``ORPHANED`` exchange, which waits for that one answer and voids. A drain that has lost patience cuts the stream: ``CUTTING`` until
+``ORPHANED`` exchange, which waits for that one answer and voids. What Envoy answers by itself before it has asked us anything (a path
+that it rejects) is ``FOREIGN``: passed, and none of our business. A drain that has lost patience cuts the stream: ``CUTTING`` until
 the next chunk can be replaced by an error event, ``CUT`` afterwards.
 
 Everything that can happen stands in one table, :data:`TRANSITIONS`, with late and doubled events as rows. What is not in it is
@@ -90,6 +91,7 @@ class State(StrEnum):
     CUTTING = "cutting"
     CUT = "cut"
     ENDED = "ended"
+    FOREIGN = "foreign"
     ORPHANED = "orphaned"
     CLOSED = "closed"
 
@@ -443,6 +445,14 @@ def _same(exchange: Exchange, event: Event) -> Step:
     return exchange.state, ()
 
 
+def _foreign(exchange: Exchange, event: ResponseHeaders) -> Step:
+    return State.FOREIGN, (PassResponseHeaders(),)
+
+
+def _pass(exchange: Exchange, event: Chunk) -> Step:
+    return exchange.state, (PASS,)
+
+
 def _pass_trailers(exchange: Exchange, event: Trailers) -> Step:
     return exchange.state, (PassTrailers(response=event.response),)
 
@@ -499,6 +509,7 @@ S = State
 
 TRANSITIONS: dict[tuple[State, type[Event]], Callable[[Exchange, Any], Step]] = {
     (S.FRESH, Headers): _headers,
+    (S.FRESH, ResponseHeaders): _foreign,
     (S.FRESH, Gone): _gone_fresh,
     (S.KEYING, KeyRead): _key_read,
     (S.KEYING, StoreFailed): _store_failed_keying,
@@ -537,6 +548,8 @@ TRANSITIONS: dict[tuple[State, type[Event]], Callable[[Exchange, Any], Step]] = 
     (S.CUT, Gone): _to(S.CLOSED),
     (S.ENDED, Chunk): _late_chunk,
     (S.ENDED, Gone): _to(S.CLOSED),
+    (S.FOREIGN, Chunk): _pass,
+    (S.FOREIGN, Gone): _to(S.CLOSED),
     (S.ORPHANED, Admitted): _orphan_granted,
     (S.ORPHANED, Amended): _orphan_granted,
     (S.ORPHANED, Refused): _orphan_void,
@@ -545,7 +558,7 @@ TRANSITIONS: dict[tuple[State, type[Event]], Callable[[Exchange, Any], Step]] = 
     (S.ORPHANED, KeyRead): _orphan_close,
     (S.ORPHANED, Gone): _same,
     (S.CLOSED, Gone): _same,
-    **{(state, Trailers): _pass_trailers for state in (S.OPEN, S.FORWARDED, S.ENDED, S.CUTTING, S.CUT)},
+    **{(state, Trailers): _pass_trailers for state in (S.OPEN, S.FORWARDED, S.ENDED, S.FOREIGN, S.CUTTING, S.CUT)},
     # Where no row above says otherwise, beats and drains do not matter.
     **{(state, Tick): _same for state in S if state not in {S.OPEN, S.COUNTING, S.FORWARDED, S.STREAMING}},
     **{(state, Stopped): _same for state in S if state is not S.STREAMING},

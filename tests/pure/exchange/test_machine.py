@@ -540,3 +540,10 @@ def test_tools_are_held_by_the_byte_and_asked_for_with_the_first_chunk():
     assert b"usage" not in delivered(sent, play(exchange, chunk(sent)))
     end, note = exchange.receive(ev.Gone())
     assert (end.ending.charge_nanos, note.record.usage_source) == (42_000, "continuous")
+
+
+def test_what_envoy_answers_before_it_asks_us_is_passed():
+    exchange = Exchange(pinned())
+    assert exchange.receive(ev.ResponseHeaders(status=400, headers={})) == (act.PassResponseHeaders(),)
+    assert exchange.receive(chunk(b"no", end=True)) == (act.PassChunk(),)
+    assert exchange.receive(ev.Gone()) == ()
