@@ -12,7 +12,8 @@ and looked at. The final usage, ``[DONE]``, the end of the stream, or somebody h
 (Envoy may still have messages for us) or ``CLOSED`` (it has none). Whoever leaves while a store is still thinking leaves an
 ``ORPHANED`` exchange, which waits for that one answer and voids. What Envoy answers by itself before it has asked us anything (a path
 that it rejects) is ``FOREIGN``: passed, and none of our business. A drain that has lost patience cuts the stream: ``CUTTING`` until
-the next chunk can be replaced by an error event, ``CUT`` afterwards.
+the next chunk can be replaced by an error event, ``CUT`` afterwards. If Envoy answers while a store is still thinking (a body above its
+buffer), we are ``SIDELINED``: its answer passes, and the store's is waited for and voided.
 
 Everything that can happen stands in one table, :data:`TRANSITIONS`, with late and doubled events as rows. What is not in it is
 illegal: the driver counts it and sends ``Gone(sidecar_error)``, which every state knows. No state is told by a flag, and nothing
@@ -26,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Any
+from typing import Any, get_args
 
 from extproc.accounts.scopes import key_fault
 from extproc.errors import ClientError, IllegalEvent
@@ -92,11 +93,13 @@ class State(StrEnum):
     CUT = "cut"
     ENDED = "ended"
     FOREIGN = "foreign"
+    SIDELINED = "sidelined"
     ORPHANED = "orphaned"
     CLOSED = "closed"
 
 
 Step = tuple[State, tuple[Action, ...]]
+StoreAnswer = KeyRead | Admitted | Amended | Refused | Counted | StoreFailed
 PASS = PassChunk()
 SWALLOW = PassChunk(data=b"")
 
@@ -400,20 +403,31 @@ def _gone_fresh(exchange: Exchange, event: Gone) -> Step:
     return State.CLOSED, ()
 
 
-def _orphan_granted(exchange: Exchange, event: Admitted | Amended) -> Step:
-    exchange.tab.hold_id = event.granted.hold_id
-    return State.CLOSED, exchange.tab.void(EndReason.CLIENT_GONE, event.at_ns)
+def _orphan(exchange: Exchange, event: StoreAnswer) -> Step:
+    return State.CLOSED, _let_go(exchange.tab, event)
 
 
-def _orphan_void(exchange: Exchange, event: Event) -> Step:
-    if exchange.tab.key is None:
-        return State.CLOSED, (exchange.tab.refused(event.at_ns, error_code="client_gone", error=""),)
-    return State.CLOSED, exchange.tab.void(EndReason.CLIENT_GONE, event.at_ns)
+def _let_go(tab: Tab, event: StoreAnswer) -> tuple[Action, ...]:
+    """The answer that nobody waits for any more: void what may be held."""
+    if isinstance(event, KeyRead):
+        tab.key = event.key
+    if isinstance(event, KeyRead) or tab.key is None:
+        return (tab.refused(event.at_ns, error_code=f"http_{tab.status}" if tab.status else "client_gone", error=""),)
+    if isinstance(event, Admitted | Amended):
+        tab.hold_id = event.granted.hold_id
+    if tab.status:
+        return tab.void(EndReason.REFUSED, event.at_ns, error_code=f"http_{tab.status}")
+    return tab.void(EndReason.CLIENT_GONE, event.at_ns)
 
 
-def _orphan_close(exchange: Exchange, event: KeyRead) -> Step:
-    exchange.tab.key = event.key
-    return State.CLOSED, (exchange.tab.refused(event.at_ns, error_code="client_gone", error=""),)
+def _sidelined(exchange: Exchange, event: ResponseHeaders) -> Step:
+    """Refused while a store is thinking: its answer is waited for, and what it grants goes back."""
+    exchange.tab.status = event.status
+    return State.SIDELINED, (PassResponseHeaders(),)
+
+
+def _sidelined_answer(exchange: Exchange, event: StoreAnswer) -> Step:
+    return State.FOREIGN, _let_go(exchange.tab, event)
 
 
 # a store did not answer
@@ -550,15 +564,14 @@ TRANSITIONS: dict[tuple[State, type[Event]], Callable[[Exchange, Any], Step]] = 
     (S.ENDED, Gone): _to(S.CLOSED),
     (S.FOREIGN, Chunk): _pass,
     (S.FOREIGN, Gone): _to(S.CLOSED),
-    (S.ORPHANED, Admitted): _orphan_granted,
-    (S.ORPHANED, Amended): _orphan_granted,
-    (S.ORPHANED, Refused): _orphan_void,
-    (S.ORPHANED, StoreFailed): _orphan_void,
-    (S.ORPHANED, Counted): _orphan_void,
-    (S.ORPHANED, KeyRead): _orphan_close,
+    **{(state, ResponseHeaders): _sidelined for state in (S.KEYING, S.ADMITTING, S.COUNTING, S.AMENDING, S.CLAMPING)},
+    **{(S.SIDELINED, answer): _sidelined_answer for answer in get_args(StoreAnswer)},
+    (S.SIDELINED, Chunk): _pass,
+    (S.SIDELINED, Gone): _ORPHAN,
+    **{(S.ORPHANED, answer): _orphan for answer in get_args(StoreAnswer)},
     (S.ORPHANED, Gone): _same,
     (S.CLOSED, Gone): _same,
-    **{(state, Trailers): _pass_trailers for state in (S.OPEN, S.FORWARDED, S.ENDED, S.FOREIGN, S.CUTTING, S.CUT)},
+    **{(state, Trailers): _pass_trailers for state in (S.OPEN, S.FORWARDED, S.ENDED, S.FOREIGN, S.SIDELINED, S.CUTTING, S.CUT)},
     # Where no row above says otherwise, beats and drains do not matter.
     **{(state, Tick): _same for state in S if state not in {S.OPEN, S.COUNTING, S.FORWARDED, S.STREAMING}},
     **{(state, Stopped): _same for state in S if state is not S.STREAMING},

@@ -547,3 +547,21 @@ def test_what_envoy_answers_before_it_asks_us_is_passed():
     assert exchange.receive(ev.ResponseHeaders(status=400, headers={})) == (act.PassResponseHeaders(),)
     assert exchange.receive(chunk(b"no", end=True)) == (act.PassChunk(),)
     assert exchange.receive(ev.Gone()) == ()
+
+
+def test_envoy_answers_while_a_store_is_thinking():
+    """A body above Envoy's buffer may be there before the key is known: its 413 passes, and what is granted afterwards goes back."""
+    for asked in (0, 1):
+        exchange = Exchange(pinned())
+        exchange.receive(headers())
+        if asked:
+            exchange.receive(ev.KeyRead(key=key()))
+        assert exchange.receive(ev.ResponseHeaders(status=413, headers={})) == (act.PassResponseHeaders(),)
+        assert exchange.receive(chunk(b"{}", end=True)) == (act.PassChunk(),)
+        actions = exchange.receive(ev.Admitted(granted=granted()) if asked else ev.KeyRead(key=key()))
+        note = actions[-1]
+        assert (note.record.status, note.record.error_code, note.record.end_reason) == (413, "http_413", "refused")
+        if asked:
+            assert actions[0].ending.kind is EndKind.VOID
+        assert exchange.receive(ev.Gone()) == ()
+        assert exchange.state is State.CLOSED
