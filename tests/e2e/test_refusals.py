@@ -6,6 +6,7 @@ import gzip
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -19,7 +20,7 @@ from extproc.money.hold import Limits
 
 BODY_BYTES_MAX = 1_048_576  # body.bytes_max of extproc.yaml
 ENVOY_BYTES_MAX = 2_097_152  # per_connection_buffer_limit_bytes, initial_stream_window_size of envoy.yaml
-UNROUTED = "qwen-coder-7b"  # has a price, no route leads to it
+UNROUTED = "qwen2-vl-7b"  # has a price, no route leads to it
 
 
 def refused(guest: Guest, kind: type[openai.APIStatusError], status: int, code: str, **more: Any) -> openai.APIStatusError:
@@ -392,8 +393,19 @@ def test_bodies_that_are_too_large(house: House, guest: Guest, http2: bool, anno
     assert house.upstream(answer.headers["x-request-id"]) == []
     if not announced:
         row = guest.row(answer.headers["x-request-id"])
-        assert (row["status"], row["ending"], row["cost"], row["end_reason"]) == (413, "void", 0, "refused")
+        assert (row["status"], row["cost"], row["end_reason"]) == (413, 0, "refused")
+        assert row["ending"] in ("void", "none"), "whether there was a hold depends on who was faster"
     guest.at_rest()
+
+
+def test_envoy_may_refuse_a_body_before_we_know_the_key(house: House):
+    """An upload may be faster than a look-up in Redis or PostgreSQL: keys that no worker has seen yet."""
+    guests = [house.guest() for _ in range(8)]
+    answers = [send(house, guest, pieces(padded(ENVOY_BYTES_MAX + 500_000))) for guest in guests]
+    for guest, answer in zip(guests, answers, strict=True):
+        error_of(answer, 413, "request_too_large")
+        assert guest.row(answer.headers["x-request-id"])["status"] == 413
+        guest.check()
 
 
 @pytest.mark.parametrize("http2", [False, True], ids=["HTTP/1.1", "HTTP/2"])
@@ -431,15 +443,15 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_headers(house: House, guest: Guest, name: str):
-    """Refused, never a 5xx, never half understood."""
+def test_hostile_headers(house: House, guest: Guest):
+    """Refused, never a 5xx, never half understood. Envoy's 400 for broken HTTP/1.1 is lost on its way (docs/decisions/edge.md)."""
     content = json.dumps(body()).encode()
-    with guest.charged_nothing():
-        status = status_of(raw(house, post(guest.headers | HOSTILE[name], content)))
-    assert status in (400, 431), status
+    with guest.charged_nothing(), ThreadPoolExecutor(len(HOSTILE)) as together:  # each takes Envoy's delayed_close_timeout of 1 s
+        answers = together.map(lambda headers: raw(house, post(guest.headers | headers, content)), HOSTILE.values())
+        statuses = dict(zip(HOSTILE, map(status_of, answers), strict=True))
+    assert set(statuses.values()) <= {0, 400, 431}, statuses
     guest.at_rest()
-    assert [row["cost"] for row in guest.rows()] in ([], [0])
+    assert guest.rows() == []
 
 
 def test_a_carriage_return_in_a_header_splits_nothing(house: House, guest: Guest):
@@ -462,7 +474,7 @@ def test_no_log_holds_a_key_or_a_prompt(house: House, guest: Guest):
     answer = guest.openai().chat.completions.with_raw_response.create(**body())
     error_of(house.client().post(CHAT, json=body(), headers={"authorization": f"Bearer {new_key()}"}), 401, "invalid_api_key")
     request_id = answer.headers["x-request-id"]
-    until(lambda: request_id in house.envoy.access_log_file.read_text(), "the access log's line", 15)
+    until(lambda: request_id in house.envoy.access_log_file.read_text(), "the access log's line", 15)  # Envoy writes every 10 s
     for log in (house.log_file, house.envoy.access_log_file, house.envoy.log_file, house.directory / "valkey/valkey.log"):
         if not log.exists():
             assert "valkey" in log.parts
