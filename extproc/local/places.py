@@ -57,6 +57,12 @@ class Places:
     def logs(self) -> Path:
         return self.data / "logs"
 
+    def leave(self) -> None:
+        """Take the short name away; the next start makes it again."""
+        if self.home != self.data:
+            self.home.unlink(missing_ok=True)
+            self.home.parent.rmdir()
+
 
 def prepare(data: Path) -> Places:
     """Make the directory and find places for everything in it."""

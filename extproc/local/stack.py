@@ -102,6 +102,7 @@ class Stack:
     def stop(self) -> None:
         """Envoy lets live requests end, then everything else goes, last the stores. One that fails keeps none of the others alive."""
         self._exits.close()
+        self.places.leave()
         self.places.facts.unlink(missing_ok=True)
 
     @property
@@ -149,6 +150,8 @@ class Stack:
     # --- parts
 
     def _prepare(self) -> Offers:
+        if self._plan.catalog is not None:
+            offers(self._plan.catalog)  # a bad one does not take the place of a good one
         keep_catalog(self.places.catalog, self._plan.catalog)
         offered = offers(self.places.catalog)
         unknown = sorted(set(self._plan.backends) - {model.name for model in offered.models})
