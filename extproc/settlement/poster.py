@@ -8,6 +8,7 @@ and set aside whole, and the shard goes on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping, Sequence
 
 from extproc.errors import StoreError, StoreRejected
@@ -18,6 +19,7 @@ from extproc.settlement.pace import Pace, keep_doing
 
 BLOCK_MS = 500  # a read waits so long for an event; a stop waits for it
 LEAD_CHECK_S = 5.0  # how soon a dead settler's shards are taken over
+FAREWELL_S = 5.0  # of a stop, for what is left in the streams: below the supervisor's patience
 SHARD_ROWS_MIN = 16  # of one shard in one read: below it a busy shard would cost a round trip an event
 LANES = 2  # connections that post at once: one prepares while the other waits; more would only share the same two processors
 DETAIL_MAX = 500
@@ -53,23 +55,36 @@ class Poster:
         """Until the pace is over; leadership is given up at the end."""
         try:
             await keep_doing(self.step, pace=self._pace, meter=self._meter, failures=Series.POST_FAILURES)
+            await self._leave_nothing()
         finally:
             await self._leadership.release()
 
     async def step(self) -> float:
         """One round; how long to rest. :class:`StoreError`: a store is away; nothing is lost, and the next round starts from the ledger."""
+        events = await self._round(BLOCK_MS)
+        if not self._cursors:
+            return LEAD_CHECK_S
+        return 0 if events >= self._batch_rows or not events else self._batch_wait_s
+
+    async def _round(self, block_ms: int) -> int:
+        """Read and post; how many events."""
         try:
             await self._lead()
-            if not self._cursors:
-                return LEAD_CHECK_S
-            events = await self._stream.read(self._cursors, count=self._rows_a_shard(), block_ms=BLOCK_MS)
+            events = await self._stream.read(self._cursors, count=self._rows_a_shard(), block_ms=block_ms) if self._cursors else []
             await self._post_lanes(events)
         except BaseException:
             # What is committed is the ledger's to say: ask it before reading on. And after an outage every shard has a backlog.
             self._checked_s, self._cursors, self._busy_shards = None, {}, 0
             raise
         self._busy_shards = len({event.shard for event in events})
-        return 0 if len(events) >= self._batch_rows or not events else self._batch_wait_s
+        return len(events)
+
+    async def _leave_nothing(self) -> None:
+        """Gate workers leave before us: what they settled last is posted now. A backlog, or a store that is away, is the next settler's."""
+        with contextlib.suppress(StoreError, TimeoutError):
+            async with asyncio.timeout(FAREWELL_S):
+                while await self._round(0):
+                    pass
 
     async def _post_lanes(self, events: Sequence[StreamEvent]) -> None:
         """Shards are independent of each other, so the next batch is prepared while PostgreSQL works on the one before."""

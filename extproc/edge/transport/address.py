@@ -61,9 +61,20 @@ def protect(address: str, socket_mode: int) -> None:
         Path(address.removeprefix(UNIX)).chmod(socket_mode)
 
 
-def release(address: str) -> None:
-    """Remove the socket's file, if the server left it."""
-    if address.startswith(UNIX):
+def mark(address: str) -> tuple[int, int] | None:
+    """What tells a bound socket's file from a later one of the same name (``None``: it is no file, or gone)."""
+    if not address.startswith(UNIX):
+        return None
+    try:
+        stat = Path(address.removeprefix(UNIX)).stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_ctime_ns
+
+
+def release(address: str, ours: tuple[int, int] | None) -> None:
+    """Remove the socket's file, if the server left it. A worker that drains for long must not take its successor's file away."""
+    if ours is not None and mark(address) == ours:
         Path(address.removeprefix(UNIX)).unlink(missing_ok=True)
 
 

@@ -174,6 +174,7 @@ class GrpcioTransport:
         self._idle = asyncio.Event()
         self._idle.set()
         self._address = ""
+        self._mark: tuple[int, int] | None = None  # of the socket's file
 
     @property
     def address(self) -> str:
@@ -206,6 +207,7 @@ class GrpcioTransport:
         except RuntimeError as error:
             raise UsageError(f"cannot listen on {target}: {error}; is another process there?") from error
         addresses.protect(target, self._listen.socket_mode)
+        self._mark = addresses.mark(target)
         self._address = target if target.startswith(addresses.UNIX) else f"{target.rpartition(':')[0]}:{port}"
         self._server = server
         await server.start()
@@ -260,4 +262,4 @@ class GrpcioTransport:
         await self.drain(_FLUSH_S)
         await self._server.stop(None)
         await self._stopping
-        addresses.release(self._address)
+        addresses.release(self._address, self._mark)
