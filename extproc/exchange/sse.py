@@ -43,6 +43,8 @@ class SseDecoder:
     def feed(self, chunk: bytes) -> list[SseEvent]:
         """Events that this chunk completed, in order. Joined, their ``raw`` and the pending rest are exactly the bytes fed."""
         if not self._buffer and chunk.endswith(b"\n\n") and b"\r" not in chunk:
+            if chunk.startswith(b"data: ") and chunk.find(b"\n") == len(chunk) - 2:  # one event of one line: nearly every chunk
+                return [SseEvent(chunk, chunk[6:-2])]
             return [_event(piece + b"\n\n") for piece in chunk[:-2].split(b"\n\n")]
         buffer = self._buffer
         buffer += chunk
