@@ -37,7 +37,10 @@ REPLACED = {
         r"resources\.0\.tls_certificate\.watched_directory\.path",
     ],
 }
-SHIPPED_MODELS = ("qwen3-72b", "qwen2.5-14b", "qwen2.5-14b-spot", "qwen2.5-7b")
+SHIPPED_MODELS = (
+    *("qwen3-72b", "qwen2.5-14b", "qwen2.5-14b-spot", "qwen2.5-7b"),
+    *("qwen-coder-7b", "deepseek-coder-lite", "qwen2-vl-7b", "bge-m3"),
+)
 
 
 def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
