@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from envoy_stage import BIG, COMPLETIONS, SMALL, Backend, Exchange, Stage, forward, set_up, stream_piece, stream_start, until
+from envoy_stage import BIG, COMPLETIONS, SMALL, Backend, Exchange, Stage, forward, set_up, stream_piece, stream_start
 
 from extproc.edge.envoy_codec import decode
 from extproc.edge.transport.port import StatusCode
