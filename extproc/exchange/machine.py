@@ -125,7 +125,7 @@ class Exchange:
     def observe(self, data: bytes) -> None:
         """Count a chunk that has been passed already."""
         if self.tab.meter is not None:
-            self.tab.meter.feed(data, end_of_stream=False)
+            self.tab.meter.observe(data)
 
 
 # request headers

@@ -61,7 +61,10 @@ class Meter(Protocol):
         """Pieces with output that were delivered."""
 
     def plain(self, chunk: bytes) -> bool:
-        """Whether a chunk may be passed on unchanged before it is looked at (:meth:`feed` must still see it)."""
+        """Whether a chunk may be passed on unchanged before it is looked at (:meth:`observe` must still see it)."""
+
+    def observe(self, chunk: bytes) -> None:
+        """Look at a chunk that was plain and has been passed: :meth:`feed` without a word to the client."""
 
     def feed(self, chunk: bytes, *, end_of_stream: bool) -> bytes:
         """What the client gets for this chunk."""
@@ -110,6 +113,11 @@ class StreamMeter:
             and b'"usage"' not in chunk
             and _DONE not in chunk
         )
+
+    def observe(self, chunk: bytes) -> None:
+        """Nothing to hide in a plain chunk, so nothing is put together again."""
+        for event in self._sse.feed(chunk):
+            self._look(event)
 
     def feed(self, chunk: bytes, *, end_of_stream: bool) -> bytes:
         """Look at every event that this chunk completes. Without anything to hide, what goes out is what came in."""
@@ -226,6 +234,9 @@ class AnswerMeter:
         del chunk
         return False
 
+    def observe(self, chunk: bytes) -> None:
+        self.feed(chunk, end_of_stream=False)
+
     def feed(self, chunk: bytes, *, end_of_stream: bool) -> bytes:
         """Bytes are kept up to a limit; only a name is ever changed, and only in an answer that came whole."""
         whole = end_of_stream and not self._size
@@ -285,6 +296,9 @@ class OpaqueMeter:
         """Everything is."""
         del chunk
         return True
+
+    def observe(self, chunk: bytes) -> None:
+        self.feed(chunk, end_of_stream=False)
 
     def feed(self, chunk: bytes, *, end_of_stream: bool) -> bytes:
         """Unchanged."""
