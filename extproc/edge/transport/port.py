@@ -49,13 +49,15 @@ class Listen:
     """Where a worker listens. ``address``: ``unix:path`` or ``host:port`` (port 0 = any); plain TCP is for the loopback only.
 
     ``socket_mode`` is that of the socket's file; its directory is made with 0750 if it is not there. ``streams_max``: open streams, above
-    it new ones are closed with UNAVAILABLE (Envoy then tries another worker).
+    it new ones are closed with UNAVAILABLE (Envoy then tries another worker). ``allowed_uids``: users that may connect to a Unix socket;
+    ``None`` = whoever the modes of directory and socket let in. (grpcio cannot ask who its peer is.)
     """
 
     address: str
     socket_mode: int = 0o660
     streams_max: int = 20_000
     insecure_loopback: bool = False
+    allowed_uids: frozenset[int] | None = None
     tls: TlsFiles | None = None
 
 
