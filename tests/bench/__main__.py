@@ -1,5 +1,6 @@
 """``python -m tests.bench``: measures, prints the table, writes ``result.json``. ``QUICK=1`` takes less than three minutes."""
 
+# ruff: noqa: T201 - it is there to print
 from __future__ import annotations
 
 import os

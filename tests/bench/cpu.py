@@ -27,10 +27,10 @@ def ticks_ns(pid: int) -> tuple[int, int]:
 
 
 def thread_names_ns(pid: int) -> dict[str, int]:
-    """CPU of the living threads of a process, added up by name."""
+    """CPU of the living threads of a process, added up by name; the first one is ``main``."""
     found: dict[str, int] = {}
     for task in Path(f"/proc/{pid}/task").iterdir():
-        name = (task / "comm").read_text().strip()
+        name = "main" if task.name == str(pid) else (task / "comm").read_text().strip()
         found[name] = found.get(name, 0) + int((task / "schedstat").read_text().split()[0])
     return found
 
@@ -60,6 +60,9 @@ class Accounts:
     def __init__(self, groups: Mapping[str, Sequence[int]], *, trees: Sequence[str] = ()) -> None:
         self._groups = {name: tuple(pids) for name, pids in groups.items()}
         self._trees = frozenset(trees)
+
+    def pids(self, group: str) -> tuple[int, ...]:
+        return self._groups[group]
 
     def read(self) -> dict[str, int]:
         """Nanoseconds by group."""

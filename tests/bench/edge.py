@@ -35,7 +35,9 @@ class Target(StrEnum):
 class Edge:
     """Running Envoy; ``ports`` by target. ``concurrency`` 1: with two cores for everything, a second thread of it only adds noise."""
 
-    def __init__(self, directory: Path, *, gates: Sequence[Path], empty: Path, backends: Mapping[str, str], certificate: tuple[Path, Path]) -> None:
+    def __init__(
+        self, directory: Path, *, gates: Sequence[Path], empty: Path, backends: Mapping[str, str], certificate: tuple[Path, Path]
+    ) -> None:
         directory.mkdir()
         cert_file, key_file = certificate
         site = Site(
@@ -79,7 +81,9 @@ class Edge:
             stats = json.loads(self._ask("/stats?format=json&filter=membership_healthy$"))["stats"]
         except OSError:
             return False
-        healthy = {stat["name"].removeprefix("cluster.").removesuffix(".membership_healthy"): stat["value"] for stat in stats if "name" in stat}
+        healthy = {
+            stat["name"].removeprefix("cluster.").removesuffix(".membership_healthy"): stat["value"] for stat in stats if "name" in stat
+        }
         return all(healthy.get(name, 0) >= count for name, count in wanted.items())
 
 

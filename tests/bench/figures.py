@@ -81,10 +81,16 @@ def figures(measured: Measured) -> dict[str, Figure]:
     for place in range(measured.plan.rounds):
         for name, value in _of_first({one.target: one for one in measured.first if one.round == place}):
             found.setdefault(name, []).append(value)
-    for prefix, unit, rates in (("redis", "pair", measured.redis), ("redis_void", "pair", measured.redis_short), ("pg", "row", measured.postgres)):
+    for prefix, unit, rates in (
+        ("redis", "pair", measured.redis),
+        ("redis_void", "pair", measured.redis_short),
+        ("pg", "row", measured.postgres),
+    ):
         found[f"{prefix}_{unit}s_per_s"] = [rate.per_s for rate in rates]
         found[f"{prefix}_client_us_per_{unit}"] = [rate.client_us for rate in rates]
         found[f"{prefix}_server_us_per_{unit}"] = [rate.server_us for rate in rates]
+    for workload, values in measured.inside.items():
+        found[f"inside_cpu_ms_{workload}"] = [value / 1e3 for value in values]
     made = {name: Figure(values=tuple(values)) for name, values in found.items()}
     missing = [name for name in FIXED if name not in made]
     assert not missing, f"not measured: {missing}"
@@ -152,7 +158,12 @@ def _cpu_table(workload: Workload, made: Mapping[str, Figure]) -> str:
         cells = [made.get(cpu_name(target, group, workload)) if group in INVOLVED[target] else None for target in Target]
         if any(cells):
             rows.append((words, *(str(cell) if cell else "–" for cell in cells)))
-    for words, name in (("messages to the server", "messages"), ("requests/s", "rps"), ("latency p50, ms", "latency_ms_p50"), ("latency p99, ms", "latency_ms_p99")):
+    for words, name in (
+        ("messages to the server", "messages"),
+        ("requests/s", "rps"),
+        ("latency p50, ms", "latency_ms_p50"),
+        ("latency p99, ms", "latency_ms_p99"),
+    ):
         cells = [made.get(f"{name}_{workload}{SUFFIX[target]}") for target in Target]
         rows.append((words, *(str(cell) if cell else "–" for cell in cells)))
     return _table((f"`{workload}`: CPU ms a request", "extproc", "empty grpc.aio server", "Envoy alone"), rows)
@@ -162,7 +173,9 @@ def _speeds(measured: Measured, made: Mapping[str, Figure]) -> list[tuple[str, .
     rate = measured.plan.first_rate
     words = {
         "worker_cpu_ms_json": "gate-worker CPU, JSON request, ms",
+        "inside_cpu_ms_json": "… our code alone, without transport and Redis",
         "worker_cpu_ms_stream100": "gate-worker CPU, stream of 100 events, ms",
+        "inside_cpu_ms_stream100": "… our code alone, without transport and Redis",
         "rps_json": f"JSON requests/s, {measured.plan.clients} clients",
         "rps_json_empty_grpcio": "… through the empty grpc.aio server",
         "ttft_added_ms_p50": f"added time to first token at {rate}/s, p50, ms",

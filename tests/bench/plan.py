@@ -22,6 +22,12 @@ FIRST_TOKENS = 5  # of the streams whose first token is timed
 PROMPT_BYTES = 1_024
 
 
+def prompt() -> str:
+    """A kilobyte of English."""
+    sentence = "The meter counts what the stream delivers, and the ledger keeps what the meter has counted. "
+    return (sentence * (PROMPT_BYTES // len(sentence) + 1))[:PROMPT_BYTES]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Counts are per target and round. Every run is bounded by count; the whole by these counts."""
@@ -32,6 +38,7 @@ class Plan:
     counts: dict[Workload, int]
     first_rate: int  # requests a second whose first token is timed
     first_count: int
+    inside: dict[Workload, int]
     redis_pairs: int
     pg_batches: int
     pg_batch_rows: int = 1_000
@@ -46,6 +53,7 @@ FULL = Plan(
     counts={Workload.JSON: 3_000, Workload.STREAM100: 160, Workload.STREAM100_SLOW: 48, Workload.STREAM100_JOINED: 320},
     first_rate=200,
     first_count=1_200,
+    inside={Workload.JSON: 4_000, Workload.STREAM100: 800},
     redis_pairs=10_000,
     pg_batches=10,
 )
@@ -57,6 +65,7 @@ QUICK = Plan(
     counts={Workload.JSON: 1_500, Workload.STREAM100: 96},
     first_rate=200,
     first_count=600,
+    inside={Workload.JSON: 2_000, Workload.STREAM100: 400},
     redis_pairs=5_000,
     pg_batches=5,
 )
@@ -68,6 +77,7 @@ SMOKE = Plan(
     counts={Workload.JSON: 40, Workload.STREAM100: 4},
     first_rate=100,
     first_count=20,
+    inside={Workload.JSON: 50, Workload.STREAM100: 10},
     redis_pairs=200,
     pg_batches=1,
     pg_batch_rows=100,

@@ -16,6 +16,7 @@ from extproc.stores import migrations
 from .client import Answer, closed_loop, open_loop
 from .cpu import cpu_ns, tree_ns
 from .edge import Target
+from .inside import alone
 from .plan import FIRST_TOKENS, JSON_TOKENS, STREAM_TOKENS, Plan, Workload
 from .stage import Stage
 from .stores import Rate, pg_rows, redis_pairs
@@ -44,6 +45,7 @@ class Measured:
     plan: Plan
     loads: dict[Workload, list[Sample]]
     first: list[Sample]
+    inside: dict[Workload, list[float]]
     redis: list[Rate]
     redis_short: list[Rate]
     postgres: list[Rate]
@@ -64,10 +66,18 @@ def measure(stage: Stage, plan: Plan, say: Callable[[str], None]) -> Measured:
             loads[workload] += [closed(stage, plan, target, workload, place=place) for target in _turned(place)]
         first += [paced(stage, plan, target, place=place) for target in _turned(place)]
     stage.check_billed()
-    say("stores")
+    say("our code alone, and the stores")
+    inside_us = {workload: [alone(workload, count) for _ in range(plan.rounds)] for workload, count in plan.inside.items()}
     redis, short, postgres = _stores(stage, plan)
     return Measured(
-        plan=plan, loads=loads, first=first, redis=redis, redis_short=short, postgres=postgres, took_s=time.monotonic() - start_s
+        plan=plan,
+        loads=loads,
+        first=first,
+        inside=inside_us,
+        redis=redis,
+        redis_short=short,
+        postgres=postgres,
+        took_s=time.monotonic() - start_s,
     )
 
 

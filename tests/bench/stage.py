@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1] / "e2e"))
-from house import LARGE, NANOS_IN, NANOS_OUT, ROOT, SMALL, House
+from house import NANOS_IN, NANOS_OUT, ROOT, SMALL, House
 
 from extproc.local.engine import Engine
 from extproc.stores.shards import tag_of
@@ -21,7 +21,7 @@ from extproc.stores.shards import tag_of
 from .client import request_bytes
 from .cpu import Accounts
 from .edge import Edge
-from .plan import DELAY_MS, FIRST_TOKENS, JSON_TOKENS, PROMPT_BYTES, STREAM_TOKENS, Plan, Workload
+from .plan import DELAY_MS, FIRST_TOKENS, JSON_TOKENS, STREAM_TOKENS, Plan, Workload, prompt
 
 SETTLED_S = 30.0  # for the settler to post what a run left behind
 LOAD, GATE = "load", "gate"
@@ -117,18 +117,9 @@ def stage(plan: Plan) -> Iterator[Stage]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def prompt() -> str:
-    """A kilobyte of English."""
-    sentence = "The meter counts what the stream delivers, and the ledger keeps what the meter has counted. "
-    return (sentence * (PROMPT_BYTES // len(sentence) + 1))[:PROMPT_BYTES]
-
-
 def _start_empty(directory: Path) -> Engine:
     path = directory / "empty.sock"
     argv = [sys.executable, "-m", "tests.bench.empty", str(path)]
     engine = Engine.start("empty server", argv, log_file=directory / "empty.log", cwd=ROOT)
     engine.wait_ready(path.exists, deadline_s=30)
     return engine
-
-
-__all__ = ["GATE", "LARGE", "LOAD", "Stage", "prompt", "stage"]

@@ -14,7 +14,7 @@ from extproc.exchange.record import Record
 from extproc.holds.redis import RedisHolds
 from extproc.ledger.port import EventType, Grant, Posting
 from extproc.ledger.postgres import PostgresLedger
-from extproc.money.hold import NO_LIMITS, Admission, Amendment, EndKind, Ending, EndResult, Granted, uuid7
+from extproc.money.hold import NO_LIMITS, Admission, Amendment, Ending, EndKind, EndResult, Granted, uuid7
 from extproc.money.price import Price
 from extproc.money.receipt import receipt
 from extproc.money.usage import Usage
@@ -68,7 +68,14 @@ async def _pair(holds: RedisHolds, payer: str, scripts: int) -> None:
     hold = new_id()
     row = b'{"id":"' + hold.encode() + b'","model":"qwen2.5-7b","stream":true,"input_tokens":200,"output_tokens":100}'
     admission = Admission(
-        hold_id=hold, payer_id=payer, key_id="key", request_id=hold, entry_nanos=1_000, account_limits=NO_LIMITS, key_limits=NO_LIMITS, row=row
+        hold_id=hold,
+        payer_id=payer,
+        key_id="key",
+        request_id=hold,
+        entry_nanos=1_000,
+        account_limits=NO_LIMITS,
+        key_limits=NO_LIMITS,
+        row=row,
     )
     assert isinstance(await holds.admit(admission), Granted)
     if scripts == 3:
@@ -90,9 +97,7 @@ async def pg_rows(dsn: str, *, batches: int, batch_rows: int, server_ns: Callabl
         posted = await ledger.post([_posting(payers[0], seq) for seq in range(1, PG_CLIENT_WARM_ROWS + 1)])
         assert posted.booked == PG_CLIENT_WARM_ROWS
         first = PG_CLIENT_WARM_ROWS + 1
-        work = [
-            [_posting(payers[row % PAYERS], first + batch * batch_rows + row) for row in range(batch_rows)] for batch in range(batches)
-        ]
+        work = [[_posting(payers[row % PAYERS], first + batch * batch_rows + row) for row in range(batch_rows)] for batch in range(batches)]
         before = (time.perf_counter(), time.process_time_ns(), server_ns())
         for batch in work:
             done = await ledger.post(batch)
@@ -118,7 +123,13 @@ async def _account(dsn: str, ledger: PostgresLedger) -> str:
     now_ms = time.time_ns() // 1_000_000
     await ledger.grant(
         Grant(
-            id=new_id(), payer_id=payer, event_type=EventType.DEPOSIT, amount_nanos=10**15, provider="manual", actor="bench", occurred_ms=now_ms
+            id=new_id(),
+            payer_id=payer,
+            event_type=EventType.DEPOSIT,
+            amount_nanos=10**15,
+            provider="manual",
+            actor="bench",
+            occurred_ms=now_ms,
         )
     )
     return payer
