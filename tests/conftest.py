@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import tempfile
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import hypothesis
 import pytest
 
 from extproc.local import postgres as postgres_engine
@@ -16,6 +18,11 @@ from extproc.local import simulator as simulator_engine
 from extproc.local import valkey as valkey_engine
 
 TEMPLATE = "extproc_template"
+
+# `quick` keeps the pure tests within their seconds; HYPOTHESIS_PROFILE=thorough looks longer (make fuzz).
+hypothesis.settings.register_profile("quick", max_examples=40, deadline=None, database=None)
+hypothesis.settings.register_profile("thorough", max_examples=2_000, deadline=None, database=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 PURE = Path(__file__).parent / "pure"
 

@@ -10,6 +10,7 @@ import inspect
 import sys
 import textwrap
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 from extproc.exchange import machine
@@ -30,6 +31,7 @@ def _called(function: ast.AST) -> set[str]:
     return {call.func.id for call in ast.walk(function) if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)}
 
 
+@cache
 def _functions() -> dict[str, ast.FunctionDef]:
     tree = ast.parse(inspect.getsource(machine))
     return {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}

@@ -444,7 +444,7 @@ ANSWERS = {  # a store answers what it was asked
 ANY_ANSWER = (ev.KeyRead, ev.Admitted, ev.Refused, ev.StoreFailed, ev.Amended, ev.Counted)
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(st.lists(EVENTS, min_size=4, max_size=60))
 def test_random_walks(events: list[ev.Event]):
     exchange = Exchange(pinned(model(output_tokens_default=1_000), bounds=Bounds(offload_bytes=15)))
