@@ -128,7 +128,7 @@ async def closed_loop(port: int, requests: Sequence[bytes], *, clients: int) -> 
         connection = await _connect(port)
         try:
             for data in waiting:
-                answers.append(await connection.request(data))
+                answers.append(await connection.request(data))  # noqa: PERF401 - one after the other
         finally:
             connection.close()
 
@@ -158,7 +158,7 @@ async def open_loop(port: int, requests: Sequence[bytes], *, rate: float) -> lis
         tasks: list[asyncio.Task[Answer]] = []
         for place, data in enumerate(requests):
             await asyncio.sleep(start + place / rate - loop.time())
-            tasks.append(asyncio.create_task(one(data)))  # noqa: PERF401 - one at its time
+            tasks.append(asyncio.create_task(one(data)))
         answers = await asyncio.gather(*tasks)
     for connection in opened:
         connection.close()

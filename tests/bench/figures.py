@@ -190,7 +190,7 @@ def _speeds(measured: Measured, made: Mapping[str, Figure]) -> list[tuple[str, .
         "pg_client_us_per_row": "… CPU of the process, µs",
         "pg_server_us_per_row": "… CPU of PostgreSQL, µs",
     }
-    return [(text, str(made[name]), BOUNDS.get(name, "")) for name, text in words.items()]
+    return [(text, str(made[name]), BOUNDS.get(name, "")) for name, text in words.items() if name in made]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

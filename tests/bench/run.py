@@ -59,7 +59,7 @@ def measure(stage: Stage, plan: Plan, say: Callable[[str], None]) -> Measured:
     first: list[Sample] = []
     for target in Target:
         for workload in plan.counts:
-            closed(stage, plan, target, workload, count=2 * plan.clients, place=-1)
+            closed(stage, plan, target, workload, count=plan.clients, place=-1)
     for place in range(plan.rounds):
         say(f"round {place + 1} of {plan.rounds}")
         for workload in plan.counts:

@@ -19,7 +19,7 @@ from .stage import stage
 def test_everything_is_measured_and_billed():
     with stage(SMOKE) as running:
         measured = measure(running, SMOKE, lambda words: None)
-        assert running.sent == 40 + 4 + 20 + 2 * 2 * SMOKE.clients
+        assert running.sent == 40 + 4 + 20 + 2 * SMOKE.clients
     made = figures(measured)
     told = json.loads(json.dumps(result(measured, made)))
     assert all(told[name] > 0 for name in FIXED if "ttft_added" not in name)
