@@ -2,4 +2,4 @@ from __future__ import annotations
 
 
 def test_pure_tests_stay_quick(spent_s: float):
-    assert 0.5 < spent_s < 5.0, f"the pure tests took {spent_s:.1f} s of CPU"
+    assert spent_s < 5.0, f"the pure tests took {spent_s:.1f} s of CPU"
