@@ -70,39 +70,55 @@ def status_of(answer: bytes) -> int:
     return int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/1.1 ") else 0
 
 
-def h2_post(house: House, more: dict[str, str], content: bytes, *, announced: bool = True, path: str = CHAT) -> httpx.Response:
-    """One request over HTTP/2 whose answer may come while the body is still on its way (httpx waits for ever then)."""
+def h2_post(
+    house: House,
+    more: dict[str, str] | list[tuple[str, str]],
+    content: bytes,
+    *,
+    announced: bool = True,
+    pseudo: dict[str, str | None] | None = None,
+    trailers: dict[str, str] | None = None,
+) -> httpx.Response:
+    """One request over HTTP/2, however odd. Its answer may come while the body is still on its way (httpx waits for ever then).
+
+    ``pseudo``: other pseudo headers, ``None`` removes one. ``NO_ANSWER``: the stream or the connection was reset.
+    """
     context = house.context()
     context.set_alpn_protocols(["h2"])
-    machine = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
-    headers = [
-        (":method", "POST"),
-        (":path", path),
-        (":scheme", "https"),
-        (":authority", "localhost"),
-        ("content-type", "application/json"),
-    ]
-    headers += [("content-length", str(len(content)))] if announced else []
+    config = h2.config.H2Configuration(
+        header_encoding="utf-8", validate_outbound_headers=False, normalize_outbound_headers=False, validate_inbound_headers=False
+    )
+    machine = h2.connection.H2Connection(config)
+    usual = {":method": "POST", ":path": CHAT, ":scheme": "https", ":authority": "localhost"}
+    headers = [(name, value) for name, value in (usual | (pseudo or {})).items() if value is not None]
+    headers += [("content-type", "application/json"), *([("content-length", str(len(content)))] if announced else [])]
+    headers += list(more.items() if isinstance(more, dict) else more)
     answer, data, sent, ended = {}, b"", 0, False
     with (
         socket.create_connection(("localhost", house.envoy.port), timeout=10) as plain,
         context.wrap_socket(plain, server_hostname="localhost") as connection,
     ):
         machine.initiate_connection()
-        machine.send_headers(1, [*headers, *more.items()])
+        machine.send_headers(1, headers)
         connection.sendall(machine.data_to_send())
-        while not ended:
-            for event in machine.receive_data(connection.recv(ANSWER_BYTES_MAX)):
+        while not ended and (read := connection.recv(ANSWER_BYTES_MAX)):
+            for event in machine.receive_data(read):
                 if isinstance(event, h2.events.ResponseReceived):
                     answer = dict(event.headers)
                 elif isinstance(event, h2.events.DataReceived):
                     data += event.data
                 ended = ended or isinstance(event, h2.events.StreamEnded | h2.events.StreamReset | h2.events.ConnectionTerminated)
-            while not answer and sent < len(content) and (room := min(machine.local_flow_control_window(1), 16_384)):
-                machine.send_data(1, content[sent : sent + room], end_stream=sent + room >= len(content))
+            while not (answer or ended) and sent < len(content) and (room := min(machine.local_flow_control_window(1), 16_384)):
+                last = sent + room >= len(content)
+                machine.send_data(1, content[sent : sent + room], end_stream=last and not trailers)
                 sent += min(room, len(content) - sent)
+                if last and trailers:
+                    machine.send_headers(1, list(trailers.items()), end_stream=True)
             connection.sendall(machine.data_to_send())
-    return httpx.Response(int(answer.pop(":status", 0)), headers=answer, content=data)
+    return httpx.Response(int(answer.pop(":status")), headers=answer, content=data) if answer else NO_ANSWER
+
+
+NO_ANSWER = httpx.Response(599)  # reset without a word; 599 is nobody's status
 
 
 @contextmanager
