@@ -1,0 +1,157 @@
+"""What costs us something and tells us nothing is limited; what Envoy does in its worst second is not."""
+
+from __future__ import annotations
+
+import pytest
+from lean_wire import (
+    CONTINUATION, DATA, HEADERS, HELLO, PING, PRIORITY, RST, SETTINGS, WINDOW, Caller, block, echo, frame, greeted, message, opened,
+)  # fmt: skip
+
+from extproc.edge.transport.lean import limits
+from extproc.edge.transport.lean.frames import ConnectionFault
+from extproc.edge.transport.lean.limits import Allowance
+
+
+def reset(stream_id: int) -> bytes:
+    return frame(RST, 0, stream_id, b"\0\0\0\2")
+
+
+def many(count: int) -> range:
+    return range(1, 2 * count + 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "sent"),
+    [
+        ("pings", frame(PING, 0, 0, bytes(8)) * 2_000),
+        ("settings", frame(SETTINGS, 0, 0) * 200),
+        ("acknowledgements", frame(SETTINGS, 1, 0) * 200),
+        ("empty data", opened(1) + frame(DATA, 0, 1) * 2_000),
+        ("padded empty data", opened(1) + frame(DATA, 8, 1, b"\1\0") * 2_000),
+        ("continuations", frame(HEADERS, 0, 1, b"") + frame(CONTINUATION, 0, 1, b"") * 20),
+        ("resets before a message", b"".join(frame(HEADERS, 4, number, block()) + reset(number) for number in many(2_100))),
+        ("resets within a message", b"".join(opened(number) + frame(DATA, 0, number, b"\0") + reset(number) for number in many(2_100))),
+        ("malformed requests", b"".join(frame(HEADERS, 4, number, block(path="")) for number in many(2_100))),
+        ("not grpc", b"".join(frame(HEADERS, 4, number, block(method="GET")) for number in many(2_100))),
+        ("resets by us", b"".join(opened(number, b"x") + frame(WINDOW, 0, number, bytes(4)) for number in many(2_100))),
+        ("broken messages", b"".join(opened(number) + frame(DATA, 0, number, b"\1\0\0\0\0") for number in many(2_100))),
+        ("priorities", frame(PRIORITY, 0, 1, bytes(5)) * 10_100),
+        ("unknown frames", frame(77, 0, 1) * 10_100),
+        ("windows", frame(WINDOW, 0, 0, b"\0\0\0\1") * 10_100),
+    ],
+)
+def test_floods_end_the_connection(name: str, sent: bytes) -> None:
+    caller = greeted(echo)
+    for start in range(0, len(sent), 65_536):
+        caller.feed(sent[start : start + 65_536])
+    assert caller.goaway() == "CALM", name
+
+
+def test_normal_ends_are_no_flood() -> None:
+    """Each is a reset, after a message."""
+    caller = greeted(echo)
+    for first in range(1, 40_001, 200):
+        caller.feed(b"".join(opened(number, b"x") + reset(number) for number in range(first, first + 200, 2)))
+    assert len(caller.seen) == 3 * 20_000
+    assert not caller.connection.failed
+    assert caller.connection.idle
+
+
+def test_2000_aborts_are_no_flood() -> None:
+    """A client's abort: END_STREAM, then the reset; even before the first message."""
+    caller = greeted(echo)
+    for number in many(2_000):
+        caller.feed(opened(number) + frame(DATA, 1, number) + reset(number))
+    for number in range(4_001, 8_001, 2):
+        caller.feed(opened(number) + reset(number))
+    assert not caller.connection.failed
+
+
+def test_allowances_are_refilled_by_the_second() -> None:
+    caller = greeted()
+    for _ in range(20):
+        caller.feed(frame(PING, 0, 0, bytes(8)) * 100)
+        caller.clock.now_s += 1
+    assert not caller.connection.failed
+    allowance = Allowance((2, 10), caller.clock)
+    assert [allowance.take() for _ in range(3)] == [True, True, False]
+    caller.clock.now_s += 0.1
+    assert [allowance.take() for _ in range(2)] == [True, False]
+    caller.clock.now_s += 1_000
+    assert [allowance.take() for _ in range(3)] == [True, True, False]
+
+
+def test_a_peer_that_asks_and_never_reads_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "CONTROL_UNSENT_MAX", 1_000)
+    caller = greeted(echo)
+    caller.connection.sending.held = True
+    for first in range(1, 4_001, 200):
+        caller.feed(b"".join(frame(HEADERS, 5, number, block()) for number in range(first, first + 200, 2)))
+    assert caller.connection.failed
+
+
+def test_control_is_counted_only_while_nobody_reads() -> None:
+    caller = greeted()
+    caller.connection.sending.held = True
+    for _ in range(limits.CONTROL_UNSENT_MAX):
+        caller.connection.sending.control(b"x")
+    caller.flush()
+    assert not caller.connection.failed
+    caller.connection.sending.control(b"x")
+    with pytest.raises(ConnectionFault):
+        caller.connection.sending.take()
+    caller.connection.sending.held = False
+    assert len(caller.connection.take()) == limits.CONTROL_UNSENT_MAX + 1
+
+
+def test_memory_of_long_messages_is_bounded_and_each_gets_its_turn() -> None:
+    """24 streams begin messages of 4 MB, all at once: 16 of them get a window, the others wait, and all of them arrive."""
+    size, count = 4_194_304, 24
+    caller = greeted(lambda caller, stream, data: sizes.append(len(data)))
+    sizes: list[int] = []
+    whole = message(bytes(size))
+    credit = dict.fromkeys(many(count), 65_535)
+    at = dict.fromkeys(credit, 0)
+    for number in credit:
+        caller.feed(opened(number))
+    while at:
+        moved = False
+        for number in tuple(at):
+            while at[number] < len(whole) and (most := min(16_384, credit[number], len(whole) - at[number])):
+                caller.feed(frame(DATA, 0, number, whole[at[number] : at[number] + most]))
+                at[number] += most
+                credit[number] -= most
+                moved = True
+                if len(sizes) > 4:
+                    break  # interleave a little
+            if at[number] == len(whole):
+                del at[number]
+            assert caller.connection.reserved_bytes <= limits.RESERVED_BYTES_MAX
+        for kind, _, stream_id, payload in caller.drained():
+            if kind == WINDOW and stream_id:
+                credit[stream_id] += int.from_bytes(payload, "big")
+        assert moved, "nobody may send: a deadlock"
+    assert sizes == [size] * count
+    assert caller.connection.reserved_bytes == 0
+
+
+def test_who_leaves_the_queue_of_long_messages_frees_its_place() -> None:
+    size = 33_554_432
+    caller = greeted()
+    for number in many(4):
+        caller.feed(opened(number) + frame(DATA, 0, number, b"\0" + size.to_bytes(4, "big")))
+    granted = [stream_id for kind, _, stream_id, _ in caller.drained() if kind == WINDOW]
+    assert granted == [1, 3], "two of the largest"
+    assert caller.feed(reset(5)).drained() == []
+    ((_, _, next_in_turn, _),) = caller.feed(reset(1)).drained()
+    assert next_in_turn == 7
+    caller.feed(reset(3) + reset(7))
+    assert caller.connection.reserved_bytes == 0
+
+
+def test_hello_is_heard_in_any_piece() -> None:
+    caller = Caller()
+    for byte in HELLO:
+        caller.feed(bytes([byte]))
+    assert caller.connection.greeted
+    assert not caller.connection.failed
