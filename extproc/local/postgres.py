@@ -59,12 +59,11 @@ class Postgres:
         if self._user is not None:
             _must_reach(self.directory, self._user)
         self._programs = _reachable(_programs_for(self._data), self.directory, self._user)
-        fresh = not (self._data / "PG_VERSION").exists()
-        if fresh:
+        if not (self._data / "PG_VERSION").exists():
             self._create_cluster()
         self._engine = self._start()
-        if fresh:
-            self._tool("createdb", DATABASE)
+        if not (self.directory / "complete").exists():
+            self._create_first_database()
 
     @property
     def dsn(self) -> str:
@@ -110,24 +109,26 @@ class Postgres:
         self._engine = self._start()
 
     def _create_cluster(self) -> None:
-        shutil.rmtree(self._data, ignore_errors=True)  # what an interrupted initdb left
-        for folder in (self._data, self._run):
+        """Under another name until it is whole: an initdb that was killed leaves nothing that looks like a cluster."""
+        unfinished = self.directory / "data.part"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        for folder in (unfinished, self._run):
             folder.mkdir(mode=0o700, exist_ok=True)
             if self._user is not None:
                 os.chown(folder, self._user.pw_uid, self._user.pw_gid)
         options = [] if self.durable else ["--no-sync"]
-        self._call(
-            "initdb",
-            "-D",
-            str(self._data),
-            "-U",
-            SUPERUSER,
-            "--auth=trust",
-            "--encoding=UTF8",
-            "--no-locale",
-            "--no-instructions",
-            *options,
-        )
+        words = ["--auth=trust", "--encoding=UTF8", "--no-locale", "--no-instructions", *options]
+        self._call("initdb", "-D", str(unfinished), "-U", SUPERUSER, *words)
+        unfinished.rename(self._data)
+
+    def _create_first_database(self) -> None:
+        """Once. We may have been killed before it was made, or before that was written down."""
+        try:
+            self._tool("createdb", DATABASE)
+        except EngineFailed as error:
+            if "already exists" not in str(error):
+                raise
+        (self.directory / "complete").touch()
 
     def _start(self) -> Engine:
         # A lock file names a pid; after a crash that pid may be another process of the same user by now, and PostgreSQL would refuse.

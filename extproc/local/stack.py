@@ -203,6 +203,7 @@ class Stack:
         return made
 
     def _start_sidecar(self, settings: Settings) -> None:
+        self._exits.callback(self._stop_sidecar)  # before it is ready: it has children of its own to lead out
         for _ in range(PORT_TRIES):
             self.sidecar = self._serve()
             try:
@@ -212,14 +213,13 @@ class Stack:
                     raise
                 settings = self._write_settings()
             else:
-                self._exits.callback(self._stop_sidecar)
                 return
         raise UsageError(f"no free port was found for ops_address, last tried was {settings.listen.ops_address}")
 
     def _stop_sidecar(self) -> None:
-        assert self.sidecar is not None
-        self._say("stopping the sidecar")
-        self.sidecar.stop(self._drain_s() + LEAVE_S)
+        if self.sidecar is not None:
+            self._say("stopping the sidecar")
+            self.sidecar.stop(self._drain_s() + LEAVE_S)
 
     def _stop_envoy(self) -> None:
         assert self.envoy is not None
@@ -233,7 +233,7 @@ class Stack:
             [sys.executable, "-m", "extproc.cli", "serve", "--config", str(self.places.settings)],
             log_file=self._log("extproc"),
             # The package may stand in a checkout that is not installed: the child finds it where we did.
-            death_signal=signal.SIGTERM,  # it has children of its own to lead out
+            death_signal=signal.SIGTERM,  # likewise, should we be killed
             environ={"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         )
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +124,41 @@ def test_up_refuses_what_cannot_be_and_leaves_nothing_running(folder, words, why
     assert why in done.stderr
     assert "Traceback" not in done.stderr
     assert run("down", "--data", str(folder / "data")).returncode == 1
+
+
+def processes_of(data: Path) -> list[str]:
+    """Command lines that name the directory."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            words = entry.read_bytes().decode(errors="replace").split("\0")
+            found += [" ".join(words)] if any(str(data) in word for word in words) else []
+    return found
+
+
+def nothing_is_left_of(data: Path) -> None:
+    end = time.monotonic() + TIMEOUT_S
+    while left := processes_of(data):
+        assert time.monotonic() < end, left
+        time.sleep(0.02)
+
+
+def test_a_start_that_is_interrupted_and_a_kill_leave_nothing_that_stands_in_the_way(folder):
+    data = folder / "data"
+    for stage in ("starting PostgreSQL", "starting a simulator", "starting the sidecar", "starting Envoy"):
+        command = [sys.executable, "-m", "extproc.cli", "up", "--data", str(data)]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as up:
+            assert any(line.startswith(stage) for line in up.stderr), stage
+            up.terminate()
+            assert up.wait(TIMEOUT_S) == 0, stage
+        assert processes_of(data) == [], stage
+        assert not (data / "up.json").exists()
+    done = run("up", "--data", str(data), "--detach", "--json")
+    assert done.returncode == 0, done.stderr
+    os.kill(json.loads(done.stdout)["pids"]["up"], signal.SIGKILL)
+    nothing_is_left_of(data)
+    with running(data) as facts:
+        answer(facts, "qwen2.5-7b")
 
 
 def test_a_port_that_is_taken_is_told_before_anything_starts(folder):
