@@ -10,6 +10,7 @@ import asyncio
 import logging
 import random
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -23,7 +24,7 @@ from extproc.catalog.model import Catalog
 from extproc.edge.closing import Announced, Closing
 from extproc.edge.envoy_codec import MalformedMessage, decode, encode
 from extproc.edge.transport.port import Call, GoneReason, StatusCode
-from extproc.errors import IllegalEvent, StoreError
+from extproc.errors import ExchangeError, StoreError
 from extproc.exchange import actions as act
 from extproc.exchange import events as ev
 from extproc.exchange.machine import Exchange
@@ -170,15 +171,13 @@ class Driver:
             self._mailbox.append(event)
             return
         try:
-            actions = self._exchange.receive(event)
-        except IllegalEvent as error:
+            self._carry(self._exchange.receive(event))
+        except Exception as error:  # noqa: BLE001 - whatever it is, Envoy must not wait, and the client must not pay for it
             self._fail(error)
-            return
-        self._carry(actions)
 
     def _fail(self, error: Exception) -> None:
         """Something that cannot be: end what is held, and the stream with an error."""
-        log.error("exchange failed: %s", error)
+        log.error("exchange failed: %s", error if isinstance(error, ExchangeError) else _place_of(error))
         self._gate.metrics.illegal_event()
         self._call.close(StatusCode.INTERNAL, "internal error")
         actions = self._exchange.receive(ev.Gone(at_ns=time.monotonic_ns(), reason="sidecar_error"))
@@ -290,6 +289,12 @@ class Driver:
         self._carry(rest)
         while self._mailbox:
             self.push(self._mailbox.popleft())
+
+
+def _place_of(error: Exception) -> str:
+    """Kind and place of a bug. Not its message: that may quote a prompt."""
+    places = (f"{place.name}:{place.lineno}" for place in traceback.extract_tb(error.__traceback__)[-4:])
+    return f"{type(error).__name__} in {' > '.join(places)}"
 
 
 _DEEDS: dict[type[act.Action], Callable[[Driver, Any], bool]] = {

@@ -388,6 +388,15 @@ def _stopped(exchange: Exchange, event: Stopped) -> Step:
     return State.CUTTING, tab.void(EndReason.CUT, event.at_ns)
 
 
+def _stopped_unanswered(exchange: Exchange, event: Stopped) -> Step:
+    """Nothing has come from the backend yet: nothing is charged, and what comes now is replaced by a 503."""
+    return State.CUTTING, exchange.tab.void(EndReason.CUT, event.at_ns)
+
+
+def _cut_answer(exchange: Exchange, event: ResponseHeaders) -> Step:
+    return State.CLOSED, (replies.unavailable(exchange.tab.request_id),)
+
+
 def _cut(exchange: Exchange, event: Chunk) -> Step:
     if isinstance(exchange.tab.meter, StreamMeter):
         return State.CUT, (PassChunk(data=replies.CUT_EVENT),)
@@ -550,12 +559,14 @@ TRANSITIONS: dict[tuple[State, type[Event]], Callable[[Exchange, Any], Step]] = 
     (S.CLAMPING, Gone): _ORPHAN,
     (S.FORWARDED, ResponseHeaders): _response_headers,
     (S.FORWARDED, Tick): _beat,
+    (S.FORWARDED, Stopped): _stopped_unanswered,
     (S.FORWARDED, Gone): _gone_forwarded,
     (S.STREAMING, Chunk): _chunk,
     (S.STREAMING, Trailers): _trailers_end,
     (S.STREAMING, Tick): _beat,
     (S.STREAMING, Stopped): _stopped,
     (S.STREAMING, Gone): _gone_streaming,
+    (S.CUTTING, ResponseHeaders): _cut_answer,
     (S.CUTTING, Chunk): _cut,
     (S.CUTTING, Gone): _to(S.CLOSED),
     (S.CUT, Chunk): _swallow,
@@ -574,5 +585,5 @@ TRANSITIONS: dict[tuple[State, type[Event]], Callable[[Exchange, Any], Step]] = 
     **{(state, Trailers): _pass_trailers for state in (S.OPEN, S.FORWARDED, S.ENDED, S.FOREIGN, S.SIDELINED, S.CUTTING, S.CUT)},
     # Where no row above says otherwise, beats and drains do not matter.
     **{(state, Tick): _same for state in S if state not in {S.OPEN, S.COUNTING, S.FORWARDED, S.STREAMING}},
-    **{(state, Stopped): _same for state in S if state is not S.STREAMING},
+    **{(state, Stopped): _same for state in S if state not in {S.FORWARDED, S.STREAMING}},
 }

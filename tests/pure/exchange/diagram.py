@@ -16,13 +16,14 @@ from pathlib import Path
 from extproc.exchange import machine
 from extproc.exchange.machine import TRANSITIONS, State
 
+STOPPABLE = (State.FORWARDED, State.STREAMING)
 PAGE = Path(__file__).parents[3] / "docs/reference/exchange.md"
 HEAD = """\
 # The exchange, drawn from its table
 
 One HTTP request as a state machine. The prose is in `extproc/exchange/machine.py`; this page is generated from its table
 (`python tests/pure/exchange/diagram.py --write`) and held to it by a test. Not drawn: `Tick` (renews the lease in OPEN, COUNTING, FORWARDED
-and STREAMING, is nothing elsewhere), `Stopped` outside STREAMING, trailers, and events that change nothing.
+and STREAMING, is nothing elsewhere), `Stopped` outside FORWARDED and STREAMING, trailers, and events that change nothing.
 
 """
 
@@ -64,7 +65,7 @@ def targets(step: object, state: State) -> set[State]:
 def edges() -> dict[tuple[State, State], list[str]]:
     found: dict[tuple[State, State], list[str]] = defaultdict(list)
     for (state, event), step in TRANSITIONS.items():
-        if event.__name__ in ("Tick", "Trailers") or (event.__name__ == "Stopped" and state is not State.STREAMING):
+        if event.__name__ in ("Tick", "Trailers") or (event.__name__ == "Stopped" and state not in STOPPABLE):
             continue
         for target in sorted(targets(step, state)):
             if target is not state or event.__name__ == "Chunk":
@@ -77,7 +78,7 @@ def page() -> str:
     lines += [f"    {source} --> {target}: {', '.join(sorted(set(events)))}" for (source, target), events in edges().items()]
     lines += ["    closed --> [*]", "```", "", "| state | event | may lead to |", "|---|---|---|"]
     for (state, event), step in TRANSITIONS.items():
-        if (event.__name__ == "Stopped" and state is not State.STREAMING) or (event.__name__ == "Tick" and step is machine._same):
+        if (event.__name__ == "Stopped" and state not in STOPPABLE) or (event.__name__ == "Tick" and step is machine._same):
             continue
         lines.append(f"| {state} | {event.__name__} | {', '.join(sorted(targets(step, state)))} |")
     return "\n".join(lines) + "\n"

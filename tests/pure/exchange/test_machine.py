@@ -565,3 +565,16 @@ def test_envoy_answers_while_a_store_is_thinking():
             assert actions[0].ending.kind is EndKind.VOID
         assert exchange.receive(ev.Gone()) == ()
         assert exchange.state is State.CLOSED
+
+
+def test_a_drain_that_has_lost_patience_before_any_answer_charges_nothing():
+    exchange = Exchange(pinned())
+    to_open(exchange)
+    exchange.receive(chat())
+    exchange.receive(ev.Amended(granted=granted()))
+    assert exchange.state is State.FORWARDED
+    end, note = exchange.receive(ev.Stopped())
+    assert (end.ending.kind, note.record.end_reason) == (EndKind.VOID, "cut")
+    (reply,) = exchange.receive(ev.ResponseHeaders(status=200, headers={"content-type": "text/event-stream"}))
+    assert reply.status == 503
+    assert exchange.receive(ev.Gone()) == ()
