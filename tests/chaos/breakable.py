@@ -1,0 +1,94 @@
+"""A house that is broken on purpose: leases of two seconds, everything durable, and a proxy before Valkey that can be cut."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import invariants
+from house import Guest, House, until
+from severable import Severable
+from wire import Told
+
+LEASE_S, BEAT_S, REAP_S, GRACE_S = 2, 1, 1, 2
+DRAIN_S = 20
+
+
+class BreakableHouse(House):
+    def __init__(self, directory: Path) -> None:
+        self.valkey_proxy = Severable(directory / "valkey/valkey.sock", directory / "px.sock")
+        holds = f"holds.lease_s={LEASE_S};holds.beat_s={BEAT_S};holds.reap_every_s={REAP_S};holds.grace_s={GRACE_S};holds.witness_grace_s=1"
+        super().__init__(
+            directory, durable=True, settings=f'{holds};drain.grace_s={DRAIN_S};redis.url="{self.valkey_proxy.url}";identity.cache_ttl_s=2'
+        )
+
+    def stop(self) -> None:
+        super().stop()
+        self.valkey_proxy.stop()
+
+    def is_whole(self) -> bool:
+        """Everything runs and answers: the next test may have it."""
+        engines = (self.sidecar, self.valkey.engine, self.postgres.engine, self.envoy.engine)
+        return all(engine.alive for engine in engines) and self._is_ready() and self.envoy.healthy("extproc") == self.workers
+
+    def wait_serving(self) -> None:
+        """Both workers are there, and Envoy knows."""
+        until(self._is_ready, "both workers are ready")
+        self.envoy.wait_healthy({"extproc": self.workers})
+
+    def set_drain(self, grace_s: int) -> None:
+        """In force with the next start."""
+        settings = json.loads(self.settings_file.read_text())
+        settings["drain"] = {"grace_s": grace_s}
+        self.settings_file.write_text(json.dumps(settings))
+
+    def streams_of_workers(self) -> dict[int, int]:
+        """Slot → exchanges that Envoy has open with it."""
+        return self._of_workers("rq_active")
+
+    def exchanges_of_workers(self) -> dict[int, int]:
+        """Slot → exchanges that Envoy ever began with it."""
+        return self._of_workers("rq_total")
+
+    def _of_workers(self, name: str) -> dict[int, int]:
+        told = json.loads(self.envoy.ask("/clusters?format=json")[1])["cluster_statuses"]
+        (cluster,) = [one for one in told if one["name"] == "extproc"]
+        figures = {}
+        for host in cluster["host_statuses"]:
+            slot = int(host["address"]["pipe"]["path"].rpartition("gate-")[2].removesuffix(".sock"))
+            figures[slot] = sum(int(stat.get("value", 0)) for stat in host["stats"] if stat["name"] == name)
+        return figures
+
+    def seen_of(self, guest: Guest) -> list[dict[str, Any]]:
+        """What the simulators have of an account's requests: an independent witness."""
+        seen = [one for simulator in self.simulators.values() for one in simulator.log()[0]]
+        return [one for one in seen if dict(one["headers"]).get("x-account-id") == guest.id]
+
+    def judge(self, guest: Guest, tolds: list[Told], *, killed: frozenset[str] = frozenset()) -> list[dict[str, Any]]:
+        """Every invariant at rest, and the ledger against what clients and simulators say; the rows of the holds.
+
+        ``killed``: request ids whose worker was killed: they may fall short, by what came after their last checkpoint.
+        """
+        guest.check()
+        assert asyncio.run(invariants.problems(self.valkey.url, grace_ms=GRACE_S * 1_000, trimmed=True)) == []
+        for alarm in ("conflicts", "fence_violations"):
+            assert self.rows(f"SELECT * FROM {alarm}") == []
+        rows = [row for row in guest.rows() if row["ending"] != "none"]
+        seen = self.seen_of(guest)
+        by_hold = {one["hold_id"]: one for one in seen}
+        by_request = {row["request_id"]: row for row in rows}
+        assert len(by_request) == len(rows), "a request with two holds"
+        assert set(by_hold) <= {str(row["id"]) for row in rows}, "forwarded and not held"
+        for row in rows:
+            made = by_hold[str(row["id"])]["generated_tokens"] if str(row["id"]) in by_hold else 0
+            assert row["output_tokens"] <= made + 1, f"charged more than was made: {row}"
+        for told in tolds:
+            if told.status == 200:
+                row = by_request[told.request_id]
+                made = by_hold[str(row["id"])]["generated_tokens"]
+                if told.request_id not in killed:
+                    assert row["output_tokens"] >= min(told.tokens, made) - 1, f"charged less than was delivered: {told}, {row}"
+                    assert row["cost"] > 0 or not told.tokens
+        return rows

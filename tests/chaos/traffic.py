@@ -1,0 +1,76 @@
+"""Load at a steady rate, and what became of every request of it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections.abc import Mapping
+from types import TracebackType
+
+from house import SMALL, Guest, House
+from wire import BROKEN, Line, Told, chat, steering
+
+IN_FLIGHT_MAX = 200  # more at once would measure the machine
+TOKENS = 5
+
+
+class Traffic:
+    """Streams and JSON answers in turn, ``a_second`` of them, from entry to exit; then all are awaited. Connections are used again."""
+
+    def __init__(self, house: House, guest: Guest, *, a_second: float, stream_orders: Mapping[str, str] | None = None) -> None:
+        self._house = house
+        self._guest = guest
+        self._pause_s = 1 / a_second
+        self._stream_orders = stream_orders or steering(tokens=TOKENS, delay_ms=20)
+        self._idle: list[Line] = []
+        self._running: set[asyncio.Task[None]] = set()
+        self.told: list[Told] = []
+
+    async def __aenter__(self) -> Traffic:
+        self._source = asyncio.create_task(self._flow())
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._source.cancel()
+        await asyncio.gather(self._source, return_exceptions=True)
+        await asyncio.gather(*self._running)
+        await asyncio.gather(*(line.leave() for line in self._idle))
+
+    @property
+    def answered(self) -> int:
+        return sum(told.whole for told in self.told)
+
+    def with_status(self, *statuses: int) -> list[Told]:
+        return [told for told in self.told if told.status in statuses]
+
+    async def _flow(self) -> None:
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        for number in itertools.count():
+            await asyncio.sleep(max(0.0, begun + number * self._pause_s - loop.time()))
+            assert len(self._running) < IN_FLIGHT_MAX
+            task = asyncio.create_task(self._one(stream=number % 2 == 0))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+
+    async def _one(self, *, stream: bool) -> None:
+        told = Told()
+        self.told.append(told)
+        orders = self._stream_orders if stream else steering(tokens=TOKENS)
+        line = None
+        try:
+            line = self._idle.pop() if self._idle else await Line.open(self._house)
+            await line.send({**self._guest.headers, **orders}, chat(SMALL, stream=stream, max_tokens=1_000))
+            head = await line.head()
+            told.status, told.headers = head.status, head.headers
+            async for _ in line.events(told):
+                pass
+        except BROKEN:
+            pass
+        if told.whole and told.status == 200 and not stream:
+            told.tokens = json.loads(told.body)["usage"]["completion_tokens"]
+        if line is not None and told.whole and told.headers.get("connection") != "close":
+            self._idle.append(line)
+        elif line is not None:
+            await line.leave()
