@@ -20,8 +20,10 @@ from extproc.local import valkey as valkey_engine
 TEMPLATE = "extproc_template"
 
 # `quick` keeps the pure tests within their seconds; HYPOTHESIS_PROFILE=thorough looks longer (make fuzz).
-hypothesis.settings.register_profile("quick", max_examples=40, deadline=None, database=None)
-hypothesis.settings.register_profile("thorough", max_examples=2_000, deadline=None, database=None)
+# Timings are not asserted: a busy machine is no fault of an example.
+BUSY = [hypothesis.HealthCheck.too_slow]
+hypothesis.settings.register_profile("quick", max_examples=40, deadline=None, database=None, suppress_health_check=BUSY)
+hypothesis.settings.register_profile("thorough", max_examples=2_000, deadline=None, database=None, suppress_health_check=BUSY)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 PURE = Path(__file__).parent / "pure"
