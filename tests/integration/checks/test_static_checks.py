@@ -128,7 +128,7 @@ BREAKS = [
     ("sidecar_breakers", "envoy", "max_retries: 10000", "max_retries: 3", "max_retries: 3"),
     ("sidecar_breakers", "envoy", "max_pending_requests: 100000, ", "", "        thresholds:"),
     ("sidecar_health", "envoy", "grpc_health_check: {}", "tcp_health_check: {}", "health_checks:"),
-    ("sidecar_health", "envoy", "{healthy_panic_threshold: {value: 0}}", "{healthy_panic_threshold: {value: 50}}", "{value: 50}"),
+    ("sidecar_health", "envoy", "healthy_panic_threshold: {value: 0}", "healthy_panic_threshold: {value: 50}", "{value: 50}"),
     ("backend_breakers", "clusters", "max_requests: 10000", "max_requests: 1024", "max_requests: 1024"),
     ("lonely_outlier", "clusters", "    lb_policy: LEAST_REQUEST", "    outlier_detection: {}\n    lb_policy: LEAST_REQUEST", "outlier_detection: {}"),
 ]  # fmt: skip
