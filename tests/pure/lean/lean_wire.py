@@ -16,7 +16,20 @@ RECORDED = Path(__file__).with_name("envoy-1.40.bin").read_bytes()
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, PRIORITY, RST, SETTINGS, PUSH, PING, GOAWAY, WINDOW, CONTINUATION = range(10)
-ERRORS = ("NO PROTOCOL INTERNAL FLOW_CONTROL TIMEOUT CLOSED FRAME_SIZE REFUSED CANCEL COMPRESSION CONNECT CALM").split()
+ERRORS = [
+    "NO",
+    "PROTOCOL",
+    "INTERNAL",
+    "FLOW_CONTROL",
+    "TIMEOUT",
+    "CLOSED",
+    "FRAME_SIZE",
+    "REFUSED",
+    "CANCEL",
+    "COMPRESSION",
+    "CONNECT",
+    "CALM",
+]
 
 
 def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:

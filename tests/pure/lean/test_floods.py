@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import pytest
 from lean_wire import (
-    CONTINUATION, DATA, HEADERS, HELLO, PING, PRIORITY, RST, SETTINGS, WINDOW, Caller, block, echo, frame, greeted, message, opened,
+    CONTINUATION,
+    DATA,
+    HEADERS,
+    HELLO,
+    PING,
+    PRIORITY,
+    RST,
+    SETTINGS,
+    WINDOW,
+    Caller,
+    block,
+    echo,
+    frame,
+    greeted,
+    message,
+    opened,
 )  # fmt: skip
 
 from extproc.edge.transport.lean import limits

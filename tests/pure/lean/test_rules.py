@@ -4,8 +4,27 @@ from __future__ import annotations
 
 import pytest
 from lean_wire import (
-    CONTINUATION, DATA, ERRORS, GOAWAY, HEADERS, HELLO, PING, PREFACE, PRIORITY, PUSH, RST, SETTINGS, WINDOW,
-    Caller, block, echo, frame, greeted, literal, message, opened,
+    CONTINUATION,
+    DATA,
+    ERRORS,
+    GOAWAY,
+    HEADERS,
+    HELLO,
+    PING,
+    PREFACE,
+    PRIORITY,
+    PUSH,
+    RST,
+    SETTINGS,
+    WINDOW,
+    Caller,
+    block,
+    echo,
+    frame,
+    greeted,
+    literal,
+    message,
+    opened,
 )  # fmt: skip
 
 from extproc.edge.transport.lean import limits

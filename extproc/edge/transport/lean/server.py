@@ -211,31 +211,37 @@ class LeanTransport:
 def _bound(target: str, socket_mode: int) -> socket.socket:
     """A socket that does not listen yet: its mode is set before anybody can connect. Raises UsageError."""
     addresses.prepare(target)
+    host, _, port = target.rpartition(":")
+    unix = target.startswith(addresses.UNIX)
+    family = socket.AF_UNIX if unix else socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
     try:
-        if target.startswith(addresses.UNIX):
-            return _bound_unix(target, socket_mode)
-        host, _, port = target.rpartition(":")
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        bound = socket.socket(family, socket.SOCK_STREAM)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((host.strip("[]"), int(port)))
+        if unix:
+            _clear(target)
+            bound.bind(target.removeprefix(addresses.UNIX))
+            addresses.protect(target, socket_mode)
+        else:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind((host.strip("[]"), int(port)))
     except OSError as error:
+        bound.close()
         raise UsageError(f"cannot listen on {target}: {error.strerror}; is another process there?") from error
+    except UsageError:
+        bound.close()
+        raise
     return bound
 
 
-def _bound_unix(target: str, socket_mode: int) -> socket.socket:
-    path = target.removeprefix(addresses.UNIX)
-    if Path(path).exists():
-        if not Path(path).is_socket():
-            raise UsageError(f"cannot listen on {target}: there is a file of that name that is no socket")
-        if _somebody_listens(path):
-            raise UsageError(f"cannot listen on {target}: another process does; stop it first")
-        Path(path).unlink()  # what a killed worker left
-    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    bound.bind(path)
-    addresses.protect(target, socket_mode)
-    return bound
+def _clear(target: str) -> None:
+    """Remove the socket that a killed worker left; nothing else. Raises UsageError."""
+    path = Path(target.removeprefix(addresses.UNIX))
+    if not path.exists():
+        return
+    if not path.is_socket():
+        raise UsageError(f"cannot listen on {target}: there is a file of that name that is no socket")
+    if _somebody_listens(str(path)):
+        raise UsageError(f"cannot listen on {target}: another process does; stop it first")
+    path.unlink()
 
 
 def _somebody_listens(path: str) -> bool:
