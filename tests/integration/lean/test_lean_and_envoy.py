@@ -1,0 +1,182 @@
+"""The lean transport and the real Envoy where it hurts: bodies beyond every window, long streams, resets at any point, thousands at once.
+
+What every transport does with Envoy is tested in ``integration/envoy``; its stage is used here, with larger limits in Envoy's file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import resource
+import shutil
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "envoy"))
+from envoy_stage import BIG, COMPLETIONS, Exchange, Stage, forward, json_answer, set_up, stream_piece, stream_start, until
+
+from extproc.edge.transport.lean.server import LeanTransport
+from extproc.edge.transport.port import StatusCode
+from extproc.exchange import actions, events
+from extproc.local import envoy_files
+
+BODY_BYTES = 24_000_000
+STREAMS = 3_000
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="xn-", dir="/tmp"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+async def stage(directory: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stage]:
+    """Envoy as shipped, but with room for large bodies."""
+    render = envoy_files.render
+
+    def roomy(site: Any, where: Path) -> dict[str, str]:
+        files = render(site, where)
+        assert files["envoy.yaml"].count(" 2097152") == 2
+        return files | {"envoy.yaml": files["envoy.yaml"].replace(" 2097152", " 67108864")}
+
+    monkeypatch.setattr(envoy_files, "render", roomy)
+    async with set_up(LeanTransport, directory) as stage:
+        yield stage
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """A downstream, a backend's and an upstream connection for each stream."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < 4 * STREAMS:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8 * STREAMS), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("http2", [False, True])
+async def test_bodies_of_24_megabytes_replaced_and_passed_both_ways(stage: Stage, http2: bool) -> None:
+    asked, replaced, answered = (random.Random(seed).randbytes(BODY_BYTES) for seed in range(3))
+
+    def rewrites(exchange: Exchange, event: events.Event) -> actions.Action | None:
+        if isinstance(event, events.Body):
+            assert event.data == asked
+            return actions.PassBody(data=replaced, set_headers=(("x-model", BIG),))  # larger than Envoy's window of 16 MiB
+        return forward(exchange, event)
+
+    async def answers(request: Any, writer: asyncio.StreamWriter) -> None:
+        await json_answer(request, writer, answered)
+
+    stage.sidecar.answer = rewrites
+    stage.backends[BIG].respond = answers
+    async with stage.client(http2=http2) as client:
+        answer = await client.post(COMPLETIONS, content=asked)
+    assert answer.content == answered
+    assert stage.seen[0].body == replaced
+    assert sum(len(event.data) for event in stage.sidecar.last.events if isinstance(event, events.Chunk)) == BODY_BYTES
+    await until(lambda: stage.sidecar.last.gones == ["closed"])
+
+
+async def test_long_bodies_of_many_at_once(stage: Stage) -> None:
+    """More than the connection lets arrive at the same time: each gets its turn."""
+    body = random.Random(7).randbytes(8_000_000)
+    async with stage.client() as client:
+        got = await asyncio.gather(*(client.post(COMPLETIONS, content=body) for _ in range(12)))
+    assert {answer.status_code for answer in got} == {200}
+    assert all(request.body == body for request in stage.seen)
+    assert len(stage.seen) == 12
+
+
+async def test_streams_of_1000_events(stage: Stage) -> None:
+    async def streams(request: Any, writer: asyncio.StreamWriter) -> None:
+        await stream_start(writer)
+        for number in range(1_000):
+            await stream_piece(writer, b"data: %d\n\n" % number)
+            if number % 10 == 0:
+                await asyncio.sleep(0)
+        writer.write(b"0\r\n\r\n")
+
+    stage.backends[BIG].respond = streams
+    whole = b"".join(b"data: %d\n\n" % number for number in range(1_000))
+    async with stage.client() as client:
+        got = await asyncio.gather(*(client.post(COMPLETIONS, json={}) for _ in range(8)))
+    assert [answer.content for answer in got] == [whole] * 8
+    await until(lambda: [exchange.gones for exchange in stage.sidecar.exchanges] == [["closed"]] * 8)
+    for exchange in stage.sidecar.exchanges:
+        assert b"".join(event.data for event in exchange.events if isinstance(event, events.Chunk)) == whole
+
+
+async def test_resets_at_any_point_harm_nobody(stage: Stage) -> None:
+    chance = random.Random(20261121)
+
+    async def streams(request: Any, writer: asyncio.StreamWriter) -> None:
+        await stream_start(writer)
+        for _ in range(20):
+            await stream_piece(writer, b"data: x\n\n")
+            await asyncio.sleep(0.001)
+        writer.write(b"0\r\n\r\n")
+
+    def moody(exchange: Exchange, event: events.Event) -> actions.Action | None:
+        if chance.random() < 0.01:
+            exchange.call.close(StatusCode.INTERNAL, "a whim")
+            return None
+        return forward(exchange, event)
+
+    async def leaves(after_s: float, size: int) -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", stage.envoy.port, ssl=stage.tls())
+        writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % size + bytes(size))
+        await asyncio.sleep(after_s)
+        writer.transport.abort()
+
+    stage.sidecar.answer = moody
+    stage.backends[BIG].respond = streams
+    (connection,) = stage.transports[0]._connections
+    for _ in range(10):
+        await asyncio.gather(*(leaves(chance.random() * 0.05, chance.choice([2, 2, 2, 300_000])) for _ in range(40)))
+    await until(lambda: stage.transports[0].open_streams == 0)
+    assert len(stage.sidecar.exchanges) > 300
+    assert all(exchange.gones == ["closed"] for exchange in stage.sidecar.exchanges)
+    stage.sidecar.answer = forward
+    assert (await stage.sends(COMPLETIONS, json={})).content == b"data: x\n\n" * 20
+    assert connection in stage.transports[0]._connections, "one connection survived all of it"
+
+
+async def test_3000_streams_at_once(stage: Stage, many_files: None) -> None:
+    """1,024 to a connection: Envoy opens more of them."""
+    go = asyncio.Event()
+    held = 0
+
+    async def holds(request: Any, writer: asyncio.StreamWriter) -> None:
+        nonlocal held
+        held += 1
+        await go.wait()
+        await json_answer(request, writer)
+
+    stage.backends[BIG].respond = holds
+    transport = stage.transports[0]
+    context = stage.tls()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"
+    clients: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    async def asks() -> None:
+        clients.append(await asyncio.open_connection("127.0.0.1", stage.envoy.port, ssl=context))
+        clients[-1][1].write(head)
+
+    for _ in range(0, STREAMS, 100):  # in batches: all of this is one process, and Envoy waits 3 s for a reply
+        await asyncio.gather(*(asks() for _ in range(100)))
+        await until(lambda: held == len(clients), within_s=30)
+    assert transport.open_streams == STREAMS
+    assert 3 <= len(transport._connections) <= 8
+    go.set()
+    answers = await asyncio.gather(*(reader.readuntil(b"\r\n") for reader, _ in clients))
+    assert set(answers) == {b"HTTP/1.1 200 OK\r\n"}
+    await until(lambda: transport.open_streams == 0)
+    for _, writer in clients:
+        writer.transport.abort()
