@@ -12,6 +12,8 @@ from house import Guest, House, until
 from severable import Severable
 from wire import Told
 
+from extproc.local.engine import EngineFailed
+
 LEASE_S, BEAT_S, REAP_S, GRACE_S = 2, 1, 1, 2
 DRAIN_S = 20
 
@@ -31,7 +33,13 @@ class BreakableHouse(House):
     def is_whole(self) -> bool:
         """Everything runs and answers: the next test may have it."""
         engines = (self.sidecar, self.valkey.engine, self.postgres.engine, self.envoy.engine)
-        return all(engine.alive for engine in engines) and self._is_ready() and self.envoy.healthy("extproc") == self.workers
+        if not all(engine.alive for engine in engines):
+            return False
+        try:
+            self.wait_serving()
+        except (AssertionError, EngineFailed):
+            return False
+        return True
 
     def wait_serving(self) -> None:
         """Both workers are there, and Envoy knows."""

@@ -93,7 +93,7 @@ async def test_the_supervisor_is_killed(house: BreakableHouse, guest: Guest):
     tolds, streams = begin(house, guest, streams=6, tokens=250)
     await reached(tolds, 5)
     house.sidecar.kill()
-    house.sidecar = await asyncio.to_thread(house.start_sidecar)
+    house.sidecar = house.start_sidecar()
     assert set(children.values()).isdisjoint(house.pids().values())
     await asyncio.gather(*streams)
     assert all(told.done and told.tokens == 250 for told in tolds)
@@ -110,7 +110,7 @@ async def test_sigterm(house: BreakableHouse, guest: Guest):
     """Patient, then not. Either way nothing is lost, and the balances are the same when the sidecar is back."""
     await patiently(house, guest)
     house.set_drain(0)
-    house.sidecar = await asyncio.to_thread(house.start_sidecar)
+    house.sidecar = house.start_sidecar()
     await asyncio.to_thread(house.wait_serving)
     await impatiently(house, guest)
 
@@ -139,7 +139,7 @@ async def impatiently(house: BreakableHouse, guest: Guest) -> None:
     available = guest.available
     assert guest.posted() == available
     house.set_drain(DRAIN_S)
-    house.sidecar = await asyncio.to_thread(house.start_sidecar)
+    house.sidecar = house.start_sidecar()
     await asyncio.to_thread(house.wait_serving)
     assert guest.available == available
     rows = await asyncio.to_thread(house.judge, guest, tolds)

@@ -7,6 +7,7 @@ import itertools
 import json
 from collections.abc import Mapping
 from types import TracebackType
+from typing import Self
 
 from house import SMALL, Guest, House
 from wire import BROKEN, Line, Told, chat, steering
@@ -27,11 +28,13 @@ class Traffic:
         self._running: set[asyncio.Task[None]] = set()
         self.told: list[Told] = []
 
-    async def __aenter__(self) -> Traffic:
+    async def __aenter__(self) -> Self:
         self._source = asyncio.create_task(self._flow())
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._source.done():
+            self._source.result()  # why it ended
         self._source.cancel()
         await asyncio.gather(self._source, return_exceptions=True)
         await asyncio.gather(*self._running)
