@@ -17,7 +17,18 @@ from typing import Final
 
 from extproc.edge.transport.lean import frames, headers, limits
 from extproc.edge.transport.lean.credit import Credit
-from extproc.edge.transport.lean.frames import ACK, END_HEADERS, END_STREAM, HEAD_BYTES, PREFIX_BYTES, ConnectionFault, ErrorCode
+from extproc.edge.transport.lean.frames import (
+    ACK,
+    END_HEADERS,
+    END_STREAM,
+    HEAD_BYTES,
+    PADDED,
+    PREFIX_BYTES,
+    STREAM_ID_MAX,
+    ConnectionFault,
+    ErrorCode,
+    read_prefix,
+)
 from extproc.edge.transport.lean.limits import Allowance
 from extproc.edge.transport.lean.messages import INTERNAL, Assembly, Broken
 from extproc.edge.transport.lean.sending import Sending
@@ -30,6 +41,7 @@ _TOO_LONG: Final = limits.FRAME_BYTES_MAX + 1 << 8
 """The length of a frame and its type, as they stand in its first four bytes."""
 
 _LOW: Final = limits.STREAM_CREDIT_LOW
+_CONNECTION_LOW: Final = limits.CONNECTION_CREDIT_LOW
 
 _SETTINGS: Final = {
     frames.HEADER_TABLE_SIZE: 0,
@@ -55,7 +67,7 @@ class Connection:
         self._block_frames = 0
         self._block_flags = 0
         self._last_id = 0
-        self._last_id_allowed = frames.STREAM_ID_MAX
+        self._last_id_allowed = STREAM_ID_MAX
         self._draining = False
         self._pings = Allowance(limits.PINGS, clock)
         self._settings_seen = Allowance(limits.SETTINGS, clock)
@@ -118,12 +130,12 @@ class Connection:
             start = position + HEAD_BYTES
             stop = start + (word >> 8)
             if stop > end or self._expected or word >= _TOO_LONG:
-                self._look(word, stream_id & frames.STREAM_ID_MAX, flags)
+                self._look(word, stream_id & STREAM_ID_MAX, flags)
                 if stop > end:
                     break
             kind = word & 255
             if kind <= frames.CONTINUATION:
-                _FRAMES[kind](self, data, start, stop, flags, stream_id & frames.STREAM_ID_MAX)
+                _FRAMES[kind](self, data, start, stop, flags, stream_id & STREAM_ID_MAX)
             else:
                 self._odd()
             position = stop
@@ -150,7 +162,10 @@ class Connection:
 
     def _on_data(self, data: bytes, start: int, stop: int, flags: int, stream_id: int) -> None:
         size = stop - start
-        self._credit.spend(size)
+        credit = self._credit
+        credit.left -= size
+        if credit.left < _CONNECTION_LOW:
+            credit.fill()
         stream = self._streams.get(stream_id)
         if stream is None or not stream.receiving:
             self._stray_data(stream, stream_id)
@@ -159,10 +174,10 @@ class Connection:
         if stream.credit < 0:
             self._violated(stream, ErrorCode.FLOW_CONTROL_ERROR)
             return
-        if flags & frames.PADDED:
+        if flags & PADDED:
             start, stop = _unpadded(data, start, stop)
         length = stop - start - PREFIX_BYTES
-        if length < 0 or stream.assembly is not None or frames.read_prefix(data, start) != (0, length) or stream.credit < _LOW:
+        if length < 0 or stream.assembly is not None or read_prefix(data, start) != (0, length) or stream.credit < _LOW:
             self._piece(stream, data, start, stop, flags)
         else:
             stream.met = True
@@ -212,7 +227,7 @@ class Connection:
     def _on_headers(self, data: bytes, start: int, stop: int, flags: int, stream_id: int) -> None:
         if not stream_id & 1:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "HEADERS on a stream that is no client's")
-        if flags & frames.PADDED:
+        if flags & PADDED:
             start, stop = _unpadded(data, start, stop)
         if flags & frames.WITH_PRIORITY:
             start += 5
@@ -377,17 +392,17 @@ class Connection:
         """First GOAWAY: open no more streams here. Those under way still come. Idempotent."""
         if not self._draining:
             self._draining = True
-            self.sending.control(frames.goaway(frames.STREAM_ID_MAX, ErrorCode.NO_ERROR, "draining"))
+            self.sending.control(frames.goaway(STREAM_ID_MAX, ErrorCode.NO_ERROR, "draining"))
 
     def refuse_more(self) -> None:
         """Final GOAWAY, a round trip after the first: what comes later is refused, and repeated elsewhere. Idempotent."""
-        if self._last_id_allowed == frames.STREAM_ID_MAX:
+        if self._last_id_allowed == STREAM_ID_MAX:
             self._last_id_allowed = self._last_id
             self.sending.control(frames.goaway(self._last_id, ErrorCode.NO_ERROR, "draining"))
 
     @property
     def refuses(self) -> bool:
-        return self._last_id_allowed != frames.STREAM_ID_MAX
+        return self._last_id_allowed != STREAM_ID_MAX
 
     def abandon(self) -> None:
         """The connection is gone: nothing is sent or received any more."""

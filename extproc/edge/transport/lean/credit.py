@@ -15,11 +15,11 @@ class Credit:
     RESERVED_BYTES_MAX allows; until then it waits. Whoever has a reservation can always finish, so the queue always moves.
     """
 
-    __slots__ = ("_left", "_reserved_bytes", "_sending", "_waiting")
+    __slots__ = ("_reserved_bytes", "_sending", "_waiting", "left")
 
     def __init__(self, sending: Sending) -> None:
         self._sending = sending
-        self._left = frames.WINDOW_DEFAULT
+        self.left = frames.WINDOW_DEFAULT  # of the connection; DATA frames take from it
         self._reserved_bytes = 0
         self._waiting: dict[Stream, int] = {}  # first come, first served: bytes that its message lacks
 
@@ -27,18 +27,12 @@ class Credit:
     def reserved_bytes(self) -> int:
         return self._reserved_bytes
 
-    def spend(self, size: int) -> None:
-        """A DATA frame of the connection, padding included. Raises ConnectionFault."""
-        self._left -= size
-        if self._left < limits.CONNECTION_CREDIT_LOW:
-            if self._left < 0:
-                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "connection window exceeded")
-            self.fill()
-
     def fill(self) -> None:
-        """Open the connection's window again."""
-        self._sending.control(frames.window_update(0, limits.CONNECTION_CREDIT - self._left))
-        self._left = limits.CONNECTION_CREDIT
+        """Open the connection's window again. Raises ConnectionFault when more came than it had room for."""
+        if self.left < 0:
+            raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "connection window exceeded")
+        self._sending.control(frames.window_update(0, limits.CONNECTION_CREDIT - self.left))
+        self.left = limits.CONNECTION_CREDIT
 
     def renew(self, stream: Stream, missing: int, *, completed: bool) -> None:
         """After a DATA frame: whether it completed a message, and how much the next one lacks."""

@@ -71,17 +71,14 @@ read_setting: Final = struct.Struct(">HL").iter_unpack
 
 _head: Final = struct.Struct(">LBL").pack
 _short: Final = struct.Struct(">LBLL").pack
-_message: Final = struct.Struct(">LBLBL").pack
+message_head: Final = struct.Struct(">LBLBL").pack
+"""Of a DATA frame with one whole message: (frame length << 8 | DATA, flags, stream id, not compressed, message length). The hot path's, so
+it is no function of Python's."""
 
 
 def head(kind: int, flags: int, stream_id: int, length: int) -> bytes:
     """The nine bytes before every payload."""
     return _head(length << 8 | kind, flags, stream_id)
-
-
-def message_head(stream_id: int, length: int) -> bytes:
-    """Of a DATA frame with one whole message of ``length`` bytes; frame head and message prefix in one."""
-    return _message((length + PREFIX_BYTES) << 8, 0, stream_id, 0, length)
 
 
 def rst_stream(stream_id: int, code: ErrorCode) -> bytes:

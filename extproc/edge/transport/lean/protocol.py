@@ -58,7 +58,7 @@ class LeanCall:
         if not stream.sending:
             return
         protocol = self._protocol
-        if not protocol.connection.sending.send(stream, message):
+        if not protocol.sending.send(stream, message):
             self.close(StatusCode.RESOURCE_EXHAUSTED, "replies are not taken")
         elif not protocol.inside:
             protocol.wake()
@@ -80,6 +80,7 @@ class LeanProtocol(asyncio.Protocol):
         self._loop = loop
         self._transport: asyncio.Transport | None = None  # None before, after, and once it is being closed
         self.connection = Connection(loop.time)
+        self.sending: Final = self.connection.sending
         self.inside = False  # in data_received, which flushes at its end
         self._awake = False  # a flush is scheduled
         self._leaving: list[LeanCall] = []  # closed by their handlers, which are told when they are not on the stack any more
@@ -111,10 +112,10 @@ class LeanProtocol(asyncio.Protocol):
         self._flush()
 
     def pause_writing(self) -> None:
-        self.connection.sending.held = True
+        self.sending.held = True
 
     def resume_writing(self) -> None:
-        self.connection.sending.held = False
+        self.sending.held = False
         self._flush()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - every reason is the same to us
@@ -189,8 +190,10 @@ class LeanProtocol(asyncio.Protocol):
         if transport is None:
             return
         connection = self.connection
-        while data := connection.take():
+        data = connection.take()
+        while data:
             transport.write(data)
+            data = connection.take() if self.sending.waiting else b""
         if connection.failed or (connection.refuses and connection.idle):
             self._close()
 

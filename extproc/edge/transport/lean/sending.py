@@ -10,7 +10,7 @@ from collections import deque
 from typing import Final
 
 from extproc.edge.transport.lean import frames, headers, limits
-from extproc.edge.transport.lean.frames import END_HEADERS, END_STREAM, HEADERS, PREFIX_BYTES, ConnectionFault, ErrorCode
+from extproc.edge.transport.lean.frames import END_HEADERS, END_STREAM, HEADERS, PREFIX_BYTES, ConnectionFault, ErrorCode, message_head
 from extproc.edge.transport.lean.stream import Stream
 from extproc.edge.transport.port import UNSENT_BYTES_MAX
 
@@ -34,6 +34,11 @@ class Sending:
     @property
     def initial_window(self) -> int:
         return self._initial_window
+
+    @property
+    def waiting(self) -> bool:
+        """More may go as soon as what was taken is written."""
+        return bool(self._blocked)
 
     @property
     def unsent_bytes(self) -> int:
@@ -67,7 +72,7 @@ class Sending:
         out = self._out
         if not stream.begun:
             self._begin(stream)
-        out.append(frames.message_head(stream.id, length))
+        out.append(message_head(size << 8, 0, stream.id, 0, length))
         out.append(message)
         return True
 
