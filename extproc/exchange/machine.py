@@ -102,6 +102,7 @@ Step = tuple[State, tuple[Action, ...]]
 StoreAnswer = KeyRead | Admitted | Amended | Refused | Counted | StoreFailed
 PASS = PassChunk()
 SWALLOW = PassChunk(data=b"")
+FAILURES = frozenset({EndReason.UPSTREAM_ERROR, EndReason.ABORT})  # as the backend itself tells them
 
 
 class Exchange:
@@ -327,7 +328,7 @@ def _final(exchange: Exchange, at_ns: int) -> tuple[End, Note]:
     assert meter is not None
     reason = meter.reason() or EndReason.UPSTREAM_ERROR
     usage = meter.usage(ended_early=False)
-    failed = reason in (EndReason.UPSTREAM_ERROR, EndReason.ABORT)
+    failed = reason in FAILURES
     if failed and not meter.started and usage.source is not UsageSource.UPSTREAM:
         return tab.void(reason, at_ns, error_code="upstream_error")
     if not failed and usage.source is not UsageSource.UPSTREAM and policy.no_usage == "hold":
@@ -367,9 +368,12 @@ def _gone_streaming(exchange: Exchange, event: Gone) -> Step:
     """Gone in the middle: client or upstream, the wire does not tell (``cut``). What was delivered is charged, by policy."""
     tab, policy, meter = exchange.tab, exchange.pinned.policy, exchange.tab.meter
     assert meter is not None
+    said = meter.reason()  # a client may leave at the error event, before [DONE]
     if not meter.started:
+        if said in FAILURES:
+            return State.CLOSED, tab.void(said, event.at_ns, error_code="upstream_error")
         return _gone_forwarded(exchange, event)
-    reason = _reason_of(event, EndReason.CUT)
+    reason = _reason_of(event, said or EndReason.CUT)
     if policy.ended_early == "input_only":
         usage = tab.prompt_usage()
     elif policy.ended_early == "full":

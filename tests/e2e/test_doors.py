@@ -384,7 +384,7 @@ def test_upgrades_and_tunnels_are_refused(house: House, guest: Guest, sent: Sent
 def refused_status(house: House, attempt: bytes) -> int:
     """Some refusals leave the connection open: a little patience is enough."""
     try:
-        return status_of(raw(house, attempt, wait_s=2.0))
+        return status_of(raw(house, attempt, wait_s=1.5))
     except TimeoutError:
         return 0
 
@@ -482,11 +482,11 @@ def test_no_request_is_smuggled(house: House, guest: Guest, sent: Sent):
         lines = [f"POST {CHAT} HTTP/1.1", "host: localhost", "content-type: application/json", f"authorization: Bearer {guest.secret}"]
         lines += [f"{name}: {value}" for name, value in headers]
         try:
-            return raw(house, "\r\n".join([*lines, "", ""]).encode() + content, wait_s=2.0)
+            return raw(house, "\r\n".join([*lines, "", ""]).encode() + content, wait_s=1.5)
         except TimeoutError:
             return b""
 
-    with ThreadPoolExecutor(7) as together:
+    with ThreadPoolExecutor(len(SMUGGLED)) as together:
         answers = dict(zip(SMUGGLED, together.map(attempt, SMUGGLED.values()), strict=True))
     assert all(status_of(answer) == 200 or is_refusal(status_of(answer)) for answer in answers.values()), answers
     guest.at_rest()

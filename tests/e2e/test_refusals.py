@@ -471,10 +471,9 @@ def test_a_carriage_return_in_a_header_splits_nothing(house: House, guest: Guest
 
 def test_no_log_holds_a_key_or_a_prompt(house: House, guest: Guest):
     """Of all that was sent to this house until now, refused or not."""
-    answer = guest.openai().chat.completions.with_raw_response.create(**body())
+    guest.openai().chat.completions.create(**body())
     error_of(house.client().post(CHAT, json=body(), headers={"authorization": f"Bearer {new_key()}"}), 401, "invalid_api_key")
-    request_id = answer.headers["x-request-id"]
-    until(lambda: request_id in house.envoy.access_log_file.read_text(), "the access log's line", 15)  # Envoy writes every 10 s
+    until(house.envoy.access_log_file.read_text, "the access log's first lines", 15)  # Envoy writes every 10 s
     for log in (house.log_file, house.envoy.access_log_file, house.envoy.log_file, house.directory / "valkey/valkey.log"):
         if not log.exists():
             assert "valkey" in log.parts

@@ -578,3 +578,26 @@ def test_a_drain_that_has_lost_patience_before_any_answer_charges_nothing():
     (reply,) = exchange.receive(ev.ResponseHeaders(status=200, headers={"content-type": "text/event-stream"}))
     assert reply.status == 503
     assert exchange.receive(ev.Gone()) == ()
+
+
+def test_a_client_that_leaves_at_the_error_event_left_a_failed_backend():
+    """SDKs close the connection there, before [DONE]."""
+    error = b'data: {"error": {"message": "dead"}}\n\n'
+    before = Exchange(pinned())
+    to_streaming(before)
+    play(before, chunk(error))
+    end, note = before.receive(ev.Gone())
+    assert (end.ending.kind, note.record.end_reason) == (EndKind.VOID, "upstream_error")
+    after = Exchange(pinned())
+    to_streaming(after)
+    play(after, chunk(delta("abc")), chunk(error))
+    end, note = after.receive(ev.Gone())
+    assert (end.ending.charge_nanos, note.record.end_reason) == (11_000 + 3 * 2_000, "upstream_error")
+
+
+def test_a_client_that_leaves_after_the_finish_reason_was_finished_with():
+    exchange = Exchange(pinned())
+    to_streaming(exchange)
+    play(exchange, chunk(delta("abc")), chunk(delta("", "length")))
+    _, note = exchange.receive(ev.Gone())
+    assert note.record.end_reason == "length"
