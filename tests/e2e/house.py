@@ -42,6 +42,7 @@ SMALL, LARGE = "qwen2.5-7b", "qwen3-72b"
 TEMPLATES = {SMALL: "chatml-default-system", LARGE: "chatml"}  # as the catalog says: the simulators count prompts as we do
 NANOS_IN, NANOS_OUT = 500, 1_000  # of SMALL, a token (examples/models.yaml)
 DEADLINE_S = 20.0
+PASSWORD = "hunter2-of-the-database"  # trusted without it; there to be seen nowhere
 
 Answer = TypeVar("Answer")
 
@@ -73,7 +74,9 @@ class House:
             stack.callback(self.postgres.stop)
             migrations.migrate(self.postgres.dsn)
             self.simulators = {
-                name: simulator.start(directory / f"sim-{place}", models=[name], vocabulary=VOCABULARY, options=["--chat-template", template])
+                name: simulator.start(
+                    directory / f"sim-{place}", models=[name], vocabulary=VOCABULARY, options=["--chat-template", template]
+                )
                 for place, (name, template) in enumerate(TEMPLATES.items())
             }
             for one in self.simulators.values():
@@ -148,11 +151,12 @@ class House:
             self._ops = f"127.0.0.1:{probe.getsockname()[1]}"
         catalog = models or (ROOT / "examples/models.yaml").read_text().replace("\n  business:", UNLIMITED + "\n  business:", 1)
         (self.directory / "models.yaml").write_text(catalog)
+        (self.directory / "password").write_text(PASSWORD)
         sections = {
             "listen": {"address": f"unix:{self.directory}/run/gate-{{worker}}.sock", "workers": self.workers, "ops_address": self._ops},
             "catalog": {"file": "models.yaml"},
             "redis": {"url": self.valkey.url},
-            "postgres": {"dsn": self.postgres.dsn},
+            "postgres": {"dsn": self.postgres.dsn, "password_file": "password"},
             "log": {"format": "json"},
         }
         for line in filter(None, more.split(";")):
@@ -257,7 +261,7 @@ class Guest:
 
     def at_rest(self, deadline_s: float = DEADLINE_S) -> None:
         """No open hold, and everything posted: available = balance."""
-        until(lambda: self._rests(), f"rest; {self.view()}, posted {self.posted()}", deadline_s)
+        until(self._rests, f"rest; {self.view()}, posted {self.posted()}", deadline_s)
 
     def _rests(self) -> bool:
         view = self.view()
