@@ -83,7 +83,8 @@ def mutated(chance: random.Random) -> bytes:
                 parts[place] *= chance.choice([2, 20])
     data = bytearray(b"".join(parts))
     for _ in range(chance.choice([0, 0, 1, 1, 4, 40])):
-        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8) if data else 0
+        if data:
+            data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
     return bytes(data)
 
 

@@ -392,3 +392,47 @@ def test_addresses_of_ip_version_6(directory: Path) -> None:
         except OSError:
             pytest.skip("no IPv6 on this loopback")
     asyncio.run(scenario())
+
+
+# ---- other people's clients
+
+CHECK = ["-d", "{check}", "-H", "content-type: application/grpc", "-H", "te: trailers"]
+
+
+async def ran(*argv: str) -> str:
+    process = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT)
+    async with asyncio.timeout(60):
+        output, _ = await process.communicate()
+    return output.decode()
+
+
+@pytest.fixture
+def recorded_check(directory: Path) -> Path:
+    """A health check's message: five zeros."""
+    (directory / "check.bin").write_bytes(message(b""))
+    return directory / "check.bin"
+
+
+@pytest.mark.skipif(shutil.which("h2load") is None, reason="install h2load (Debian: nghttp2-client)")
+async def test_100000_health_checks_of_h2load_and_then_streams(directory: Path, recorded_check: Path) -> None:
+    async with serving(directory) as transport:
+        options = [word.format(check=recorded_check) for word in CHECK]
+        for clients, streams in (("1", "1"), ("4", "100")):
+            count = "100000" if streams == "100" else "1000"
+            told = await ran(
+                "h2load", "-n", count, "-c", clients, "-m", streams, "-B", transport.address, *options,
+                "http://extproc/grpc.health.v1.Health/Check",
+            )  # fmt: skip
+            assert f"{count} succeeded, 0 failed, 0 errored, 0 timeout" in told
+        raw = await Raw.to(transport, HELLO + opened(1, b"x"))
+        assert (await raw.until(DATA))[3] == message(b"x")
+        raw.close()
+
+
+@pytest.mark.skipif(shutil.which("nghttp") is None, reason="install nghttp (Debian: nghttp2-client)")
+async def test_nghttp_reads_a_health_check_frame_by_frame(directory: Path, recorded_check: Path) -> None:
+    async with serving(directory, address="127.0.0.1:0", insecure_loopback=True) as transport:
+        options = [word.format(check=recorded_check) for word in CHECK]
+        told = await ran("nghttp", "-v", "--no-dep", *options, f"http://{transport.address}/grpc.health.v1.Health/Check")
+        for words in (":status: 200", "content-type: application/grpc", "grpc-status: 0", "recv DATA frame <length=7"):
+            assert words in told, told

@@ -17,6 +17,7 @@ from typing import Final
 
 from extproc.edge.transport.lean import frames, headers, limits
 from extproc.edge.transport.lean.credit import Credit
+from extproc.edge.transport.lean.floods import Floods
 from extproc.edge.transport.lean.frames import (
     ACK,
     END_HEADERS,
@@ -27,9 +28,10 @@ from extproc.edge.transport.lean.frames import (
     STREAM_ID_MAX,
     ConnectionFault,
     ErrorCode,
+    check_length,
     read_prefix,
+    unpadded,
 )
-from extproc.edge.transport.lean.limits import Allowance
 from extproc.edge.transport.lean.messages import INTERNAL, Assembly, Broken
 from extproc.edge.transport.lean.sending import Sending
 from extproc.edge.transport.lean.stream import Draining, Ended, Event, Failed, Message, Opened, Over, Stream
@@ -63,17 +65,11 @@ class Connection:
         self._greeted = False
         self._failed = False
         self._expected = _FIRST
-        self._block = bytearray()  # of _expected
-        self._block_frames = 0
-        self._block_flags = 0
+        self._block = headers.Fragments(b"", 0)  # of _expected
         self._last_id = 0
         self._last_id_allowed = STREAM_ID_MAX
         self._draining = False
-        self._pings = Allowance(limits.PINGS, clock)
-        self._settings_seen = Allowance(limits.SETTINGS, clock)
-        self._empties = Allowance(limits.EMPTY_DATA, clock)
-        self._early_ends = Allowance(limits.EARLY_ENDS, clock)
-        self._odd_frames = Allowance(limits.ODD_FRAMES, clock)
+        self._floods = Floods(clock)
         self.sending.control(frames.settings(_SETTINGS))
         self._credit.fill()
 
@@ -137,7 +133,7 @@ class Connection:
             if kind <= frames.CONTINUATION:
                 _FRAMES[kind](self, data, start, stop, flags, stream_id & STREAM_ID_MAX)
             else:
-                self._odd()
+                self._floods.odd_frame()
             position = stop
         return position
 
@@ -175,7 +171,7 @@ class Connection:
             self._violated(stream, ErrorCode.FLOW_CONTROL_ERROR)
             return
         if flags & PADDED:
-            start, stop = _unpadded(data, start, stop)
+            start, stop = unpadded(data, start, stop)
         length = stop - start - PREFIX_BYTES
         if length < 0 or stream.assembly is not None or read_prefix(data, start) != (0, length) or stream.credit < _LOW:
             self._piece(stream, data, start, stop, flags)
@@ -188,8 +184,8 @@ class Connection:
     def _piece(self, stream: Stream, data: bytes, start: int, stop: int, flags: int) -> None:
         """What is not exactly one message."""
         if start == stop:
-            if not flags & END_STREAM and not self._empties.take():
-                raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many empty DATA frames")
+            if not flags & END_STREAM:
+                self._floods.empty_data()
             return
         assembly = stream.assembly
         if assembly is None:
@@ -228,7 +224,7 @@ class Connection:
         if not stream_id & 1:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "HEADERS on a stream that is no client's")
         if flags & PADDED:
-            start, stop = _unpadded(data, start, stop)
+            start, stop = unpadded(data, start, stop)
         if flags & frames.WITH_PRIORITY:
             start += 5
             if start > stop:
@@ -237,21 +233,16 @@ class Connection:
             self._headers_of(stream_id, data[start:stop], flags)
             return
         self._expected = stream_id
-        self._block = bytearray(memoryview(data)[start:stop])
-        self._block_frames = 1
-        self._block_flags = flags
+        self._block = headers.Fragments(data[start:stop], flags)
 
     def _on_continuation(self, data: bytes, start: int, stop: int, flags: int, stream_id: int) -> None:
         if not self._expected:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "CONTINUATION of nothing")
-        self._block += memoryview(data)[start:stop]
-        self._block_frames += 1
-        if len(self._block) > limits.HEADER_BLOCK_BYTES_MAX or self._block_frames > limits.CONTINUATIONS_MAX:
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "header block too long")
+        self._block.add(data[start:stop])
         if flags & END_HEADERS:
             self._expected = 0
-            block, self._block = bytes(self._block), bytearray()
-            self._headers_of(stream_id, block, self._block_flags)
+            block, self._block = self._block, headers.Fragments(b"", 0)
+            self._headers_of(stream_id, block.whole(), block.flags)
 
     def _headers_of(self, stream_id: int, block: bytes, flags: int) -> None:
         request = self._blocks.request(block)
@@ -271,7 +262,7 @@ class Connection:
         elif not request.well_formed:
             self._refuse(stream_id, ErrorCode.PROTOCOL_ERROR)
         elif not request.grpc:
-            self._count_early_end()
+            self._floods.early_end()
             self.sending.refuse(stream_id, headers.NOT_GRPC)
         else:
             stream = Stream(stream_id, self.sending.initial_window)
@@ -294,20 +285,20 @@ class Connection:
     # ---- small frames
 
     def _on_rst_stream(self, _data: bytes, start: int, stop: int, _flags: int, stream_id: int) -> None:
-        _check_length(stop - start, 4)
+        check_length(stop - start, 4)
         self._check_not_idle(stream_id)
         stream = self._streams.get(stream_id)
         if stream is None:
             return
         if not stream.met and not stream.ended:
-            self._count_early_end()
+            self._floods.early_end()
         self._tell_over(stream)
         self._credit.release(stream)
         self.sending.drop(stream)
 
     def _on_window_update(self, data: bytes, start: int, stop: int, _flags: int, stream_id: int) -> None:
-        _check_length(stop - start, 4)
-        self._odd()
+        check_length(stop - start, 4)
+        self._floods.odd_frame()
         increment = frames.read_number(data, start)[0] & frames.WINDOW_MAX
         if stream_id == 0:
             if increment == 0:
@@ -325,10 +316,9 @@ class Connection:
 
     def _on_settings(self, data: bytes, start: int, stop: int, flags: int, stream_id: int) -> None:
         self._check_control(stream_id)
-        if not self._settings_seen.take():
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many SETTINGS")
+        self._floods.settings()
         if flags & ACK:
-            _check_length(stop - start, 0)
+            check_length(stop - start, 0)
             self._blocks.acknowledged()
             return
         if (stop - start) % 6:
@@ -349,9 +339,8 @@ class Connection:
 
     def _on_ping(self, data: bytes, start: int, stop: int, flags: int, stream_id: int) -> None:
         self._check_control(stream_id)
-        _check_length(stop - start, 8)
-        if not self._pings.take():
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many PINGs")
+        check_length(stop - start, 8)
+        self._floods.ping()
         if not flags & ACK:
             self.sending.control_first(frames.ping_ack(data[start:stop]))
 
@@ -360,13 +349,13 @@ class Connection:
         self._check_control(stream_id)
         if stop - start < 8:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "GOAWAY too short")
-        self._odd()
+        self._floods.odd_frame()
 
     def _on_priority(self, _data: bytes, start: int, stop: int, _flags: int, stream_id: int) -> None:
         if stream_id == 0:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PRIORITY of the connection")
-        _check_length(stop - start, 5)
-        self._odd()
+        check_length(stop - start, 5)
+        self._floods.odd_frame()
 
     def _on_push_promise(self, _data: bytes, _start: int, _stop: int, _flags: int, _stream_id: int) -> None:
         raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE from a client")
@@ -426,19 +415,19 @@ class Connection:
 
     def _break(self, stream: Stream, code: int, reason: str) -> None:
         """A message that we do not take: an error status."""
-        self._count_early_end()
+        self._floods.early_end()
         self._tell_over(stream)
         self.close(stream, code, reason)
 
     def _violated(self, stream: Stream, code: ErrorCode) -> None:
         """A stream that broke HTTP/2's rules."""
-        self._count_early_end()
+        self._floods.early_end()
         self._tell_over(stream)
         self._credit.release(stream)
         self.sending.reset(stream, code)
 
     def _refuse(self, stream_id: int, code: ErrorCode) -> None:
-        self._count_early_end()
+        self._floods.early_end()
         self.sending.control(frames.rst_stream(stream_id, code))
 
     def _tell_over(self, stream: Stream) -> None:
@@ -448,14 +437,6 @@ class Connection:
 
     # ---- checks
 
-    def _count_early_end(self) -> None:
-        if not self._early_ends.take():
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many streams without a message")
-
-    def _odd(self) -> None:
-        if not self._odd_frames.take():
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that say nothing")
-
     def _check_not_idle(self, stream_id: int) -> None:
         if stream_id > self._last_id or not stream_id & 1:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"frame on stream {stream_id}, which was never opened")
@@ -463,20 +444,6 @@ class Connection:
     def _check_control(self, stream_id: int) -> None:
         if stream_id != 0:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame of the connection came on a stream")
-
-
-def _check_length(length: int, expected: int) -> None:
-    if length != expected:
-        raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"{length} bytes instead of {expected}")
-
-
-def _unpadded(data: bytes, start: int, stop: int) -> tuple[int, int]:
-    if start == stop:
-        raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "padded frame without its length of padding")
-    padding = data[start]
-    if padding > stop - start - 1:
-        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "padding longer than its frame")
-    return start + 1, stop - padding
 
 
 _FRAMES: Final = (

@@ -110,3 +110,22 @@ def goaway(last_stream_id: int, code: ErrorCode, reason: str = "") -> bytes:
     """Streams above ``last_stream_id`` were not and will not be served."""
     debug = reason.encode()
     return head(GOAWAY, 0, 0, 8 + len(debug)) + struct.pack(">LL", last_stream_id, code) + debug
+
+
+# ---- reading
+
+
+def check_length(length: int, expected: int) -> None:
+    """Of a frame that has only one. Raises ConnectionFault."""
+    if length != expected:
+        raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"{length} bytes instead of {expected}")
+
+
+def unpadded(data: bytes, start: int, stop: int) -> tuple[int, int]:
+    """Where a padded payload begins and ends. Raises ConnectionFault."""
+    if start == stop:
+        raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "padded frame without its length of padding")
+    padding = data[start]
+    if padding > stop - start - 1:
+        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "padding longer than its frame")
+    return start + 1, stop - padding

@@ -29,6 +29,30 @@ class Request(NamedTuple):
     grpc: bool
 
 
+class Fragments:
+    """A header block that comes in several frames. ``flags`` are those of its first one."""
+
+    __slots__ = ("_frames", "_parts", "flags")
+
+    def __init__(self, first: bytes, flags: int) -> None:
+        self._parts = bytearray(first)
+        self._frames = 1
+        self.flags = flags
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def add(self, part: bytes) -> None:
+        """One CONTINUATION. Raises ConnectionFault."""
+        self._parts += part
+        self._frames += 1
+        if len(self._parts) > limits.HEADER_BLOCK_BYTES_MAX or self._frames > limits.CONTINUATIONS_MAX:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "header block too long")
+
+    def whole(self) -> bytes:
+        return bytes(self._parts)
+
+
 class RequestBlocks:
     """The requests of one connection."""
 

@@ -5,7 +5,6 @@ Only Envoy connects here, yet neither a bug of it nor a client that plays with i
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 FRAME_BYTES_MAX: Final = 16_384
@@ -68,26 +67,3 @@ EARLY_ENDS: Final = (2_000, 1_000)
 Envoy is a reset too: those come after a message and are not counted."""
 ODD_FRAMES: Final = (10_000, 10_000)
 """WINDOW_UPDATE, PRIORITY, GOAWAY and frames of unknown types."""
-
-
-class Allowance:
-    """So many at once, refilled by the second."""
-
-    __slots__ = ("_at_s", "_burst", "_clock", "_left", "_per_s")
-
-    def __init__(self, rate: tuple[int, int], clock: Callable[[], float]) -> None:
-        self._burst, self._per_s = rate
-        self._left = float(self._burst)
-        self._clock = clock
-        self._at_s = clock()
-
-    def take(self) -> bool:
-        """One more; ``False`` = too many."""
-        if self._left < 1:
-            now_s = self._clock()
-            self._left = min(self._burst, self._left + (now_s - self._at_s) * self._per_s)
-            self._at_s = now_s
-            if self._left < 1:
-                return False
-        self._left -= 1
-        return True
