@@ -194,6 +194,7 @@ class Metrics:
         self._reloaded = gauge(
             "extproc_config_reload_success", "1 = the catalog file is in force; 0 = it is bad, the last good one serves.", "livemin"
         )
+        self._reloaded.set(1)  # the least of all processes counts, and the settler never reads a catalog
         hashes = Gauge(
             "extproc_config_hash_info", "Hash of the catalog in force.", ("hash",), registry=registry, multiprocess_mode="livemax"
         )
