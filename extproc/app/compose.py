@@ -223,8 +223,8 @@ async def gate_worker(settings: Settings, slot: int) -> GateWorker:
     gate = Gate(
         directory=stores.directory,
         holds=stores.holds,
-        closing=Closing(stores.holds, meter),
-        announced=Announced(shard_of),
+        closing=Closing(stores.holds, meter, jitter=random.random),
+        announced=Announced(shard_of, connects=lambda: stores.pipeline.connects),
         catalog=lambda: catalog.current,
         policy=lambda: policy.current,
         bounds=settings.bounds(),

@@ -13,12 +13,14 @@ import time
 
 from extproc.app.compose import GateWorker, gate_worker
 from extproc.app.process import Child, run
+from extproc.errors import ExtprocError
 from extproc.exchange.events import Stopped, Tick
 from extproc.settings import Settings
 
 log = logging.getLogger(__name__)
 
 CATALOG_POLL_S = 1.0  # a changed file is in force within two of these
+TICKS_AT_ONCE = 64  # checkpoints of about 20 µs each between two looks at the sockets
 CUT_S = 2.0  # how long a stream that was cut may take to pass its error event on
 FLUSH_S = 10.0  # how long endings may take to be acknowledged once everything is quiet
 GC_YOUNG = 20_000  # allocations between collections: most objects of an exchange die by reference count
@@ -36,17 +38,22 @@ async def main(settings: Settings, child: Child) -> None:
     loop = asyncio.get_running_loop()
     child.hang_ups.append(lambda: loop.run_in_executor(None, worker.reload))
     tasks = [asyncio.create_task(job) for job in (child.beat(), _watch(worker), _ticks(worker, settings.holds.beat_s))]
-    for task in tasks:
-        task.add_done_callback(_complain)
-    await child.stop.wait()
+    stop = asyncio.create_task(child.stop.wait())
+    # A worker whose beats have stopped must not go on as if nothing had happened: its leases run out. It drains, and another one starts.
+    done, _ = await asyncio.wait({stop, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+    failures = [task.exception() for task in done if task is not stop and task.exception() is not None]
+    for failure in failures:
+        log.error("a task of the worker failed: %r", failure, exc_info=failure)
     log.info("draining %d exchanges", len(worker.gate.open))
     if not await worker.transport.drain(settings.drain.grace_s):
         await _cut(worker)
     await worker.transport.stop()
     await worker.gate.closing.drain(FLUSH_S)
-    for task in tasks:
+    for task in (stop, *tasks):
         task.cancel()
     await worker.close()
+    if failures:
+        raise ExtprocError("a task of the worker failed; see above")
 
 
 async def _watch(worker: GateWorker) -> None:
@@ -59,9 +66,11 @@ async def _ticks(worker: GateWorker, beat_s: int) -> None:
     """Renew the leases of everything that is open. From a timer, never from chunks: a stream that says nothing lives too."""
     while True:
         await asyncio.sleep(beat_s)
-        at_ns = time.monotonic_ns()
-        for driver in tuple(worker.gate.open):
-            driver.push(Tick(at_ns=at_ns))
+        for number, driver in enumerate(tuple(worker.gate.open)):
+            driver.push(Tick(at_ns=time.monotonic_ns()))
+            if number % TICKS_AT_ONCE == TICKS_AT_ONCE - 1:
+                worker.gate.beats.flush()
+                await asyncio.sleep(0)
         worker.gate.beats.flush()
 
 
@@ -71,11 +80,6 @@ async def _cut(worker: GateWorker) -> None:
     for driver in tuple(worker.gate.open):
         driver.push(Stopped(at_ns=at_ns))
     await worker.transport.drain(CUT_S)
-
-
-def _complain(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and task.exception() is not None:
-        log.error("a task of the worker failed", exc_info=task.exception())
 
 
 if __name__ == "__main__":

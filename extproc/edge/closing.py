@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 
-from extproc.errors import StoreError
+from extproc.errors import StoreError, StoreRejected
 from extproc.holds.port import Holds
 from extproc.metrics import Metrics
 from extproc.money.hold import Ending, EndKind, EndResult
@@ -20,34 +21,43 @@ log = logging.getLogger(__name__)
 
 RETRY_S_FIRST = 0.05
 RETRY_S_MAX = 2.0  # a store that comes back is noticed within this
+RETRY_BATCH = 256  # one write's worth: a store that comes back is not run over
 NOTES_PENDING_MAX = 10_000  # refusals on their way; above it they are counted and dropped: they carry no money
 
 
-class Closing:
-    """Every ending of one worker that is not acknowledged yet."""
+Done = asyncio.Future[EndResult | None]
 
-    def __init__(self, holds: Holds, metrics: Metrics) -> None:
+
+class Closing:
+    """Every ending of one worker that is not acknowledged yet. What failed waits in one line and is repeated in batches."""
+
+    def __init__(self, holds: Holds, metrics: Metrics, *, jitter: Callable[[], float]) -> None:
+        """``jitter``: a number from 0 to 1, so that workers do not come back to a store all at once."""
         self._holds = holds
         self._metrics = metrics
-        self._pending: set[asyncio.Future[EndResult | None]] = set()
+        self._jitter = jitter
+        self._pending: set[Done] = set()
+        self._failed: deque[tuple[Ending, Done]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._wait_s = RETRY_S_FIRST
         self._notes = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
     @property
     def pending(self) -> int:
-        """Endings that nobody has acknowledged."""
+        """Endings that nobody has acknowledged. Bounded by the holds that were open: without the store there are no new ones."""
         return len(self._pending)
 
-    def end(self, ending: Ending) -> asyncio.Future[EndResult | None]:
+    def end(self, ending: Ending) -> Done:
         """Done once the store has acknowledged it, whoever ended the hold. Never fails; it may take as long as the store is away.
 
-        ``None``: a bug of ours kept it from being asked; the lease ends the hold.
+        ``None``: the store rejects it whenever it is asked (a bug of ours); the lease ends the hold.
         """
-        done: asyncio.Future[EndResult | None] = asyncio.get_running_loop().create_future()
+        done: Done = asyncio.get_running_loop().create_future()
         self._pending.add(done)
         self._idle.clear()
-        self._attempt(ending, done, RETRY_S_FIRST)
+        self._attempt(ending, done)
         return done
 
     def note(self, payer_id: str, row: bytes) -> None:
@@ -66,31 +76,40 @@ class Closing:
             log.error("endings that were not acknowledged before the worker had to leave: %d", len(self._pending))
         return len(self._pending)
 
-    def _attempt(self, ending: Ending, done: asyncio.Future[EndResult | None], wait_s: float) -> None:
+    def _attempt(self, ending: Ending, done: Done) -> None:
         answer = asyncio.ensure_future(self._holds.end(ending))
-        answer.add_done_callback(lambda answer: self._answered(ending, done, wait_s, answer))
+        answer.add_done_callback(lambda answer: self._answered(ending, done, answer))
 
-    def _answered(self, ending: Ending, done: asyncio.Future[EndResult | None], wait_s: float, answer: asyncio.Future[EndResult]) -> None:
+    def _answered(self, ending: Ending, done: Done, answer: asyncio.Future[EndResult]) -> None:
         error = answer.exception() if not answer.cancelled() else asyncio.CancelledError()
         if error is None:
+            self._wait_s = RETRY_S_FIRST
             self._acknowledged(ending, answer.result())
             self._finish(done, answer.result())
-        elif isinstance(error, StoreError):
+        elif isinstance(error, StoreError) and not isinstance(error, StoreRejected):
             self._metrics.store_failed("redis")
-            again_s = min(2 * wait_s, RETRY_S_MAX)
-            asyncio.get_running_loop().call_later(wait_s, self._attempt, ending, done, again_s)
+            self._failed.append((ending, done))
         else:
-            # Not the store's fault: a bug. The lease ends the hold at its last checkpoint; nobody must wait for it here.
+            # Not to be had by repeating. The lease ends the hold at its last checkpoint; nobody must wait for it here.
             log.error("ending %s of hold %s failed: %r", ending.kind, ending.hold_id, error)
             self._metrics.illegal_event()
             self._finish(done, None)
+        if self._failed and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._wait_s * (1 + self._jitter()), self._repeat)
+
+    def _repeat(self) -> None:
+        """The next batch. While the store is away the pause grows; the first success makes it short again."""
+        self._timer = None
+        self._wait_s = min(2 * self._wait_s, RETRY_S_MAX)
+        for _ in range(min(len(self._failed), RETRY_BATCH)):
+            self._attempt(*self._failed.popleft())
 
     def _acknowledged(self, ending: Ending, result: EndResult) -> None:
         self._metrics.hold_ended(result)
         if result is EndResult.UNKNOWN and ending.kind is EndKind.SETTLE and ending.charge_nanos:
             log.error("the hold store does not know hold %s, charge %d nanos is not booked", ending.hold_id, ending.charge_nanos)
 
-    def _finish(self, done: asyncio.Future[EndResult | None], result: EndResult | None) -> None:
+    def _finish(self, done: Done, result: EndResult | None) -> None:
         self._pending.discard(done)
         if not done.done():
             done.set_result(result)
@@ -106,20 +125,27 @@ class Closing:
 class Announced:
     """Prices that the ledger has in full, as far as this worker knows: (shard, price id) of acknowledged endings.
 
-    A shard's stream is ordered, so whatever this worker adds later is posted later.
+    A shard's stream is ordered, so whatever this worker adds later is posted later. A new connection may be one to a server that has lost
+    what it was told: then everything is told again.
     """
 
     PRICES_MAX = 65_536  # prices × shards of many reloads; above it prices are sent along again
 
-    def __init__(self, shard_of: Callable[[str], int]) -> None:
+    def __init__(self, shard_of: Callable[[str], int], *, connects: Callable[[], int]) -> None:
+        """``connects``: how often the store was connected to."""
         self._shard_of = shard_of
+        self._connects = connects
+        self._connected = connects()
         self._known: set[tuple[int, str]] = set()
 
     def known(self, payer_id: str, price_id: str) -> bool:
         """The price need not travel with a row of this payer."""
+        if self._connected != self._connects():
+            self._connected = self._connects()
+            self._known.clear()
         return (self._shard_of(payer_id), price_id) in self._known
 
-    def ended(self, payer_id: str, price_id: str, ending: asyncio.Future[EndResult | None]) -> None:
+    def ended(self, payer_id: str, price_id: str, ending: Done) -> None:
         """An ending with the price in full was acknowledged; only one that wrote its event has brought the price along."""
         if ending.result() is EndResult.ENDED and len(self._known) < self.PRICES_MAX:
             self._known.add((self._shard_of(payer_id), price_id))

@@ -1,6 +1,6 @@
 """One exchange's IO: messages of Envoy in, actions of the machine carried out.
 
-The machine is fed one event at a time. While it waits for an answer of a store, Envoy has nothing to say but ``Gone``; while the reply
+The machine is fed one event at a time. While it waits for an answer of a store, Envoy may leave, or answer by itself; while the reply
 to the last chunk waits for its settle, what arrives is kept in a mailbox. Everything here runs on the worker's loop and returns at once.
 """
 
@@ -124,8 +124,11 @@ class Beats:
             sent.add_done_callback(self._sent)
 
     def _sent(self, sent: asyncio.Future[None]) -> None:
-        if sent.cancelled() or sent.exception() is not None:
+        error = None if sent.cancelled() else sent.exception()
+        if error is not None:
             self._metrics.store_failed("redis")
+            if not isinstance(error, StoreError):
+                log.error("a beat failed: %r", error)
 
 
 class Driver:
@@ -176,12 +179,17 @@ class Driver:
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        """Something that cannot be: end what is held, and the stream with an error."""
-        log.error("exchange failed: %s", error if isinstance(error, ExchangeError) else _place_of(error))
+        """Something that cannot be: end what is held, and the stream with an error. Never raises: others share this loop."""
+        illegal = isinstance(error, ExchangeError)
+        log.error("exchange failed: %s", error if illegal else _place_of(error))
         self._gate.metrics.illegal_event()
         self._call.close(StatusCode.INTERNAL, "internal error")
-        actions = self._exchange.receive(ev.Gone(at_ns=time.monotonic_ns(), reason="sidecar_error"))
-        self._carry(actions)
+        at_ns = time.monotonic_ns()
+        try:
+            gone = ev.Gone(at_ns=at_ns, reason="sidecar_error")
+            self._carry(self._exchange.receive(gone) if illegal else self._exchange.abandon(at_ns))
+        except Exception as again:  # noqa: BLE001 - the lease ends the hold
+            log.error("exchange failed at its end: %s", _place_of(again))
 
     def _carry(self, actions: tuple[act.Action, ...]) -> None:
         for position, action in enumerate(actions):
@@ -286,7 +294,10 @@ class Driver:
             return
         self._timer.cancel()
         rest, self._rest = self._rest, None
-        self._carry(rest)
+        try:
+            self._carry(rest)
+        except Exception as error:  # noqa: BLE001 - as in push
+            self._fail(error)
         while self._mailbox:
             self.push(self._mailbox.popleft())
 

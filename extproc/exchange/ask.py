@@ -20,6 +20,7 @@ ALLOWANCE_TOKENS = 16
 ALLOWANCE_TOKENS_PER_MESSAGE = 4
 # Templates introduce tools with a text of their own (Qwen's: 100 tokens), and print their JSON at one token a byte at most.
 ALLOWANCE_TOKENS_TOOLS = 256
+CALL_BYTES = 64  # a call of the tokenizer costs about as much as so many bytes of text
 BYTES_PER_TOKEN = 4  # of an estimate: English and JSON have about this many
 
 
@@ -27,13 +28,15 @@ BYTES_PER_TOKEN = 4  # of an estimate: English and JSON have about this many
 class Prompt:
     """What will be read by the model. Either ``messages`` (role, content) or ``texts``, one for each prompt.
 
-    ``token_ids``: tokens that came as ids. ``extra_bytes``: JSON of tools and of message fields that templates print.
+    ``prompts``: how many, each with a context window of its own. ``token_ids``: tokens that came as ids. ``extra_bytes``: JSON of tools
+    and of message fields that templates print.
     """
 
     messages: tuple[tuple[str, str], ...] = ()
     texts: tuple[str, ...] = ()
     token_ids: int = 0
     extra_bytes: int = 0
+    prompts: int = 1
     text_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -62,6 +65,11 @@ class Prompt:
         return self.token_ids + (self.text_bytes + self.extra_bytes) // BYTES_PER_TOKEN
 
     @property
+    def work_bytes(self) -> int:
+        """What counting costs, in bytes of one long text: every message and every prompt is a call of the tokenizer."""
+        return self.text_bytes + CALL_BYTES * (len(self.messages) + len(self.texts))
+
+    @property
     def exact(self) -> bool:
         """:meth:`count` is what the backend counts, but for a template that differs from the catalog's."""
         return not self.extra_bytes
@@ -81,7 +89,7 @@ class Prompt:
 class Ask:
     """A parsed body. ``choices`` = n × prompts; ``output_max`` per choice, ``None`` if the client named none.
 
-    ``fields`` are the members that may go to the backend, already of the right type.
+    ``fields`` are the members that may go to the backend; what the bill depends on is typed, the rest is for the backend to judge.
     """
 
     endpoint: Endpoint
@@ -98,10 +106,12 @@ class Ask:
 class Piece(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What one event of an answer says. ``texts``: (choice, text) that the model generated, hidden reasoning and tools included.
 
-    ``final``: a usage object that stands for the whole answer. ``finish``: a finish reason, if one came.
+    ``index``: the choice that the event is about (an event of a stream has one). ``final``: a usage object that stands for the whole
+    answer. ``finish``: a finish reason, if one came.
     """
 
     texts: tuple[tuple[int, str], ...] = ()
+    index: int = 0
     usage: Any = None
     final: bool = False
     finish: str = ""

@@ -67,7 +67,8 @@ from extproc.exchange.events import (
     Tick,
     Trailers,
 )
-from extproc.exchange.meter import AnswerMeter, OpaqueMeter, StreamMeter
+from extproc.exchange.meter_stream import StreamMeter
+from extproc.exchange.response import begin
 from extproc.exchange.sizing import Size, clamped, size
 from extproc.exchange.tab import Pinned, Tab
 from extproc.money.amount import format_amount
@@ -100,6 +101,10 @@ class State(StrEnum):
 
 Step = tuple[State, tuple[Action, ...]]
 StoreAnswer = KeyRead | Admitted | Amended | Refused | Counted | StoreFailed
+HOLDING = frozenset(
+    {State.ADMITTING, State.OPEN, State.COUNTING, State.AMENDING, State.CLAMPING, State.FORWARDED, State.STREAMING}
+    | {State.ORPHANED, State.SIDELINED}
+)
 PASS = PassChunk()
 SWALLOW = PassChunk(data=b"")
 FAILURES = frozenset({EndReason.UPSTREAM_ERROR, EndReason.ABORT})  # as the backend itself tells them
@@ -122,6 +127,11 @@ class Exchange:
             raise IllegalEvent(self.state, type(event).__name__)
         self.state, actions = step(self, event)
         return actions
+
+    def abandon(self, at_ns: int) -> tuple[Action, ...]:
+        """A bug of ours has broken this exchange: end what it holds at its last checkpoint, whatever the table would say."""
+        holding, self.state = self.state in HOLDING, State.CLOSED
+        return self.tab.abandon(at_ns) if holding else ()
 
     def observe(self, data: bytes) -> None:
         """Count a chunk that has been passed already."""
@@ -191,7 +201,7 @@ def _body(exchange: Exchange, event: Body) -> Step:
         counter, prompt = tab.counter, tab.ask.prompt
         if counter is None or prompt.text_bytes > exchange.pinned.bounds.count_exactly_bytes_max:
             return _amend(exchange, None)
-        if prompt.text_bytes <= exchange.pinned.bounds.offload_bytes:
+        if prompt.work_bytes <= exchange.pinned.bounds.offload_bytes:
             return _amend(exchange, prompt.count(counter))
     except ClientError as error:
         return _refuse_held(exchange, event.at_ns, error)
@@ -273,22 +283,7 @@ def _response_headers(exchange: Exchange, event: ResponseHeaders) -> Step:
     tab.status, tab.upstream, tab.attempts = event.status, event.upstream, event.attempts
     if not 200 <= event.status < 300 or event.end_of_stream:
         return _pass_and_void(exchange, event)
-    content_type = event.headers.get("content-type", "").lower()
-    length = event.headers.get("content-length", "")
-    headers: tuple[tuple[str, str], ...] = (("x-request-id", tab.request_id),) if tab.request_id else ()
-    if tab.clamped and tab.sized is not None:
-        headers = (*headers, ("x-max-tokens-clamped", str(tab.sized.output_each)))
-    streamed = content_type.startswith("text/event-stream")
-    if event.headers.get("content-encoding", "identity").lower() != "identity":
-        tab.meter = OpaqueMeter(tab.expected())
-        return State.STREAMING, (PassResponseHeaders(set_headers=headers),)
-    expected = tab.expected()
-    renames = expected.rename is not None
-    tab.meter = StreamMeter(expected) if streamed else AnswerMeter(expected)
-    # A buffered answer can still get headers; above half of Envoy's buffer it would hang (ENVOY.md).
-    buffer = not streamed and not renames and length.isdigit() and int(length) <= exchange.pinned.bounds.body_bytes_max // 2
-    changed = ("content-length",) if length and (streamed or renames) else ()
-    return State.STREAMING, (PassResponseHeaders(buffer=buffer, set_headers=headers, remove_headers=changed),)
+    return State.STREAMING, (begin(tab, event),)
 
 
 def _pass_and_void(exchange: Exchange, event: ResponseHeaders) -> Step:
@@ -307,15 +302,14 @@ def _chunk(exchange: Exchange, event: Chunk) -> Step:
     assert meter is not None
     whole = event.end_of_stream and not tab.ttft_ns
     tab.ttft_ns = tab.ttft_ns or event.at_ns
+    # Something has been delivered: from here on a worker that dies must not take the whole charge with it.
+    beat = (tab.beat(event.at_ns),) if meter.started and not tab.beat_ns else ()
     if not event.end_of_stream and meter.plain(event.data):
-        if meter.started and not tab.beat_ns:
-            # Something has been delivered: from here on a worker that dies must not take the whole charge with it.
-            return State.STREAMING, (PASS, tab.beat(event.at_ns), Observe(data=event.data))
-        return State.STREAMING, (PASS, Observe(data=event.data))
+        return State.STREAMING, (PASS, *beat, Observe(data=event.data))
     data = meter.feed(event.data, end_of_stream=event.end_of_stream)
     reply = PASS if data == event.data else PassChunk(data=data)
     if not (event.end_of_stream or meter.complete):
-        return State.STREAMING, (reply,)
+        return State.STREAMING, (reply, *beat)
     end, note = _final(exchange, event.at_ns)
     if whole:
         reply = PassChunk(data=reply.data, set_headers=(("x-request-cost", format_amount(end.ending.charge_nanos)),))
@@ -331,7 +325,7 @@ def _final(exchange: Exchange, at_ns: int) -> tuple[End, Note]:
     failed = reason in FAILURES
     if failed and not meter.started and usage.source is not UsageSource.UPSTREAM:
         return tab.void(reason, at_ns, error_code="upstream_error")
-    if not failed and usage.source is not UsageSource.UPSTREAM and policy.no_usage == "hold":
+    if not failed and usage.source is not UsageSource.UPSTREAM and policy.no_usage == "hold" and tab.trusts_usage:
         usage = tab.held_usage()
     return tab.settle(usage, reason, at_ns, wait=True)
 
@@ -339,6 +333,8 @@ def _final(exchange: Exchange, at_ns: int) -> tuple[End, Note]:
 def _trailers_end(exchange: Exchange, event: Trailers) -> Step:
     if not event.response:
         return State.STREAMING, (PassTrailers(response=False),)
+    if exchange.tab.meter is not None:
+        exchange.tab.meter.feed(b"", end_of_stream=True)
     end, note = _final(exchange, event.at_ns)
     return State.ENDED, (end, PassTrailers(response=True), note)
 
@@ -384,12 +380,17 @@ def _gone_streaming(exchange: Exchange, event: Gone) -> Step:
 
 
 def _stopped(exchange: Exchange, event: Stopped) -> Step:
-    """The drain has lost patience: charge what was delivered; the next chunk becomes an error event."""
+    """The drain has lost patience: charge what was delivered; the next chunk becomes an error event.
+
+    A JSON answer cannot be ended in the middle: one that has begun to go out is left to end by itself, or with the connection.
+    """
     tab, meter = exchange.tab, exchange.tab.meter
     assert meter is not None
-    if isinstance(meter, StreamMeter) and meter.started:
-        return State.CUTTING, tab.settle(meter.usage(ended_early=True), EndReason.CUT, event.at_ns)
-    return State.CUTTING, tab.void(EndReason.CUT, event.at_ns)
+    if not meter.started:
+        return _stopped_unanswered(exchange, event)
+    if not isinstance(meter, StreamMeter):
+        return State.STREAMING, ()
+    return State.CUTTING, tab.settle(meter.usage(ended_early=True), EndReason.CUT, event.at_ns)
 
 
 def _stopped_unanswered(exchange: Exchange, event: Stopped) -> Step:

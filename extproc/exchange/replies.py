@@ -16,6 +16,7 @@ from extproc.money.hold import Denied, DenyReason, Window
 _JSON = ("content-type", "application/json")
 # What a cut stream ends with: an SDK raises APIError on it; without it a cut stream looks like a success.
 CUT_EVENT = (
+    b"\n\n"  # whatever half event went out before
     b'data: {"error":{"message":"The server is shutting down and had to cut this answer. What was delivered is charged.",'
     b'"type":"server_error","param":null,"code":"stream_cut"}}\n\ndata: [DONE]\n\n'
 )

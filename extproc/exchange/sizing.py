@@ -8,9 +8,10 @@ from extproc.catalog.model import Model
 from extproc.errors import ClientError
 from extproc.exchange.ask import Ask
 from extproc.money.quote import Demand
+from extproc.money.usage import TOKENS_MAX
 from extproc.tokens.counter import Counter
 
-# Backends chat formats add at most a handful of tokens to each of several prompts (a BOS each).
+# Tokens that a backend adds to each prompt by itself (a BOS).
 PROMPT_TOKENS_EACH = 2
 
 
@@ -29,7 +30,7 @@ class Size:
 
 def size(ask: Ask, model: Model, counter: Counter | None, *, counted: int | None) -> Size:
     """``counted``: exact prompt tokens, ``None`` = not counted (no vocabulary, or too large). 400 if the prompt cannot fit."""
-    prompts = max(1, len(ask.prompt.texts))
+    prompts = ask.prompt.prompts
     window = model.context_tokens * prompts
     if counted is None:
         tokens = min(ask.prompt.estimate(), window)
@@ -40,12 +41,17 @@ def size(ask: Ask, model: Model, counter: Counter | None, *, counted: int | None
         if prompts == 1 and ask.prompt.exact and counted >= model.context_tokens:
             raise ClientError(
                 f"The prompt has {counted} tokens; the context window of {model.name} has {model.context_tokens}.",
-                param="messages",
+                param="messages" if ask.prompt.messages else "prompt",
                 code="context_length_exceeded",
             )
     output_each = min(_wanted(ask, model), model.output_tokens_max)
     if prompts == 1 and counted is not None:
-        output_each = min(output_each, max(1, model.context_tokens - bound))
+        # Tools are bounded by the byte: what that leaves of the window is no measure of what fits.
+        output_each = min(output_each, max(1, model.context_tokens - (bound if ask.prompt.exact else counted)))
+    if output_each * ask.choices > TOKENS_MAX:
+        raise ClientError(
+            f"{ask.choices} answers of up to {output_each} tokens are too many for one request.", param="n", code="invalid_value"
+        )
     return Size(
         prompt_tokens=tokens,
         estimated=counted is None or not ask.prompt.exact,

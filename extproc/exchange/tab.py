@@ -24,7 +24,7 @@ from extproc.money.hold import Admission, Amendment, Checkpoint, Ending, EndKind
 from extproc.money.price import Price
 from extproc.money.quote import Quote, quote
 from extproc.money.receipt import cost_nanos, receipt
-from extproc.money.usage import NO_USAGE, Usage, UsageSource
+from extproc.money.usage import NO_USAGE, TOKENS_MAX, Usage, UsageSource
 from extproc.tokens.counter import Counter, Counters
 
 STANDARD = "standard"
@@ -147,6 +147,25 @@ class Tab:
         record = self.record(end_reason=reason, at_ns=at_ns, error_code=error_code, error=error)
         return self._end(EndKind.VOID, 0, 0, record, wait=False)
 
+    def abandon(self, at_ns: int) -> tuple[End, Note] | tuple[()]:
+        """What the last checkpoint says is charged, and no figure is worked out any more."""
+        if self.key is None:
+            return ()
+        checkpoint = self.checkpoint
+        if checkpoint is None or not checkpoint.charge_nanos:
+            return self.void(EndReason.SIDECAR_ERROR, at_ns, error_code="internal_error")
+        ending = Ending(
+            hold_id=self.hold_id,
+            owner=self.owner,
+            payer_id=self.key.payer_id,
+            key_id=self.key.id,
+            kind=EndKind.SETTLE,
+            charge_nanos=checkpoint.charge_nanos,
+            tokens=0,
+            row=checkpoint.row,
+        )
+        return End(ending=ending), Note(record=Record(id=self.hold_id, end_reason=EndReason.SIDECAR_ERROR.value, status=self.status))
+
     def refused(self, at_ns: int, *, error_code: str, error: str) -> Note:
         """Never held anything. Known keys leave a row, others a metric."""
         record = self.record(end_reason=EndReason.REFUSED, at_ns=at_ns, error_code=error_code, error=error)
@@ -178,10 +197,12 @@ class Tab:
             counter=self.counter,
             prompt_tokens=sized.prompt_tokens,
             prompt_estimated=sized.estimated,
-            input_tokens_max=model.context_tokens * max(1, len(ask.prompt.texts)),
-            output_tokens_max=sized.demand.output_tokens,
+            input_tokens_max=min(model.context_tokens * ask.prompt.prompts, TOKENS_MAX),
+            output_tokens_max=min(max(model.output_tokens_max, sized.output_each) * ask.choices, TOKENS_MAX),
+            output_tokens_held=sized.demand.output_tokens,
             choices=ask.choices,
-            trust_usage=model.usage != "counted",
+            prompts=ask.prompt.prompts,
+            trust_usage=self.trusts_usage,
             hide_final=not ask.wants_usage and (forced or self.injects_usage),
             hide_running=not ask.wants_continuous_usage and (forced or self.injects_continuous),
             rename=(_quoted(rename[0]), _quoted(rename[1])) if rename else None,
@@ -198,6 +219,11 @@ class Tab:
             return payer_id
         beginning = "".join([content for _, content in ask.prompt.messages[:2]] + list(ask.prompt.texts[:1]))[:STICKY_CHARS]
         return sha256(f"{payer_id}/{beginning}".encode("utf-8", "replace")).hexdigest()[:32]
+
+    @property
+    def trusts_usage(self) -> bool:
+        """The backend's figures count for this model."""
+        return self._model().usage != "counted"
 
     @property
     def injects_usage(self) -> bool:

@@ -7,7 +7,9 @@ happened half-way, since an error does not roll a script back.
 
 from __future__ import annotations
 
-from extproc.errors import StoreError, StoreRefused, StoreUnknown
+from extproc.errors import StoreError, StoreRefused, StoreRejected, StoreUnknown
+
+REFUSED = "REFUSED"  # of our own scripts: a repetition is refused as well
 
 NOT_EXECUTED = frozenset(
     {
@@ -24,7 +26,6 @@ NOT_EXECUTED = frozenset(
         "NOSCRIPT",
         "OOM",
         "READONLY",
-        "REFUSED",
         "TRYAGAIN",
         "WRONGPASS",
     }
@@ -34,4 +35,6 @@ NOT_EXECUTED = frozenset(
 def store_error(text: str) -> StoreError:
     """The exception for an error reply."""
     code = text.split(" ", 1)[0]
+    if code == REFUSED:
+        return StoreRejected(f"Redis: {text}")
     return StoreRefused(f"Redis: {text}") if code in NOT_EXECUTED else StoreUnknown(f"Redis: {text}")

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from extproc.errors import ClientError
-from extproc.exchange.ask import Ask, Piece, Prompt
+from extproc.exchange.ask import Ask, Prompt
 from extproc.exchange.endpoints import openai
 
 MESSAGES_MAX = 16_384  # a body of 1 MiB cannot hold more that mean anything
@@ -17,10 +17,11 @@ ROLE_BYTES_MAX = 16  # the longest that any template knows is `developer`; templ
 _OWN = frozenset({"model", "messages", "stream", "stream_options", "n", "max_tokens", "max_completion_tokens"})
 _PROMPT_FIELDS = frozenset({"tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "reasoning_effort"})
 _KNOWN = openai.SAMPLING_FIELDS | _PROMPT_FIELDS | {"top_logprobs"}
+_TEXT_PARTS = ("text", "refusal")  # the member with the text has the name of the type
 _PRINTED = ("tools", "functions")  # by templates, into the prompt
 
 
-class ChatCompletions:
+class ChatCompletions(openai.Answers):
     """The endpoint that nearly everybody uses."""
 
     name = "chat.completions"
@@ -47,27 +48,15 @@ class ChatCompletions:
             fields=fields,
         )
 
-    def canonical(self, ask: Ask, *, served_name: str, output_max: int, usage: bool, continuous: bool) -> bytes:
-        """See :class:`~extproc.exchange.ask.Endpoint`."""
-        own = {"model": served_name, "max_tokens": output_max}
-        return openai.canonical(ask.fields, own, stream=ask.stream, usage=usage, continuous=continuous)
-
-    def read_event(self, data: bytes) -> Piece:
-        """See :class:`~extproc.exchange.ask.Endpoint`."""
-        return openai.read(data, whole_answer=False)
-
-    def read_answer(self, body: bytes) -> Piece:
-        """See :class:`~extproc.exchange.ask.Endpoint`."""
-        return openai.read(body, whole_answer=True)
-
 
 def _messages(body: Mapping[str, Any], fields: Mapping[str, Any]) -> tuple[list[Any], Prompt]:
+    """The messages as they are forwarded, and what of them is to be counted. What is not counted is not forwarded."""
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise ClientError("`messages` must be a list with at least one message.", param="messages", code="missing_required_parameter")
     if len(messages) > MESSAGES_MAX:
         raise ClientError(f"`messages` has more than {MESSAGES_MAX} messages.", param="messages", code="invalid_value")
-    pairs = []
+    pairs, forwarded = [], []
     extra_bytes = sum(len(msgspec.json.encode(fields[name])) for name in _PRINTED if name in fields)
     for position, message in enumerate(messages):
         param = f"messages[{position}]"
@@ -75,27 +64,29 @@ def _messages(body: Mapping[str, Any], fields: Mapping[str, Any]) -> tuple[list[
             raise ClientError(f"`{param}` must be an object with a `role`.", param=param, code="invalid_type")
         if len(message["role"].encode("utf-8", "replace")) > ROLE_BYTES_MAX:
             raise ClientError(f"`{param}.role` is no role.", param=f"{param}.role", code="invalid_value")
-        pairs.append((message["role"], _content(message.get("content"), param)))
         others = {name: value for name, value in message.items() if name not in ("role", "content") and value is not None}
         if others:
             extra_bytes += len(msgspec.json.encode(others))
-    return messages, Prompt(messages=tuple(pairs), extra_bytes=extra_bytes)
+        content, text = _content(message.get("content"), param)
+        pairs.append((message["role"], text))
+        forwarded.append({"role": message["role"], "content": content, **others})
+    return forwarded, Prompt(messages=tuple(pairs), extra_bytes=extra_bytes)
 
 
-def _content(content: Any, param: str) -> str:
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
+def _content(content: Any, param: str) -> tuple[Any, str]:
+    """What is forwarded (parts with nothing but their text), and its text."""
+    if content is None or isinstance(content, str):
+        return content, content or ""
     if not isinstance(content, list):
         raise ClientError(f"`{param}.content` must be a string or a list of parts.", param=f"{param}.content", code="invalid_type")
-    texts = []
+    parts, texts = [], []
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
-        text = part.get("text", part.get("refusal")) if isinstance(part, dict) else None
-        if kind not in ("text", "refusal") or not isinstance(text, str):
+        text = part.get(kind) if kind in _TEXT_PARTS else None
+        if not isinstance(text, str):
             raise ClientError(
                 f"`{param}.content` has a part that is no text; this model takes text only.", param=f"{param}.content", code="invalid_value"
             )
+        parts.append({"type": kind, kind: text})
         texts.append(text)
-    return "\n".join(texts)
+    return parts, "\n".join(texts)

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from extproc.errors import ClientError
-from extproc.exchange.ask import Ask, Piece, Prompt
+from extproc.exchange.ask import Ask, Prompt
 from extproc.exchange.endpoints import openai
 
 _OWN = frozenset({"model", "prompt", "stream", "stream_options", "n", "max_tokens", "best_of", "echo", "suffix"})
 _KNOWN = openai.SAMPLING_FIELDS
 
 
-class Completions:
+class Completions(openai.Answers):
     """Text in, text out, without a template."""
 
     name = "completions"
@@ -23,7 +23,7 @@ class Completions:
     def parse(self, body: Mapping[str, Any], *, reject_unknown: bool) -> Ask:
         """See :class:`~extproc.exchange.ask.Endpoint`."""
         fields = openai.allowed(body, _KNOWN, _OWN, reject_unknown=reject_unknown)
-        prompt, prompts = _prompt(body.get("prompt"))
+        prompt = _prompt(body.get("prompt"))
         fields["prompt"] = body["prompt"]
         if openai.truth(body, "echo"):
             raise ClientError("`echo` is not offered here.", param="echo", code="unsupported_parameter")
@@ -40,7 +40,7 @@ class Completions:
             endpoint=self,
             model=openai.model_name(body),
             stream=stream,
-            choices=choices * prompts,
+            choices=choices * prompt.prompts,
             output_max=openai.output_max(body, "max_tokens"),
             prompt=prompt,
             wants_usage=usage,
@@ -48,22 +48,9 @@ class Completions:
             fields=fields,
         )
 
-    def canonical(self, ask: Ask, *, served_name: str, output_max: int, usage: bool, continuous: bool) -> bytes:
-        """See :class:`~extproc.exchange.ask.Endpoint`."""
-        own = {"model": served_name, "max_tokens": output_max}
-        return openai.canonical(ask.fields, own, stream=ask.stream, usage=usage, continuous=continuous)
 
-    def read_event(self, data: bytes) -> Piece:
-        """See :class:`~extproc.exchange.ask.Endpoint`."""
-        return openai.read(data, whole_answer=False)
-
-    def read_answer(self, body: bytes) -> Piece:
-        """See :class:`~extproc.exchange.ask.Endpoint`."""
-        return openai.read(body, whole_answer=True)
-
-
-def _prompt(value: Any) -> tuple[Prompt, int]:
-    """A text, tokens, or a list of either → (what is to be counted, number of prompts)."""
+def _prompt(value: Any) -> Prompt:
+    """A text, tokens, or a list of either."""
     prompts = value if isinstance(value, list) and value and not _are_tokens(value) else [value]
     if len(prompts) > openai.PROMPTS_MAX:
         raise ClientError(f"`prompt` has more than {openai.PROMPTS_MAX} prompts.", param="prompt", code="invalid_value")
@@ -77,7 +64,7 @@ def _prompt(value: Any) -> tuple[Prompt, int]:
             raise ClientError(
                 "`prompt` must be a string, a list of strings, or lists of tokens.", param="prompt", code="missing_required_parameter"
             )
-    return Prompt(texts=tuple(texts), token_ids=token_ids), len(prompts)
+    return Prompt(texts=tuple(texts), token_ids=token_ids, prompts=len(prompts))
 
 
 def _are_tokens(value: list[Any]) -> bool:

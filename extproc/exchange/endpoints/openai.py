@@ -6,13 +6,14 @@ vLLM takes ``"3"`` and ``2.0`` for 3, ``"true"`` and ``1`` for true (VLLM.md); s
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from extproc.errors import ClientError
-from extproc.exchange.ask import NOTHING, Piece
+from extproc.exchange.ask import NOTHING, Ask, Piece
 from extproc.money.usage import TOKENS_MAX
 
 CHOICES_MAX = 128  # OpenAI's bound of n; vLLM would take 16,384 and bill them all
@@ -33,12 +34,15 @@ IGNORED_FIELDS = frozenset(
 )
 
 
+_WHOLE = re.compile(r"\s{0,8}[+-]?[0-9]{1,18}\s{0,8}", re.ASCII)
+
+
 def whole(body: Mapping[str, Any], name: str, *, low: int, high: int) -> int | None:
     """An integer member, as leniently as vLLM reads it; values above ``high`` are refused, not wrapped."""
     value = body.get(name)
     if value is None:
         return None
-    if isinstance(value, str) and value.isascii() and value.strip().lstrip("+-").isdigit() and len(value) < 20:
+    if isinstance(value, str) and _WHOLE.fullmatch(value):
         value = int(value)
     if isinstance(value, float) and value.is_integer() and abs(value) < TOKENS_MAX:
         value = int(value)
@@ -118,6 +122,23 @@ def canonical(fields: Mapping[str, Any], own: Mapping[str, Any], *, stream: bool
 _ENCODER = msgspec.json.Encoder()
 
 
+class Answers:
+    """What both endpoints do alike: the forwarded body's own members, and reading answers."""
+
+    def canonical(self, ask: Ask, *, served_name: str, output_max: int, usage: bool, continuous: bool) -> bytes:
+        """See :class:`~extproc.exchange.ask.Endpoint`."""
+        own = {"model": served_name, "max_tokens": output_max}
+        return canonical(ask.fields, own, stream=ask.stream, usage=usage, continuous=continuous)
+
+    def read_event(self, data: bytes) -> Piece:
+        """See :class:`~extproc.exchange.ask.Endpoint`."""
+        return read(data, whole_answer=False)
+
+    def read_answer(self, body: bytes) -> Piece:
+        """See :class:`~extproc.exchange.ask.Endpoint`."""
+        return read(body, whole_answer=True)
+
+
 class _Function(msgspec.Struct, gc=False):
     name: str | None = None
     arguments: str | None = None
@@ -159,8 +180,9 @@ def read(data: bytes, *, whole_answer: bool) -> Piece:
     if answer.error is not None:
         return Piece(error=True, usage=answer.usage)
     texts: list[tuple[int, str]] = []
-    finish = ""
+    finish, index = "", 0
     for choice in answer.choices or ():
+        index = choice.index
         finish = choice.finish_reason or finish
         if choice.text:
             texts.append((choice.index, choice.text))
@@ -168,7 +190,7 @@ def read(data: bytes, *, whole_answer: bool) -> Piece:
         if said is not None:
             _collect(said, choice.index, texts)
     final = answer.usage is not None and (whole_answer or not answer.choices)
-    return Piece(texts=tuple(texts), usage=answer.usage, final=final, finish=finish)
+    return Piece(texts=tuple(texts), index=index, usage=answer.usage, final=final, finish=finish)
 
 
 def _collect(said: _Said, index: int, texts: list[tuple[int, str]]) -> None:

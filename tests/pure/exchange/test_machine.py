@@ -342,7 +342,7 @@ def test_a_charge_never_exceeds_the_cap():
     to_streaming(exchange, max_tokens=2)
     end, _, note = play(exchange, chunk(delta("abc", "stop") + usage_event(5_000, 10**9) + DONE))
     assert end.ending.charge_nanos == 33_000 + 4_000
-    assert note.record.overage_nanos == 5_000 * 1_000 + 2 * 2_000 - 37_000
+    assert note.record.overage_nanos == 5_000 * 1_000 + 1_000 * 2_000 - 37_000
     assert "completion_tokens_impossible" in note.record.usage_flags
 
 
@@ -505,13 +505,13 @@ def test_without_any_usage_our_count_or_the_hold_is_charged_by_policy():
 def test_checkpoints_never_fall():
     exchange = Exchange(pinned())
     to_streaming(exchange)
-    assert exchange.receive(ev.Tick())[0].checkpoint.charge_nanos == 0
+    assert exchange.receive(ev.Tick(at_ns=1))[0].checkpoint.charge_nanos == 0
     play(exchange, chunk(delta("abc")))
-    before = exchange.receive(ev.Tick())[0].checkpoint
+    before = exchange.receive(ev.Tick(at_ns=1))[0].checkpoint
     assert before.charge_nanos == 17_000
     continuous = b'data: {"choices":[{"index":0,"delta":{"content":"d"}}],"usage":{"prompt_tokens":2,"completion_tokens":1}}\n\n'
     play(exchange, chunk(continuous))
-    assert exchange.receive(ev.Tick())[0].checkpoint == before
+    assert exchange.receive(ev.Tick(at_ns=1))[0].checkpoint == before
 
 
 def test_conversations_stick_by_prefix():
@@ -601,3 +601,176 @@ def test_a_client_that_leaves_after_the_finish_reason_was_finished_with():
     play(exchange, chunk(delta("abc")), chunk(delta("", "length")))
     _, note = exchange.receive(ev.Gone())
     assert note.record.end_reason == "length"
+
+
+# Found by reviewers; each of these cost somebody money.
+
+
+def completions(exchange: Exchange, **fields: object) -> list[act.Action]:
+    to_open(exchange, path="/v1/completions")
+    return list(exchange.receive(ev.Body(at_ns=2_000_000, data=json.dumps({"model": "m"} | fields).encode())))
+
+
+def test_prompts_of_token_ids_have_a_window_each():
+    exchange = Exchange(pinned(model(tokenizer="upstream")))
+    (amend,) = completions(exchange, prompt=[[1] * 5_000] * 60, max_tokens=1)
+    assert amend.amendment.tokens >= 300_000
+    known = Exchange(pinned())
+    (amend,) = completions(known, prompt=[[1] * 2_000] * 10, max_tokens=1)
+    assert isinstance(amend, act.Amend)
+
+
+def test_a_part_is_counted_by_the_member_that_the_backend_reads():
+    exchange = Exchange(pinned())
+    to_open(exchange)
+    parts = [{"type": "refusal", "text": "x", "refusal": "y" * 800, "more": "z"}]
+    (amend,) = exchange.receive(chat(messages=[{"role": "assistant", "content": parts}], max_tokens=1))
+    assert amend.amendment.tokens == 806 + 22 + 1
+    (body,) = exchange.receive(ev.Amended(granted=granted()))
+    assert json.loads(body.data)["messages"] == [{"role": "assistant", "content": [{"type": "refusal", "refusal": "y" * 800}]}]
+
+
+def piece(index: int, text: str, prompt: int, output: int) -> bytes:
+    usage = {"prompt_tokens": prompt, "completion_tokens": output}
+    return b"data: " + json.dumps({"choices": [{"index": index, "text": text}], "usage": usage}).encode() + b"\n\n"
+
+
+def test_running_usage_is_summed_over_prompts_and_choices():
+    exchange = Exchange(pinned())
+    completions(exchange, prompt=["a" * 500] * 3, stream=True, stream_options={"include_usage": True, "continuous_usage_stats": True}, n=2)
+    exchange.receive(ev.Amended(granted=granted()))
+    exchange.receive(ev.ResponseHeaders(status=200, headers={"content-type": "text/event-stream"}))
+    play(exchange, chunk(piece(0, "x", 500, 1)))
+    assert exchange.receive(ev.Tick(at_ns=1))[0].checkpoint.charge_nanos == 1_500 * 1_000 + 2_000  # unheard prompts by our own count
+    play(exchange, chunk(piece(3, "y", 501, 4) + piece(5, "z", 502, 2)), chunk(piece(3, "", 501, 5)))
+    end, _ = exchange.receive(ev.Gone())
+    assert end.ending.charge_nanos == (500 + 501 + 502) * 1_000 + (1 + 5 + 2) * 2_000
+
+
+def test_too_many_answers_for_one_request():
+    exchange = Exchange(pinned(model(output_tokens_max=16_384, output_tokens_default=16_384, context_tokens=100_000)))
+    (count,) = completions(exchange, prompt=["a"] * 2_048, n=128, max_tokens=16_384)
+    reply, end, _ = exchange.receive(ev.Counted(tokens=count.job()))
+    assert (reply.status, error_of(reply)["param"], end.ending.kind) == (400, "n", EndKind.VOID)
+
+
+@pytest.mark.parametrize("number", ["--3", "+-3", "-+1", "1e3", "٣", " "])
+def test_numbers_that_are_none(number: str):
+    exchange = Exchange(pinned())
+    to_open(exchange)
+    assert exchange.receive(chat(n=number))[0].status == 400
+
+
+def to_answer(exchange: Exchange, **headers: str) -> None:
+    to_open(exchange)
+    exchange.receive(chat(max_tokens=50))
+    exchange.receive(ev.Amended(granted=granted()))
+    exchange.receive(ev.ResponseHeaders(status=200, headers={"content-type": "application/json"} | headers))
+
+
+def test_an_answer_too_large_to_be_parsed_is_read_at_its_end():
+    exchange = Exchange(pinned())
+    to_answer(exchange)
+    body = (
+        b'{"choices":[{"message":{"content":"'
+        + b"x" * 3_000_000
+        + b'"},"finish_reason":"stop"}],"usage":{"prompt_tokens":11,"completion_tokens":7}}'
+    )
+    pieces = [body[start : start + 500_000] for start in range(0, len(body), 500_000)]
+    play(exchange, *(chunk(part) for part in pieces))
+    end, _, note = play(exchange, chunk(b"", end=True))
+    assert (end.ending.charge_nanos, note.record.usage_source) == (11_000 + 14_000, "upstream")
+    blind = Exchange(pinned())
+    to_answer(blind)
+    play(blind, chunk(b'{"choices":' + b" " * 3_000_000))
+    end, _, note = play(blind, chunk(b"", end=True))
+    assert (end.ending.charge_nanos, note.record.usage_flags) == (11_000 + 100_000, ("unreadable",))
+
+
+@pytest.mark.parametrize("body", [b'{"error":{"message":"no"}}', b"<html>", b'{"object":"error"}', b"", b"{}"])
+def test_a_failed_answer_with_status_200_is_not_charged(body: bytes):
+    exchange = Exchange(pinned())
+    to_answer(exchange, **{"content-length": str(len(body))})
+    end, _, note = play(exchange, chunk(body, end=True))
+    assert (end.ending.kind, note.record.end_reason) == (EndKind.VOID, "upstream_error")
+
+
+def test_a_figure_of_the_wrong_type_is_counted_by_ourselves():
+    exchange = Exchange(pinned())
+    to_streaming(exchange)
+    usage = b'data: {"choices":[],"usage":{"prompt_tokens":11,"completion_tokens":"50"}}\n\n'
+    end, _, note = play(exchange, chunk(delta("abcde", "stop") + usage + DONE))
+    assert (end.ending.charge_nanos, note.record.usage_source) == (11_000 + 10_000, "counted")
+
+
+@pytest.mark.parametrize("served", [model(served_name="Org/M"), model(usage="continuous"), model(usage="forced")])
+def test_the_first_output_is_checkpointed_however_it_comes(served):
+    exchange = Exchange(pinned(served))
+    to_streaming(exchange)
+    sent = b'data: {"model":"Org/M","choices":[{"index":0,"delta":{"content":"d"}}],"usage":{"prompt_tokens":11,"completion_tokens":1}}\n\n'
+    actions = play(exchange, *(chunk(sent) for _ in range(20)))
+    assert sum(isinstance(action, act.Beat) for action in actions) == 1
+
+
+def test_tools_leave_room_for_an_answer():
+    tools = [{"type": "function", "function": {"name": "f", "description": "x" * 11_000}}]
+    exchange = Exchange(pinned())
+    to_open(exchange)
+    exchange.receive(chat(tools=tools, max_tokens=800))
+    (body,) = exchange.receive(ev.Amended(granted=granted()))
+    assert json.loads(body.data)["max_tokens"] == 800
+
+
+def test_a_model_whose_usage_is_not_trusted_is_counted_under_every_policy():
+    exchange = Exchange(pinned(model(usage="counted"), policy=Policy(no_usage="hold")))
+    to_streaming(exchange)
+    end, *_ = play(exchange, chunk(delta("abc", "stop") + usage_event(9_000, 900) + DONE))
+    assert end.ending.charge_nanos == 11_000 + 6_000
+
+
+def test_running_usage_stays_hidden_whatever_the_text_says():
+    exchange = Exchange(pinned(model(usage="continuous")))
+    to_streaming(exchange)
+    sent = b'data: {"choices":[{"index":0,"delta":{"content":"data: x"}}],"usage":{"prompt_tokens":11,"completion_tokens":1}}\n\n'
+    assert b"usage" not in delivered(sent, play(exchange, chunk(sent)))
+
+
+def test_a_renamed_answer_in_pieces():
+    exchange = Exchange(pinned(model(aliases=("gpt",), served_name="Org/M")))
+    to_open(exchange)
+    exchange.receive(chat(model="gpt"))
+    exchange.receive(ev.Amended(granted=granted()))
+    exchange.receive(ev.ResponseHeaders(status=200, headers={"content-type": "application/json"}))
+    sent = b'{"id":"x","model":"Org/M","choices":['
+    assert delivered(sent, play(exchange, chunk(sent))) == sent.replace(b"Org/M", b"gpt")
+
+
+def test_trailers_end_an_answer_with_what_came():
+    exchange = Exchange(pinned())
+    to_answer(exchange)
+    play(exchange, chunk(b'{"choices":[{"message":{"content":"hi"}}],"usage":{"prompt_tokens":11,"completion_tokens":70}}'))
+    end, *_ = exchange.receive(ev.Trailers(response=True))
+    assert end.ending.charge_nanos == 133_000  # 70 tokens where 50 were held for: the cap
+
+
+def test_a_json_answer_on_its_way_out_is_not_cut():
+    exchange = Exchange(pinned())
+    to_answer(exchange)
+    play(exchange, chunk(b'{"choices":['))
+    assert exchange.receive(ev.Stopped()) == ()
+    end, *_ = play(exchange, chunk(b'{"message":{"content":"hi"}}],"usage":{"prompt_tokens":11,"completion_tokens":1}}', end=True))
+    assert end.ending.charge_nanos == 13_000
+
+
+def test_a_bug_ends_what_is_held_at_its_last_checkpoint():
+    exchange = Exchange(pinned())
+    to_streaming(exchange)
+    play(exchange, chunk(delta("abc")))
+    exchange.receive(ev.Tick(at_ns=1))
+    end, _ = exchange.abandon(2)
+    assert (end.ending.kind, end.ending.charge_nanos) == (EndKind.SETTLE, 17_000)
+    assert exchange.abandon(3) == ()
+    early = Exchange(pinned())
+    to_open(early)
+    assert early.abandon(1)[0].ending.kind is EndKind.VOID
+    assert Exchange(pinned()).abandon(1) == ()

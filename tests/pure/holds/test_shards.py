@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from extproc.errors import StoreRefused, StoreUnknown
+from extproc.errors import StoreRefused, StoreRejected, StoreUnknown
 from extproc.stores.redis_errors import store_error
 from extproc.stores.shards import SHARDS, TAGS, shard_of, tag_of
 
@@ -35,7 +35,6 @@ def test_a_tag_is_its_shard() -> None:
         "NOREPLICAS Not enough good replicas to write.",
         "OOM command not allowed when used memory > 'maxmemory'.",
         "NOSCRIPT No matching script.",
-        "REFUSED the charge is above the cap of the hold script: 9a, on @user_script:16.",
     ],
 )
 def test_what_was_certainly_not_executed(text: str) -> None:
@@ -47,3 +46,8 @@ def test_what_was_certainly_not_executed(text: str) -> None:
 )
 def test_everything_else_is_unknown(text: str) -> None:
     assert type(store_error(text)) is StoreUnknown
+
+
+def test_what_our_scripts_refuse_is_refused_again() -> None:
+    text = "REFUSED the charge is above the cap of the hold script: 9a, on @user_script:16."
+    assert type(store_error(text)) is StoreRejected

@@ -1,0 +1,125 @@
+"""A JSON answer, metered: in one buffered message, or in pieces."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from typing import Any
+
+from extproc.exchange.ask import Piece
+from extproc.exchange.meter import REASONS, Expected, counted, renamed, usage_of
+from extproc.money.hold import EndReason
+from extproc.money.usage import Usage, UsageSource
+
+# An answer up to this size is parsed whole, on the loop (8 ms at most). Log-probabilities make larger ones; of these the end is read.
+ANSWER_BYTES_MAX = 2 * 1_048_576
+TAIL_BYTES = 65_536  # usage is the last or nearly the last member of an answer, and has a few hundred bytes
+TEXT_BYTES_MAX = 262_144  # of an answer that broke off, so much is searched for text
+COUNT_CHARS_MAX = 65_536  # and so much text is counted exactly; more is estimated
+CHARS_PER_TOKEN = 4
+
+
+class AnswerMeter:
+    """Keeps the beginning up to a limit, and the end; nothing is counted before there is a reason to."""
+
+    __slots__ = ("_body", "_ended", "_expected", "_piece", "_size", "_tail")
+
+    def __init__(self, expected: Expected) -> None:
+        self._expected = expected
+        self._body = bytearray()
+        self._tail = b""
+        self._size = 0
+        self._piece: Piece | None = None
+        self._ended = False
+
+    @property
+    def started(self) -> bool:
+        """Something was delivered; of a whole answer, that it says anything of what a model says."""
+        if not self._ended or self._piece is None:
+            return self._size > 0
+        return bool(self._piece.texts) or self._piece.usage is not None
+
+    @property
+    def events(self) -> int:
+        return 1 if self._size else 0
+
+    @property
+    def complete(self) -> bool:
+        return self._ended
+
+    def plain(self, chunk: bytes) -> bool:
+        """Never: a JSON answer comes in few pieces, and its last one settles."""
+        del chunk
+        return False
+
+    def observe(self, chunk: bytes) -> None:
+        self.feed(chunk, end_of_stream=False)
+
+    def feed(self, chunk: bytes, *, end_of_stream: bool) -> bytes:
+        """Only a name is ever changed: it stands near the beginning, in the first piece."""
+        first = not self._size
+        self._size += len(chunk)
+        if self._size <= ANSWER_BYTES_MAX:
+            self._body += chunk
+        else:
+            self._tail = (self._tail + chunk)[-TAIL_BYTES:]
+        if end_of_stream:
+            self._ended = True
+            self._piece = self._read()
+        return renamed(chunk, self._expected.rename) if first else chunk
+
+    def usage(self, *, ended_early: bool) -> Usage:
+        """The answer's own usage, else a count of its text, or of what arrived of it; too large to be read: what was held."""
+        expected, piece = self._expected, self._piece
+        if expected.trust_usage and piece is not None and piece.usage is not None:
+            usage = usage_of(piece.usage, UsageSource.UPSTREAM, expected)
+            if usage is not None:
+                return usage
+        if piece is not None and not ended_early and self._size > ANSWER_BYTES_MAX:
+            held = counted(expected, expected.output_tokens_held, UsageSource.CHUNKS)
+            return replace(held, flags=(*held.flags, "unreadable"))
+        texts = (
+            [text for _, text in piece.texts] if piece is not None and piece.texts else [_text_so_far(bytes(self._body[:TEXT_BYTES_MAX]))]
+        )
+        length = sum(map(len, texts))
+        if expected.counter is None or length > COUNT_CHARS_MAX:
+            return counted(expected, length // CHARS_PER_TOKEN, UsageSource.CHUNKS)
+        return counted(expected, sum(map(expected.counter.count, texts)), UsageSource.COUNTED)
+
+    def reason(self) -> EndReason | None:
+        """As the answer says; one that says nothing is a failure of the backend."""
+        piece = self._piece
+        if piece is None:
+            return None
+        if piece.error or not self.started:
+            return EndReason.UPSTREAM_ERROR
+        if piece.finish == "abort":
+            return EndReason.ABORT
+        return REASONS.get(piece.finish, EndReason.STOP)
+
+    def _read(self) -> Piece:
+        if self._size <= ANSWER_BYTES_MAX:
+            return self._expected.endpoint.read_answer(bytes(self._body))
+        return Piece(texts=((0, ""),), usage=usage_at_the_end(bytes(self._body[-TAIL_BYTES:]) + self._tail), final=True)
+
+
+def usage_at_the_end(tail: bytes) -> Any:
+    """The last ``usage`` object in the end of an answer; ``None`` if there is none that can be read."""
+    start = tail.rfind(b'"usage":')
+    if start < 0:
+        return None
+    try:
+        usage, _ = json.JSONDecoder().raw_decode(tail[start + 8 :].decode("utf-8", "replace").lstrip())
+    except ValueError:
+        return None
+    return usage
+
+
+_TEXT_MEMBER = re.compile(rb'"(?:content|text|reasoning_content|arguments)":\s*"((?:[^"\\]|\\.)*)')
+
+
+def _text_so_far(body: bytes) -> str:
+    """The generated text in as much of a JSON answer as arrived."""
+    pieces = [match.group(1) for match in _TEXT_MEMBER.finditer(body)]
+    return b"".join(pieces).decode("utf-8", "ignore").replace("\\n", "\n").replace('\\"', '"')
