@@ -17,10 +17,7 @@ from typing import Any
 
 import grpc
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from client_certificate import client_certificate
 from scripted_handler import Factory, silent
 
 from extproc.edge.health import Health
@@ -294,26 +291,7 @@ def certificates(directory: Path) -> tls.Certificates:
 
 @pytest.fixture
 def client_pair(directory: Path, certificates: tls.Certificates) -> tuple[Path, Path]:
-    """(certificate, key) of an Envoy."""
-    ca = x509.load_pem_x509_certificate(certificates.ca_file.read_bytes())
-    ca_key = serialization.load_pem_private_key(certificates.ca_key_file.read_bytes(), None)
-    key = ec.generate_private_key(ec.SECP256R1())
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "envoy")]))
-        .issuer_name(ca.subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(ca.not_valid_before_utc)
-        .not_valid_after(ca.not_valid_after_utc)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca.public_key()), critical=False)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
-        .sign(ca_key, hashes.SHA256())
-    )
-    pair = directory / "client.pem", directory / "client.key"
-    pair[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    pair[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
-    return pair
+    return client_certificate(directory, certificates)
 
 
 def listen_tls(files: tls.Certificates, **changed: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import resource
 import shutil
 import sys
@@ -18,12 +19,14 @@ from typing import Any
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "envoy"))
+sys.path.append(str(Path(__file__).parents[2] / "contract" / "transport"))
+from client_certificate import client_certificate
 from envoy_stage import BIG, COMPLETIONS, Exchange, Stage, forward, json_answer, set_up, stream_piece, stream_start, until
 
 from extproc.edge.transport.lean.server import LeanTransport
-from extproc.edge.transport.port import StatusCode
+from extproc.edge.transport.port import Listen, StatusCode, TlsFiles
 from extproc.exchange import actions, events
-from extproc.local import envoy_files
+from extproc.local import envoy_files, tls
 
 BODY_BYTES = 24_000_000
 STREAMS = 3_000
@@ -180,3 +183,54 @@ async def test_3000_streams_at_once(stage: Stage, many_files: None) -> None:
     await until(lambda: transport.open_streams == 0)
     for _, writer in clients:
         writer.transport.abort()
+
+
+UPSTREAM_TLS = """\
+      transport_socket:
+        name: envoy.transport_sockets.tls
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
+          sni: localhost
+          common_tls_context:
+            alpn_protocols: [h2]   # Envoy offers nothing by itself when the protocol is explicit
+            tls_certificates: [{{certificate_chain: {{filename: "{cert}"}}, private_key: {{filename: "{key}"}}}}]
+            validation_context: {{trusted_ca: {{filename: "{ca}"}}}}
+"""
+
+
+async def test_envoy_in_another_pod_speaks_tls_with_a_client_certificate(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = tls.ensure(directory / "tls")
+    cert, key = client_certificate(directory, files)
+    listen = Listen(
+        address="127.0.0.1:0",
+        tls=TlsFiles(cert_file=str(files.cert_file), key_file=str(files.key_file), client_ca_file=str(files.ca_file)),
+    )
+    ports: list[str] = []
+
+    class OverTls(LeanTransport):
+        def __init__(self, _listen: Listen, *rest: Any) -> None:
+            super().__init__(listen, *rest)
+
+        async def start(self) -> None:
+            await super().start()
+            ports.append(self.address.rpartition(":")[2])
+
+    render = envoy_files.render
+
+    def remote(site: Any, where: Path) -> dict[str, str]:
+        made = render(site, where)
+        text, count = re.subn(
+            r"\{pipe: \{path: [^}]*\}\}", f"{{socket_address: {{address: 127.0.0.1, port_value: {ports[0]}}}}}", made["envoy.yaml"]
+        )
+        assert count == 1
+        cluster = "    - name: extproc\n"
+        assert text.count(cluster) == 1
+        return made | {"envoy.yaml": text.replace(cluster, cluster + UPSTREAM_TLS.format(cert=cert, key=key, ca=files.ca_file))}
+
+    monkeypatch.setattr(envoy_files, "render", remote)
+    async with set_up(OverTls, directory) as stage:
+        body = random.Random(3).randbytes(900_000)
+        answer = await stage.sends(COMPLETIONS, content=body)
+        assert answer.status_code == 200
+        assert stage.seen[0].body == body
+        await until(lambda: stage.sidecar.last.gones == ["closed"])

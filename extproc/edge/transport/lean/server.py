@@ -155,8 +155,7 @@ class LeanTransport:
         if self._stopping or len(self._connections) > limits.CONNECTIONS_MAX:
             return False
         if self._listen.tls is not None:
-            tls_object = transport.get_extra_info("ssl_object")
-            return tls_object is not None and tls_object.selected_alpn_protocol() == "h2"
+            return _speaks_h2(transport)
         return self._known(transport)
 
     def _known(self, transport: asyncio.Transport) -> bool:
@@ -206,6 +205,14 @@ class LeanTransport:
             handler.gone(reason)
         except Exception:  # noqa: BLE001 - the status of the stream does not depend on it
             _log.exception("the handler of a stream raised at its end")
+
+
+def _speaks_h2(transport: asyncio.Transport) -> bool:
+    tls_object = transport.get_extra_info("ssl_object")
+    chosen = tls_object is not None and tls_object.selected_alpn_protocol() == "h2"
+    if not chosen:
+        _log.warning("a TLS connection without ALPN h2 was refused: Envoy's cluster needs alpn_protocols: [h2]")
+    return chosen
 
 
 def _bound(target: str, socket_mode: int) -> socket.socket:
