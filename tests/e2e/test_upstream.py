@@ -187,7 +187,7 @@ def test_an_engine_that_dies_before_its_first_token_costs_nothing(house: House, 
             with pytest.raises(openai.APIError):
                 list(stream)
     assert b"EngineCore" in data
-    guest.at_rest()
+    until(lambda: len(guest.rows()) == 6, "six rows")
     assert {(row["ending"], row["end_reason"], row["status"]) for row in guest.rows()} == {("void", "upstream_error", 200)}
     guest.check()
 
@@ -476,8 +476,7 @@ def test_an_answer_that_is_cut_short_of_its_length(edge: Edge, guest: Guest):
     edge.backend.answer = plain(document, "content-type: application/json")[:-20]
     with contextlib.suppress(httpx.RemoteProtocolError):
         edge.post(guest)
-    guest.at_rest()
-    (row,) = guest.rows()
+    (row,) = until(guest.rows, "the row")
     assert row["cost"] == cost_of(row) <= row["hold_nanos"]
     guest.check()
 
