@@ -103,6 +103,29 @@ async def test_a_lost_connection_is_told_as_such_and_a_reset_is_not(directory: P
     assert [handler.gones for handler in factory.made] == [["closed"], ["edge_lost"]]
 
 
+@pytest.mark.parametrize("end", [frame(DATA, 1, 1) + frame(RST, 0, 1, b"\0\0\0\2"), frame(RST, 0, 1, b"\0\0\0\2"), frame(DATA, 1, 1)])
+async def test_what_came_before_an_end_is_heard_even_if_it_came_together(directory: Path, end: bytes) -> None:
+    """Envoy writes the last chunk of a broken answer, END_STREAM and the reset at once: that chunk has to be charged."""
+    factory = Factory()
+    async with serving(directory, factory) as transport:
+        raw = await Raw.to(transport)
+        raw.writer.write(opened(1, b"a", b"b") + end)
+        await factory.settled()
+        raw.close()
+    assert factory.made[0].messages == [b"a", b"b"]
+    assert factory.made[0].gones == ["closed"]
+
+
+async def test_who_has_closed_hears_nothing_more(directory: Path) -> None:
+    factory = Factory(lambda handler, data: handler.call.close(StatusCode.INTERNAL, "enough"))
+    async with serving(directory, factory) as transport:
+        raw = await Raw.to(transport)
+        raw.writer.write(opened(1, b"a", b"b") + frame(RST, 0, 1, b"\0\0\0\2"))
+        await factory.settled()
+        raw.close()
+    assert factory.made[0].messages == [b"a"]
+
+
 async def test_a_call_whose_stream_is_gone_sends_nothing(directory: Path) -> None:
     """The next stream of the connection must not hear what was meant for the one before."""
     factory = Factory(silent)

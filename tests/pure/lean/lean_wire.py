@@ -115,8 +115,7 @@ class Caller:
             assert event.stream.id not in self.live
             self.live[event.stream.id] = event.stream
         elif isinstance(event, Message):
-            if event.stream.sending:
-                self.answer(self, event.stream, event.data)
+            self.answer(self, event.stream, event.data)
         elif isinstance(event, Ended):
             self.connection.finish(event.stream)
             self.live.pop(event.stream.id, None)

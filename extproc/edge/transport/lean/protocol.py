@@ -45,13 +45,14 @@ class Host(Protocol):
 class LeanCall:
     """One stream's ``Call``. The stream is the generation: its id never comes again, and once over it stays so."""
 
-    __slots__ = ("_protocol", "counted", "handler", "stream")
+    __slots__ = ("_protocol", "closed", "counted", "handler", "stream")
 
     def __init__(self, protocol: LeanProtocol, stream: Stream) -> None:
         self._protocol: Final = protocol
         self.stream: Final = stream
         self.handler: Handler | None = None
         self.counted = False  # among the server's open streams
+        self.closed = False  # by the handler: it hears nothing more but its end
 
     def send(self, message: bytes) -> None:
         stream = self.stream
@@ -68,7 +69,8 @@ class LeanCall:
 
     def end(self, code: int, message: str) -> None:
         """As ``close``, with any of gRPC's codes."""
-        if self.stream.sending:
+        if not self.closed:
+            self.closed = True
             self._protocol.leave(self, code, message)
 
 
@@ -131,7 +133,7 @@ class LeanProtocol(asyncio.Protocol):
 
     def _message(self, stream: Stream, data: bytes) -> None:
         call: LeanCall | None = stream.call
-        if call is None or not stream.sending:
+        if call is None or call.closed:  # not: stream.sending. A reset that came in the same read takes no message away
             return
         assert call.handler is not None
         try:
