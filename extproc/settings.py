@@ -198,6 +198,18 @@ class Listen:
         """How many workers run: as set, or one per core that this process may use."""
         return self.workers or min(len(os.sched_getaffinity(0)), WORKERS_MAX)
 
+    @property
+    def chosen_transport(self) -> tuple[str, str]:
+        """Which transport serves Envoy, and why: ``auto`` is lean where only this machine can connect."""
+        if self.transport != "auto":
+            return self.transport, "listen.transport says so"
+        if self.tls is not None:
+            return "grpcio", "listen.tls is set"
+        host = self.address.rpartition(":")[0].strip("[]")
+        if self.address.startswith("unix:") or host == "localhost" or host.startswith("127.") or host == "::1":
+            return "lean", "workers listen on this machine only"
+        return "grpcio", "workers listen on an address of the network"
+
     def address_of(self, worker: int) -> str:
         """The address of one worker, counted from 0."""
         return self.address.replace("{worker}", str(worker))

@@ -8,7 +8,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -24,7 +24,8 @@ from extproc.edge.closing import Announced, Closing
 from extproc.edge.driver import Beats, Driver, Gate, Threads
 from extproc.edge.health import Health
 from extproc.edge.transport.grpcio import GrpcioTransport
-from extproc.edge.transport.port import Call, Handler, Listen, TlsFiles, Transport
+from extproc.edge.transport.lean.server import LeanTransport
+from extproc.edge.transport.port import Call, Handler, HandlerFactory, Listen, TlsFiles, Transport
 from extproc.errors import ConfigError
 from extproc.exchange.policy import Policy
 from extproc.holds.redis import RedisHolds
@@ -42,6 +43,7 @@ from extproc.tokens.vocabulary import TOKENIZERS
 
 log = logging.getLogger(__name__)
 
+TRANSPORTS: Mapping[str, Callable[[Listen, HandlerFactory, Health], Transport]] = {"lean": LeanTransport, "grpcio": GrpcioTransport}
 COUNT_THREADS = 2  # tiktoken releases the GIL; more threads would only stand in each other's way
 
 
@@ -240,7 +242,9 @@ async def gate_worker(settings: Settings, slot: int) -> GateWorker:
         return Driver(gate, call)
 
     health = Health()
-    transport = GrpcioTransport(_listen(settings, slot), handler, health)
+    chosen, why = settings.listen.chosen_transport
+    log.info("transport %s: %s", chosen, why)
+    transport = TRANSPORTS[chosen](_listen(settings, slot), handler, health)
     return GateWorker(gate=gate, transport=transport, health=health, stores=stores, catalog=catalog, policy=policy, threads=threads)
 
 

@@ -27,7 +27,6 @@ UNHEEDED = (
     Unheeded("policy", "stores_away", Severity.ERROR, lambda given: bool(given.policy.stores_away_credit_nanos), "stores_away_credit"),
     Unheeded("identity", "client_ip", Severity.ERROR, lambda given: given.identity.client_ip != "source", "identity.client_ip"),
     Unheeded("identity", "key_header", Severity.ERROR, lambda given: given.identity.key_header != "authorization", ".key_header"),
-    Unheeded("listen", "transport", Severity.WARNING, lambda given: given.listen.transport == "lean", "listen.transport"),
     Unheeded("access_log", "file", Severity.WARNING, lambda given: given.access_log.file is not None, "access_log.file"),
 )  # fmt: skip
 

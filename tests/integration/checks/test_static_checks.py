@@ -199,7 +199,6 @@ def test_settings_that_do_not_fit_envoy(shipped, settings, check, part):
         ("policy: {stores_away: {credit: '5'}}", "policy.stores_away", Severity.ERROR),
         ("identity: {client_ip: xff:1}", "identity.client_ip", Severity.ERROR),
         ("identity: {key_header: x-key}", "identity.key_header", Severity.ERROR),
-        ("listen: {transport: lean}", "listen.transport", Severity.WARNING),
         ("access_log: {file: access.jsonl}", "access_log.file", Severity.WARNING),
     ],
 )
