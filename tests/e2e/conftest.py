@@ -1,18 +1,10 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from house import Guest, House
-
-
-def short_directory() -> Path:
-    directory = Path(tempfile.mkdtemp(prefix="xh-", dir="/tmp"))
-    directory.chmod(0o711)
-    return directory
+from house import Guest, House, short_directory
 
 
 @pytest.fixture(scope="session")

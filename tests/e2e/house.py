@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -60,6 +61,12 @@ def until(condition: Callable[[], Answer], what: str, deadline_s: float = DEADLI
         assert time.monotonic() < end, f"not within {deadline_s} s: {what}"
         time.sleep(0.02)
     return answer
+
+
+def short_directory() -> Path:
+    directory = Path(tempfile.mkdtemp(prefix="xh-", dir="/tmp"))
+    directory.chmod(0o711)
+    return directory
 
 
 class House:

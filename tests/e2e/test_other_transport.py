@@ -1,0 +1,64 @@
+"""The same house over grpcio, the reference transport: everything else here runs over the lean one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from house import NANOS_IN, NANOS_OUT, SMALL, Guest, House, short_directory, until
+
+ASK = {"model": SMALL, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 500}
+
+
+@pytest.fixture(scope="module")
+def grpcio_house() -> Iterator[House]:
+    directory = short_directory()
+    built = House(directory, settings='listen.transport="grpcio"')
+    yield built
+    built.stop()
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def visitor(grpcio_house: House) -> Iterator[Guest]:
+    yield grpcio_house.guest()
+    grpcio_house.close_clients()
+
+
+def test_it_is_the_other_one(grpcio_house: House):
+    lines = [json.loads(line) for line in grpcio_house.log_file.read_text().splitlines() if '"transport ' in line]
+    assert {line["msg"] for line in lines} == {"transport grpcio: listen.transport says so"}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_requests_are_billed(visitor: Guest, stream: bool):
+    answer = visitor.openai().chat.completions.create(stream=stream, **ASK)
+    if stream:
+        list(answer)
+    visitor.at_rest()
+    (row,) = visitor.rows()
+    assert (row["cost"], row["usage_source"]) == (row["input_tokens"] * NANOS_IN + row["output_tokens"] * NANOS_OUT, "upstream")
+    visitor.check()
+
+
+def test_a_client_that_leaves_pays_what_it_got(grpcio_house: House, visitor: Guest):
+    client = grpcio_house.client()
+    steering = {"x-sim-tokens": "400", "x-sim-delay-ms": "20"}
+    with client.stream("POST", "/v1/chat/completions", json=ASK | {"stream": True}, headers=visitor.headers | steering) as answer:
+        request_id = answer.headers["x-request-id"]
+        lines = (line for line in answer.iter_lines() if '"content":"' in line and '"content":""' not in line)
+        for _ in range(10):
+            next(lines)
+    row = visitor.row(request_id)
+    assert abs(row["output_tokens"] - 10) <= 1
+    visitor.check()
+
+
+def test_a_refusal_costs_nothing(visitor: Guest):
+    with visitor.charged_nothing():
+        answer = visitor.house.client().post("/v1/chat/completions", content=b"{", headers=visitor.headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_json")
+    until(visitor.rows, "a row")
+    visitor.check()
