@@ -51,6 +51,8 @@ class SseDecoder:
         events = []
         start = 0
         for blank in _BLANK_LINE.finditer(buffer, self._searched):
+            if blank.end() == len(buffer) and buffer.endswith(b"\r"):
+                break  # its "\n" may be in the next read: an event keeps its line ends whole, or hiding it would leave one behind
             events.append(_event(bytes(buffer[start : blank.end()])))
             start = blank.end()
         del buffer[:start]

@@ -46,6 +46,15 @@ def test_no_byte_is_lost_whatever_comes(pieces: list[bytes]):
     assert read(pieces)[1] == b"".join(pieces)
 
 
+def test_line_ends_stay_with_their_event_whatever_the_cut():
+    """An event that is hidden must not leave one behind, or take a neighbour's along."""
+    stream = b"data: a\r\n\r\ndata: b\r\n\r\ndata: c\r\n\r\n"
+    for size in range(1, len(stream)):
+        decoder = SseDecoder()
+        events = [event for start in range(0, len(stream), size) for event in decoder.feed(stream[start : start + size])]
+        assert [event.raw for event in [*events, *decoder.flush()]] == [b"data: a\r\n\r\n", b"data: b\r\n\r\n", b"data: c\r\n\r\n"]
+
+
 def test_an_event_too_long_is_given_up_but_its_bytes_go_on():
     decoder = SseDecoder()
     events = decoder.feed(b"data: " + b"x" * EVENT_BYTES_MAX)
