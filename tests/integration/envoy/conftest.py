@@ -12,8 +12,9 @@ import pytest
 from envoy_stage import Stage, set_up
 
 from extproc.edge.transport.grpcio import GrpcioTransport
+from extproc.edge.transport.lean.server import LeanTransport
 
-TRANSPORTS = {"grpcio": GrpcioTransport}
+TRANSPORTS = {"grpcio": GrpcioTransport, "lean": LeanTransport}
 
 
 @pytest.fixture(params=sorted(TRANSPORTS))
