@@ -17,11 +17,10 @@ import h2.errors
 import h2.events
 from house import House
 
-from extproc.app.compose import GateWorker, gate_worker
+from extproc.app.compose import TRANSPORTS, GateWorker, gate_worker
 from extproc.edge.driver import Driver
 from extproc.edge.envoy_codec import decode, encode
 from extproc.edge.health import METHOD as HEALTH
-from extproc.edge.transport.grpcio import GrpcioTransport
 from extproc.edge.transport.port import Call, GoneReason, Listen, StatusCode, Transport
 from extproc.edge.wire import ext_proc_pb2 as wire
 from extproc.exchange import actions, events
@@ -31,7 +30,6 @@ ORDER = "x-sabotage"
 PHASES = ("request headers", "request body", "response headers", "response body")
 EVENTS = dict(zip((events.Headers, events.Body, events.ResponseHeaders, events.Chunk), PHASES, strict=True))
 GARBAGE = b"\xff\xff\xff\xff"
-SLOT = 9  # of the sabotaged worker: none that the house has
 
 
 def order_of(event: events.Event) -> tuple[str, str]:
@@ -151,12 +149,12 @@ def _illegal(phase: str) -> bytes:
 class BadWorker:
     """Our worker, its stores, its transport; on the house's loop. Ends well, whatever was ordered."""
 
-    def __init__(self, house: House, transport_class: type[GrpcioTransport] = GrpcioTransport, *, slot: int = SLOT) -> None:
+    def __init__(self, house: House, transport: str, *, slot: int) -> None:
         self._house = house
         self.worker: GateWorker = house.run(gate_worker(load_settings(house.settings_file, {}), slot))
         self.socket = house.directory / f"run/gate-{slot}.sock"
         listen = Listen(address=f"unix:{self.socket}")
-        self.transport: Transport = transport_class(listen, self._handler, self.worker.health)
+        self.transport: Transport = TRANSPORTS[transport](listen, self._handler, self.worker.health)
         house.run(self.transport.start())
         self.worker.health.serve()
 

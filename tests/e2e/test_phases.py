@@ -17,9 +17,11 @@ from asking import CHAT, body, events_of, tokens_read
 from bad_gates import ORDER, PHASES, BadWorker, ForeignGate
 from house import LARGE, NANOS_IN, NANOS_OUT, SMALL, Guest, House, until
 
+from extproc.app.compose import TRANSPORTS
 from extproc.local import envoy
 
 TOKENS = 6
+SLOTS = {name: 10 + 10 * place for place, name in enumerate(sorted(TRANSPORTS))}  # of bad workers: none that the house has
 KINDS = (
     "bug",
     "raise",
@@ -99,16 +101,21 @@ def places_of(house: House) -> dict[str, int]:
 # our own worker
 
 
+@pytest.fixture(scope="module", params=sorted(TRANSPORTS))
+def transport(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def bad_worker(house: House) -> Iterator[BadWorker]:
-    worker = BadWorker(house)
+def bad_worker(house: House, transport: str) -> Iterator[BadWorker]:
+    worker = BadWorker(house, transport, slot=SLOTS[transport])
     yield worker
     worker.stop()
 
 
 @pytest.fixture(scope="module")
 def bad_edge(house: House, bad_worker: BadWorker) -> Iterator[envoy.Envoy]:
-    edge = edge_before(house, "bad", [bad_worker.socket])
+    edge = edge_before(house, bad_worker.socket.stem, [bad_worker.socket])
     yield edge
     edge.stop()
 
@@ -161,11 +168,11 @@ def may_look_like_a_client(phase: str, kind: str) -> bool:
     return phase in PHASES[2:] or kind in (*SPOILT, *REPLIED)
 
 
-def test_a_worker_that_stops_in_the_middle(house: House):
+def test_a_worker_that_stops_in_the_middle(house: House, transport: str):
     """Its transport ends every stream with an error, and every hold is ended before it leaves."""
     guests = [house.guest() for _ in PHASES]
     with ThreadPoolExecutor(len(PHASES)) as together:
-        outcomes = list(together.map(lambda place: stopped_at(house, guests[place], place), range(len(PHASES))))
+        outcomes = list(together.map(lambda place: stopped_at(house, transport, guests[place], place), range(len(PHASES))))
     for guest, outcome in zip(guests, outcomes, strict=True):
         assert not outcome.is_success
         assert outcome.status != 404
@@ -175,9 +182,9 @@ def test_a_worker_that_stops_in_the_middle(house: House):
         guest.check()
 
 
-def stopped_at(house: House, guest: Guest, place: int) -> Outcome:
-    worker = BadWorker(house, slot=10 + place)
-    edge = edge_before(house, f"stop-{place}", [worker.socket])
+def stopped_at(house: House, transport: str, guest: Guest, place: int) -> Outcome:
+    worker = BadWorker(house, transport, slot=SLOTS[transport] + 1 + place)
+    edge = edge_before(house, worker.socket.stem, [worker.socket])
     try:
         return ask(house, edge, guest.headers, f"{PHASES[place]}/stop")
     finally:
