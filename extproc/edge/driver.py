@@ -11,7 +11,7 @@ import logging
 import random
 import time
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -40,7 +40,9 @@ log = logging.getLogger(__name__)
 SETTLE_WAIT_S = 0.05  # the longest that the reply to the last chunk waits for its settle (MONEY.md)
 PHASE_S = 1.0  # our own 503 comes before Envoy's message_timeout of 3 s
 MAILBOX_EVENTS_MAX = 4_096  # chunks that arrive within SETTLE_WAIT_S; more is no stream of tokens
-COUNTS_MAX = 64  # prompts being counted in threads; beyond it requests wait for nothing and get a 503
+COUNTS_MAX = 64  # prompts being counted in threads; beyond it they are held for by their bound
+COUNTS_EACH_MAX = 4  # of one account, so that nobody takes the threads from everybody
+COUNT_S = 0.5  # a prompt that has not been counted by then is held for by its bound as well
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,23 +75,29 @@ class Gate:
 
 
 class Threads:
-    """Where long prompts are counted, so that the loop never waits for a tokenizer. Bounded."""
+    """Where long prompts are counted, so that the loop never waits for a tokenizer. Bounded, and each account has a share only."""
 
-    def __init__(self, executor: Executor, *, jobs_max: int = COUNTS_MAX) -> None:
+    def __init__(self, executor: Executor, *, jobs_max: int = COUNTS_MAX, jobs_each_max: int = COUNTS_EACH_MAX) -> None:
         self._executor = executor
         self._free = jobs_max
+        self._jobs_each_max = jobs_each_max
+        self._jobs: Counter[str] = Counter()
 
-    def run(self, job: Callable[[], int]) -> asyncio.Future[int] | None:
-        """``None``: too many are waiting already."""
-        if not self._free:
+    def run(self, payer_id: str, job: Callable[[], int]) -> asyncio.Future[int] | None:
+        """``None``: too many are waiting already, or too many of this account's."""
+        if not self._free or self._jobs[payer_id] >= self._jobs_each_max:
             return None
         self._free -= 1
+        self._jobs[payer_id] += 1
         answer = asyncio.get_running_loop().run_in_executor(self._executor, job)
-        answer.add_done_callback(self._done)
+        answer.add_done_callback(partial(self._done, payer_id))
         return answer
 
-    def _done(self, _answer: asyncio.Future[int]) -> None:
+    def _done(self, payer_id: str, _answer: asyncio.Future[int]) -> None:
         self._free += 1
+        self._jobs[payer_id] -= 1
+        if not self._jobs[payer_id]:
+            del self._jobs[payer_id]
 
 
 class Beats:
@@ -134,7 +142,7 @@ class Beats:
 class Driver:
     """The handler of one gRPC stream of Envoy (``edge/transport/port.py``)."""
 
-    __slots__ = ("_call", "_ending", "_exchange", "_gate", "_mailbox", "_rest", "_secret", "_timer")
+    __slots__ = ("_call", "_counting", "_ending", "_exchange", "_gate", "_mailbox", "_rest", "_secret", "_timer")
 
     def __init__(self, gate: Gate, call: Call) -> None:
         self._gate = gate
@@ -144,6 +152,7 @@ class Driver:
         self._rest: tuple[act.Action, ...] | None = None  # what waits for the acknowledgement of the ending
         self._timer: asyncio.TimerHandle | None = None
         self._ending: asyncio.Future[EndResult | None] | None = None
+        self._counting: asyncio.Future[int] | None = None
         self._secret = ""
         gate.open.add(self)
         gate.metrics.exchange_opened()
@@ -163,6 +172,8 @@ class Driver:
         """Envoy's stream is over."""
         self._gate.open.discard(self)
         self._gate.metrics.exchange_closed()
+        if self._counting is not None:
+            self._counting.cancel()
         self.push(ev.Gone(at_ns=time.monotonic_ns(), reason=reason))
 
     def push(self, event: ev.Event) -> None:
@@ -223,12 +234,26 @@ class Driver:
         return False
 
     def _count(self, action: act.Count) -> bool:
-        answer = self._gate.threads.run(action.job)
+        answer = self._gate.threads.run(action.payer_id, action.job)
         if answer is None:
-            self.push(ev.StoreFailed(at_ns=time.monotonic_ns(), what="too many prompts are being counted"))
+            self._uncounted()
             return False
-        answer.add_done_callback(partial(self._answered, lambda tokens: ev.Counted(at_ns=time.monotonic_ns(), tokens=tokens)))
+        self._counting = answer
+        self._timer = asyncio.get_running_loop().call_later(COUNT_S, answer.cancel)
+        answer.add_done_callback(self._counted)
         return False
+
+    def _counted(self, answer: asyncio.Future[int]) -> None:
+        self._counting = None
+        if self._timer is not None:
+            self._timer.cancel()
+        if answer.cancelled() or answer.exception() is not None:
+            self._uncounted()
+        else:
+            self.push(ev.Counted(at_ns=time.monotonic_ns(), tokens=answer.result()))
+
+    def _uncounted(self) -> None:
+        self.push(ev.Counted(at_ns=time.monotonic_ns(), tokens=None))
 
     def _observe(self, action: act.Observe) -> bool:
         self._exchange.observe(action.data)

@@ -27,8 +27,9 @@ class Admit(Action, frozen=True, kw_only=True):
 
 
 class Count(Action, frozen=True, kw_only=True):
-    """Run ``job`` in a thread; answered by Counted (or StoreFailed if the thread pool is full)."""
+    """Run ``job`` in a thread; answered by Counted. ``payer_id``: whose share of the threads it takes."""
 
+    payer_id: str
     job: Callable[[], int]
 
 

@@ -29,13 +29,14 @@ class Prompt:
     """What will be read by the model. Either ``messages`` (role, content) or ``texts``, one for each prompt.
 
     ``prompts``: how many, each with a context window of its own. ``token_ids``: tokens that came as ids. ``extra_bytes``: JSON of tools
-    and of message fields that templates print.
+    and of message fields that templates print, compact; ``extra_bytes_max``: printed as widely as any template does.
     """
 
     messages: tuple[tuple[str, str], ...] = ()
     texts: tuple[str, ...] = ()
     token_ids: int = 0
     extra_bytes: int = 0
+    extra_bytes_max: int = 0
     prompts: int = 1
     text_bytes: int = field(init=False)
 
@@ -77,7 +78,7 @@ class Prompt:
     @property
     def extra_bound(self) -> int:
         """The most that tools and odd message fields can add."""
-        return self.extra_bytes + ALLOWANCE_TOKENS_TOOLS if self.extra_bytes else 0
+        return self.extra_bytes_max + ALLOWANCE_TOKENS_TOOLS if self.extra_bytes else 0
 
     @property
     def allowance(self) -> int:
@@ -106,11 +107,13 @@ class Ask:
 class Piece(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What one event of an answer says. ``texts``: (choice, text) that the model generated, hidden reasoning and tools included.
 
-    ``index``: the choice that the event is about (an event of a stream has one). ``final``: a usage object that stands for the whole
-    answer. ``finish``: a finish reason, if one came.
+    ``tokens``: (choice, tokens that log-probabilities tell of, whether or not their text has come: a long stop string makes a backend
+    keep text back). ``index``: the choice that the event is about (an event of a stream has one). ``final``: a usage object that stands
+    for the whole answer. ``finish``: a finish reason, if one came.
     """
 
     texts: tuple[tuple[int, str], ...] = ()
+    tokens: tuple[tuple[int, int], ...] = ()
     index: int = 0
     usage: Any = None
     final: bool = False

@@ -29,13 +29,17 @@ def understand(tab: Tab, data: bytes) -> None:
     assert tab.door is not None
     assert tab.door.endpoint is not None
     assert tab.key is not None
+    # The cheap questions first: a model that nobody sells must not make us read a long prompt.
+    name = body.get("model")
+    model = pinned.catalog.models.get(name) if isinstance(name, str) else None
+    if model is None and isinstance(name, str) and name:
+        raise _not_found(f"The model {name[:64]!r} does not exist here.")
+    if model is not None:
+        model_fault(tab.key, model.name)
+        if tab.door.endpoint.name not in model.endpoints:
+            raise _not_found(f"{model.name} does not serve {tab.door.endpoint.path}.")
     ask = tab.door.endpoint.parse(body, reject_unknown=pinned.policy.unknown_fields == "reject")
-    model = pinned.catalog.models.get(ask.model)
-    if model is None:
-        raise _not_found(f"The model {ask.model[:64]!r} does not exist here.")
-    model_fault(tab.key, model.name)
-    if ask.endpoint.name not in model.endpoints:
-        raise _not_found(f"{model.name} does not serve {ask.endpoint.path}.")
+    assert model is not None, "the endpoint has refused a body without a model"
     if tab.priority not in model.priority_factors:
         raise _not_found(f"{model.name} is not sold at priority {tab.priority!r}.", param="x-priority")
     tab.ask, tab.model = ask, model

@@ -96,9 +96,9 @@ class Refused(Event, frozen=True, kw_only=True):
 
 
 class Counted(Event, frozen=True, kw_only=True):
-    """The prompt's tokens, counted in a thread."""
+    """The prompt's tokens, counted in a thread; ``None`` = no thread had time for it."""
 
-    tokens: int
+    tokens: int | None
 
 
 class StoreFailed(Event, frozen=True, kw_only=True):

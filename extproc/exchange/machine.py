@@ -205,10 +205,12 @@ def _body(exchange: Exchange, event: Body) -> Step:
             return _amend(exchange, prompt.count(counter))
     except ClientError as error:
         return _refuse_held(exchange, event.at_ns, error)
-    return State.COUNTING, (Count(job=lambda: prompt.count(counter)),)
+    assert tab.key is not None
+    return State.COUNTING, (Count(payer_id=tab.key.payer_id, job=lambda: prompt.count(counter)),)
 
 
 def _counted(exchange: Exchange, event: Counted) -> Step:
+    """Not counted in time: the bound is held for, and the backend asked to tell the prompt's tokens with the first chunk."""
     try:
         return _amend(exchange, event.tokens)
     except ClientError as error:

@@ -15,7 +15,7 @@ from extproc.money.usage import Usage, UsageSource
 # An answer up to this size is parsed whole, on the loop (8 ms at most). Log-probabilities make larger ones; of these the end is read.
 ANSWER_BYTES_MAX = 2 * 1_048_576
 TAIL_BYTES = 65_536  # usage is the last or nearly the last member of an answer, and has a few hundred bytes
-TEXT_BYTES_MAX = 262_144  # of an answer that broke off, so much is searched for text
+TEXT_BYTES_MAX = 262_144  # an answer that broke off is searched for text up to this size
 COUNT_CHARS_MAX = 65_536  # and so much text is counted exactly; more is estimated
 CHARS_PER_TOKEN = 4
 
@@ -59,11 +59,11 @@ class AnswerMeter:
     def feed(self, chunk: bytes, *, end_of_stream: bool) -> bytes:
         """Only a name is ever changed: it stands near the beginning, in the first piece."""
         first = not self._size
+        room = max(0, ANSWER_BYTES_MAX - self._size)
         self._size += len(chunk)
-        if self._size <= ANSWER_BYTES_MAX:
-            self._body += chunk
-        else:
-            self._tail = (self._tail + chunk)[-TAIL_BYTES:]
+        self._body += chunk[:room]
+        if len(chunk) > room:
+            self._tail = (self._tail + chunk[room:])[-TAIL_BYTES:]
         if end_of_stream:
             self._ended = True
             self._piece = self._read()
@@ -76,12 +76,11 @@ class AnswerMeter:
             usage = usage_of(piece.usage, UsageSource.UPSTREAM, expected)
             if usage is not None:
                 return usage
-        if piece is not None and not ended_early and self._size > ANSWER_BYTES_MAX:
+        if self._size > (TEXT_BYTES_MAX if ended_early else ANSWER_BYTES_MAX):
+            # Only a client that wants it so takes most of a large answer and leaves before its end.
             held = counted(expected, expected.output_tokens_held, UsageSource.CHUNKS)
             return replace(held, flags=(*held.flags, "unreadable"))
-        texts = (
-            [text for _, text in piece.texts] if piece is not None and piece.texts else [_text_so_far(bytes(self._body[:TEXT_BYTES_MAX]))]
-        )
+        texts = [text for _, text in piece.texts] if piece is not None and piece.texts else [_text_so_far(bytes(self._body))]
         length = sum(map(len, texts))
         if expected.counter is None or length > COUNT_CHARS_MAX:
             return counted(expected, length // CHARS_PER_TOKEN, UsageSource.CHUNKS)
@@ -100,7 +99,12 @@ class AnswerMeter:
 
     def _read(self) -> Piece:
         if self._size <= ANSWER_BYTES_MAX:
-            return self._expected.endpoint.read_answer(bytes(self._body))
+            body = bytes(self._body)
+            piece = self._expected.endpoint.read_answer(body)
+            if piece.error or piece.texts or piece.usage is not None:
+                return piece
+            text = _text_so_far(body[:TEXT_BYTES_MAX])  # not to be parsed, and yet an answer
+            return Piece(texts=((0, text),)) if text else piece
         return Piece(texts=((0, ""),), usage=usage_at_the_end(bytes(self._body[-TAIL_BYTES:]) + self._tail), final=True)
 
 
@@ -116,7 +120,7 @@ def usage_at_the_end(tail: bytes) -> Any:
     return usage
 
 
-_TEXT_MEMBER = re.compile(rb'"(?:content|text|reasoning_content|arguments)":\s*"((?:[^"\\]|\\.)*)')
+_TEXT_MEMBER = re.compile(rb'"(?:content|text|reasoning_content|reasoning|arguments|name)":\s*"((?:[^"\\]|\\.)*)')
 
 
 def _text_so_far(body: bytes) -> str:

@@ -19,12 +19,13 @@ _DONE = b"[DONE]"
 class StreamMeter:
     """Server-sent events. Memory: one running count a choice, one unfinished event."""
 
-    __slots__ = ("_done", "_error", "_expected", "_final", "_finish", "_running", "_sse", "_texts", "events")
+    __slots__ = ("_done", "_error", "_expected", "_final", "_finish", "_running", "_sse", "_texts", "_tokens", "events")
 
     def __init__(self, expected: Expected) -> None:
         self._expected = expected
         self._sse = SseDecoder()
         self._texts: dict[int, Running] = {}
+        self._tokens: dict[int, int] = {}  # of each choice, by its log-probabilities
         self._running: dict[int, Any] = {}  # last per-chunk usage of each choice
         self._final: Any = None
         self._finish = ""
@@ -80,8 +81,10 @@ class StreamMeter:
             if usage is not None:
                 return usage
         if expected.counter is None:
-            return counted(expected, self.events, UsageSource.CHUNKS)
-        return counted(expected, sum(text.total() for text in self._texts.values()), UsageSource.COUNTED)
+            return counted(expected, max(self.events, sum(self._tokens.values())), UsageSource.CHUNKS)
+        texts = {index: text.total() for index, text in self._texts.items()}
+        output = sum(max(texts.get(index, 0), self._tokens.get(index, 0)) for index in texts.keys() | self._tokens.keys())
+        return counted(expected, output, UsageSource.COUNTED)
 
     def reason(self) -> EndReason | None:
         """An error event or ``abort`` wins over what else was said; ``[DONE]`` alone is no success (VLLM.md)."""
@@ -101,7 +104,7 @@ class StreamMeter:
             self._done = True
             return None
         piece = self._expected.endpoint.read_event(data)
-        if piece.texts:
+        if piece.texts or piece.tokens:
             self.events += 1
             self._count(piece)
         if piece.usage is not None and self._expected.trust_usage:
@@ -112,6 +115,9 @@ class StreamMeter:
         return piece
 
     def _count(self, piece: Piece) -> None:
+        for index, tokens in piece.tokens:
+            if index in self._tokens or len(self._tokens) < self._expected.choices:
+                self._tokens[index] = self._tokens.get(index, 0) + tokens
         counter = self._expected.counter
         if counter is None:
             return

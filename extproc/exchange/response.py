@@ -21,7 +21,9 @@ def begin(tab: Tab, event: ResponseHeaders) -> PassResponseHeaders:
         tab.meter = OpaqueMeter(expected)
         return PassResponseHeaders(set_headers=headers)
     length = event.headers.get("content-length", "")
-    if event.headers.get("content-type", "").lower().startswith("text/event-stream"):
+    content_type = event.headers.get("content-type", "").lower()
+    assert tab.ask is not None
+    if content_type.startswith("text/event-stream") or (tab.ask.stream and "json" not in content_type):
         tab.meter = StreamMeter(expected)
         return PassResponseHeaders(set_headers=headers, remove_headers=("content-length",) if length else ())
     tab.meter = AnswerMeter(expected)

@@ -17,6 +17,7 @@ from extproc.exchange.ask import Ask
 from extproc.exchange.doors import Door
 from extproc.exchange.events import Headers
 from extproc.exchange.meter import Expected, Meter
+from extproc.exchange.meter_stream import StreamMeter
 from extproc.exchange.policy import Bounds, Policy
 from extproc.exchange.record import Record
 from extproc.exchange.sizing import Size
@@ -127,7 +128,9 @@ class Tab:
         """What would be charged if this worker died now: nothing before output; never less than the last time."""
         usage = NO_USAGE
         if self.meter is not None and self.meter.started:
-            usage, self.beat_ns = self.meter.usage(ended_early=True), at_ns
+            # Half a JSON answer is no figure; its prompt is one.
+            usage = self.meter.usage(ended_early=True) if isinstance(self.meter, StreamMeter) else self.prompt_usage()
+            self.beat_ns = at_ns
         nanos = self._charge(usage)
         if self.checkpoint is None or nanos >= self.checkpoint.charge_nanos:
             row = self.record(usage=usage, charge_nanos=nanos, end_reason=EndReason.SIDECAR_LOST, at_ns=at_ns).to_row()
@@ -232,9 +235,9 @@ class Tab:
 
     @property
     def injects_continuous(self) -> bool:
-        """Per-chunk usage too: where the model says so, and wherever we could not count the prompt ourselves."""
+        """Per-chunk usage too: where the model says so, and wherever we could not count prompt or output ourselves."""
         model = self._model()
-        uncounted = self.sized is not None and self.sized.estimated
+        uncounted = (self.sized is not None and self.sized.estimated) or (self.ask is not None and bool(self.ask.fields.get("logprobs")))
         return model.usage == "continuous" or (model.usage == "inject" and uncounted)
 
     def record(

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-
 from extproc.errors import ClientError
 from extproc.exchange.ask import Ask, Prompt
 from extproc.exchange.endpoints import openai
 
-MESSAGES_MAX = 16_384  # a body of 1 MiB cannot hold more that mean anything
+MESSAGES_MAX = 2_048  # longer than any conversation; each costs a call of the tokenizer
 ROLE_BYTES_MAX = 16  # the longest that any template knows is `developer`; templates print it, so it is bounded by the hold
 
 _OWN = frozenset({"model", "messages", "stream", "stream_options", "n", "max_tokens", "max_completion_tokens"})
@@ -31,6 +29,7 @@ class ChatCompletions(openai.Answers):
     def parse(self, body: Mapping[str, Any], *, reject_unknown: bool) -> Ask:
         """See :class:`~extproc.exchange.ask.Endpoint`."""
         fields = openai.allowed(body, _KNOWN, _OWN, reject_unknown=reject_unknown)
+        openai.check_stop(body)
         fields["messages"], prompt = _messages(body, fields)
         choices = openai.whole(body, "n", low=1, high=openai.CHOICES_MAX) or 1
         if choices > 1:
@@ -57,7 +56,7 @@ def _messages(body: Mapping[str, Any], fields: Mapping[str, Any]) -> tuple[list[
     if len(messages) > MESSAGES_MAX:
         raise ClientError(f"`messages` has more than {MESSAGES_MAX} messages.", param="messages", code="invalid_value")
     pairs, forwarded = [], []
-    extra_bytes = sum(len(msgspec.json.encode(fields[name])) for name in _PRINTED if name in fields)
+    extras: list[Any] = [fields[name] for name in _PRINTED if name in fields]
     for position, message in enumerate(messages):
         param = f"messages[{position}]"
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
@@ -66,11 +65,12 @@ def _messages(body: Mapping[str, Any], fields: Mapping[str, Any]) -> tuple[list[
             raise ClientError(f"`{param}.role` is no role.", param=f"{param}.role", code="invalid_value")
         others = {name: value for name, value in message.items() if name not in ("role", "content") and value is not None}
         if others:
-            extra_bytes += len(msgspec.json.encode(others))
+            extras.append(others)
         content, text = _content(message.get("content"), param)
         pairs.append((message["role"], text))
         forwarded.append({"role": message["role"], "content": content, **others})
-    return forwarded, Prompt(messages=tuple(pairs), extra_bytes=extra_bytes)
+    compact, wide = openai.printed(extras)
+    return forwarded, Prompt(messages=tuple(pairs), extra_bytes=compact, extra_bytes_max=wide)
 
 
 def _content(content: Any, param: str) -> tuple[Any, str]:

@@ -17,6 +17,9 @@ from extproc.exchange.ask import NOTHING, Ask, Piece
 from extproc.money.usage import TOKENS_MAX
 
 CHOICES_MAX = 128  # OpenAI's bound of n; vLLM would take 16,384 and bill them all
+STOPS_MAX = 16
+STOP_CHARS_MAX = 256
+NFC_GROWTH = 3  # UTF-8 grows at most so much under NFC
 PROMPTS_MAX = 2_048  # prompts of one completions request
 
 # Sampling and shape of the answer: they change neither the price nor the queue.
@@ -96,6 +99,27 @@ def output_max(body: Mapping[str, Any], *names: str) -> int | None:
     return None
 
 
+def check_stop(body: Mapping[str, Any]) -> None:
+    """A backend keeps back as much text as its longest stop string has: a long one would let a client read nothing and owe nothing."""
+    stop = body.get("stop")
+    strings = stop if isinstance(stop, list) else [stop]
+    if stop is None:
+        return
+    if len(strings) > STOPS_MAX or not all(isinstance(string, str) and len(string) <= STOP_CHARS_MAX for string in strings):
+        raise ClientError(
+            f"`stop` must be at most {STOPS_MAX} strings of at most {STOP_CHARS_MAX} characters.", param="stop", code="invalid_value"
+        )
+
+
+def printed(extras: list[Any]) -> tuple[int, int]:
+    """Bytes of JSON that a template prints: (compact, as widely as any does: Llama 3.1 indents by four, Qwen normalises to NFC)."""
+    if not extras:
+        return 0, 0
+    wide = json.dumps(extras, indent=4, ensure_ascii=False)
+    size = len(wide.encode("utf-8", "replace"))
+    return len(msgspec.json.encode(extras)), size if wide.isascii() else NFC_GROWTH * size
+
+
 def allowed(body: Mapping[str, Any], known: frozenset[str], own: frozenset[str], *, reject_unknown: bool) -> dict[str, Any]:
     """The members of ``known``; ``own`` are understood and written by us. Others are stripped, or refused by policy."""
     fields = {}
@@ -155,8 +179,14 @@ class _Said(msgspec.Struct, gc=False):
     tool_calls: list[_ToolCall] | None = None
 
 
+class _Logprobs(msgspec.Struct, gc=False):
+    content: list[msgspec.Raw] | None = None  # chat
+    tokens: list[msgspec.Raw] | None = None  # completions
+
+
 class _Choice(msgspec.Struct, gc=False):
     index: int = 0
+    logprobs: _Logprobs | None = None
     delta: _Said | None = None
     message: _Said | None = None
     text: str | None = None
@@ -180,17 +210,20 @@ def read(data: bytes, *, whole_answer: bool) -> Piece:
     if answer.error is not None:
         return Piece(error=True, usage=answer.usage)
     texts: list[tuple[int, str]] = []
+    tokens: list[tuple[int, int]] = []
     finish, index = "", 0
     for choice in answer.choices or ():
         index = choice.index
         finish = choice.finish_reason or finish
         if choice.text:
             texts.append((choice.index, choice.text))
+        if choice.logprobs is not None:
+            tokens.append((choice.index, max(len(choice.logprobs.content or ()), len(choice.logprobs.tokens or ()))))
         said = choice.delta or choice.message
         if said is not None:
             _collect(said, choice.index, texts)
     final = answer.usage is not None and (whole_answer or not answer.choices)
-    return Piece(texts=tuple(texts), index=index, usage=answer.usage, final=final, finish=finish)
+    return Piece(texts=tuple(texts), tokens=tuple(tokens), index=index, usage=answer.usage, final=final, finish=finish)
 
 
 def _collect(said: _Said, index: int, texts: list[tuple[int, str]]) -> None:

@@ -528,11 +528,11 @@ def test_conversations_stick_by_prefix():
 
 def test_tools_are_held_by_the_byte_and_asked_for_with_the_first_chunk():
     tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
-    size = len(json.dumps(tools, separators=(",", ":")))
+    compact, wide = len(json.dumps([tools], separators=(",", ":"))), len(json.dumps([tools], indent=4))
     exchange = Exchange(pinned())
     to_open(exchange)
     (amend,) = exchange.receive(chat(stream=True, tools=tools, max_tokens=1))
-    assert amend.amendment.tokens == 11 + size // 4 + 22 + size + 256 + 1
+    assert amend.amendment.tokens == 11 + compact // 4 + 22 + wide + 256 + 1
     (body,) = exchange.receive(ev.Amended(granted=granted()))
     assert json.loads(body.data)["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
     exchange.receive(ev.ResponseHeaders(status=200, headers={"content-type": "text/event-stream"}))
@@ -774,3 +774,59 @@ def test_a_bug_ends_what_is_held_at_its_last_checkpoint():
     to_open(early)
     assert early.abandon(1)[0].ending.kind is EndKind.VOID
     assert Exchange(pinned()).abandon(1) == ()
+
+
+def test_tokens_whose_text_is_kept_back_are_counted_by_their_log_probabilities():
+    exchange = Exchange(pinned())
+    passed = to_streaming(exchange, logprobs=True, stop=["x" * 256])
+    assert json.loads(passed.data)["stream_options"]["continuous_usage_stats"]
+    entry = {"token": "a", "logprob": -1.0}
+    sent = json.dumps({"choices": [{"index": 0, "delta": {"content": ""}, "logprobs": {"content": [entry, entry]}}]})
+    play(exchange, *(chunk(b"data: " + sent.encode() + b"\n\n") for _ in range(3)))
+    end, note = exchange.receive(ev.Gone())
+    assert (end.ending.charge_nanos, note.record.output_tokens) == (11_000 + 12_000, 6)
+
+
+@pytest.mark.parametrize("stop", ["x" * 257, ["x"] * 17, [1], {"a": 1}])
+def test_stop_strings_are_bounded(stop):
+    exchange = Exchange(pinned())
+    to_open(exchange)
+    assert error_of(exchange.receive(chat(stop=stop))[0])["param"] == "stop"
+
+
+def test_most_of_a_large_answer_costs_what_was_held():
+    for first in (b"", b'{"choices":[{"message":{"content":"'):
+        exchange = Exchange(pinned())
+        to_answer(exchange)
+        play(exchange, chunk(first + b"x" * 3_000_000))
+        assert exchange.receive(ev.Tick(at_ns=1))[0].checkpoint.charge_nanos == 11_000
+        end, note = exchange.receive(ev.Gone())
+        assert (end.ending.charge_nanos, note.record.usage_flags) == (111_000, ("unreadable",))
+
+
+def test_an_answer_that_cannot_be_parsed_is_counted_by_its_text():
+    exchange = Exchange(pinned())
+    to_answer(exchange)
+    body = b'{"choices":[{"message":{"reasoning":"abc"}}],"usage":{"prompt_tokens":' + b"9" * 5_000 + b"}}"
+    end, _, note = play(exchange, chunk(body, end=True))
+    assert (end.ending.charge_nanos, note.record.usage_source) == (11_000 + 6_000, "counted")
+
+
+def test_a_prompt_that_nobody_had_time_to_count_is_held_by_its_bound():
+    exchange = Exchange(pinned(model(context_tokens=100_000), bounds=Bounds(offload_bytes=10)))
+    to_open(exchange)
+    exchange.receive(chat(messages=[{"role": "user", "content": "x" * 400}], max_tokens=1, stream=True))
+    (amend,) = exchange.receive(ev.Counted(tokens=None))
+    assert amend.amendment.tokens == 406 + 1
+    (body,) = exchange.receive(ev.Amended(granted=granted()))
+    assert json.loads(body.data)["stream_options"]["continuous_usage_stats"]
+
+
+def test_a_stream_without_a_content_type_is_read_as_one():
+    exchange = Exchange(pinned())
+    to_open(exchange)
+    exchange.receive(chat(stream=True))
+    exchange.receive(ev.Amended(granted=granted()))
+    exchange.receive(ev.ResponseHeaders(status=200, headers={}))
+    end, *_ = play(exchange, chunk(delta("abc", "stop") + usage_event(11, 3) + DONE))
+    assert end.ending.charge_nanos == 17_000
