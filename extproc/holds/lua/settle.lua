@@ -13,7 +13,10 @@ if not h.state then
   tombstone(S, id, owner, kind, charge)
   return 'unknown'
 end
-if h.state == 'ended' then return 'already' end
+if h.state == 'ended' then
+  if kind == 'settle' and h.owner == owner then late(S, h, charge, row, epoch, now) end
+  return 'already'
+end
 if h.owner ~= owner then return 'taken' end
 if less(h.cap, charge) then return redis.error_reply('REFUSED the charge is above the cap of the hold') end
 finish(S, h, now, kind, charge, tokens, row, epoch)

@@ -91,7 +91,8 @@ def _balances(payers: dict[str, dict[str, str]], events: list[dict[str, str]], b
     """3: available + held = what was credited − what was charged. 5: no payer below its credit line."""
     charged: Counter[str] = Counter()
     for event in events:
-        charged[event["p"]] += int(event["a"])
+        if not is_late(event):  # the ledger takes its difference, and it comes back as a credit
+            charged[event["p"]] += int(event["a"])
     wrong = []
     for payer, fields in payers.items():
         if int(fields["spendable"]) < 0:
@@ -113,6 +114,11 @@ def _leases(opened: dict[str, dict[str, str]], leases: dict[str, float], now: in
     return wrong
 
 
+def is_late(event: dict[str, str]) -> bool:
+    """A settle that came after the reaper had ended its hold: it has no number of its own."""
+    return event["k"] == "settle" and event["s"] == "0"
+
+
 def _amounts(opened: dict[str, dict[str, str]], events: list[dict[str, str]]) -> list[str]:
     """8 and 18: 0 ≤ charge ≤ reserved (= cap where nothing is free), 0 ≤ checkpoint ≤ cap."""
     wrong = [f"18: checkpoint of {hold_id}: {h}" for hold_id, h in opened.items() if not 0 <= int(h["checkpoint"]) <= int(h["cap"])]
@@ -125,13 +131,17 @@ def _events(
     events: list[dict[str, str]], holds: dict[str, dict[str, str]], opened: dict[str, dict[str, str]], last: int, *, trimmed: bool
 ) -> list[str]:
     """6: one ending per hold, and the tombstone says the same. 12: no gaps in the sequence of an epoch and shard."""
-    endings = [event for event in events if event["k"] != "note"]
+    endings = [event for event in events if event["k"] != "note" and not is_late(event)]
+    expired = {event["h"]: int(event["a"]) for event in endings if event["k"] == "expire"}
+    late = {event["h"]: event["a"] for event in events if is_late(event)}
     wrong = [f"6: {hold_id} ended {n} times" for hold_id, n in Counter(event["h"] for event in endings).items() if n > 1]
+    if not trimmed:
+        wrong += [f"6: {hold_id}: late settle of {amount}" for hold_id, amount in late.items() if not expired.get(hold_id, 2**63) < int(amount)]
     for event in endings:
         tombstone = holds.get(event["h"])
         if event["h"] in opened:
             wrong.append(f"6: {event['h']} has ended and is open")
-        elif tombstone and (tombstone["kind"], tombstone["amount"]) != (event["k"], event["a"]):
+        elif tombstone and (tombstone["kind"], tombstone["amount"]) != (event["k"], late.get(event["h"], event["a"])):
             wrong.append(f"6: tombstone {tombstone} of {event}")
     sequences: dict[str, list[int]] = defaultdict(list)
     for event in endings:

@@ -45,6 +45,25 @@ async def test_a_hold_without_beats_ends_at_its_last_checkpoint(bank: Bank, cloc
     assert denied(await bank.amend(entry, 1)).reason is DenyReason.ENDED
 
 
+async def test_what_the_owner_knows_better_after_the_reaper_goes_to_the_ledger_once(bank: Bank, clock: ShardClock, pipeline: Pipeline) -> None:
+    await bank.payer(1_000)
+    better, worse, voided = await bank.open(200), await bank.open(100), await bank.open(100)
+    await bank.beat(better, 70)
+    await bank.beat(worse, 70)
+    await clock.pass_by(LEASE_MS + 2_000)
+    balance = await bank.balance()
+    for _ in range(3):
+        assert await bank.settle(better, 190) is EndResult.ALREADY
+    assert await bank.settle(worse, 60) is EndResult.ALREADY
+    assert await bank.void(voided) is EndResult.ALREADY
+    assert await bank.balance() == balance, "the ledger takes the difference, by a credit"
+    events = await RedisEventStream(pipeline).read({clock.shard: "0-0"}, count=10, block_ms=0)
+    late = [event for event in events if event.kind == "settle"]
+    assert [(event.hold_id, event.charge_nanos, event.reserved_nanos, event.seq, event.payer_id) for event in late] == [
+        (better, 190, 200, 0, "anna")
+    ]
+
+
 async def test_beats_keep_a_hold(bank: Bank, clock: ShardClock) -> None:
     await bank.payer(1_000)
     hold = await bank.open(100)

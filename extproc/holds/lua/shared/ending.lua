@@ -56,10 +56,24 @@ local function tombstone(S, id, owner, kind, charge)
   redis.call('PEXPIRE', H, TOMBSTONE_MS)
 end
 
+-- The owner's settle comes after the reaper has ended the hold at its last checkpoint: what it knows better goes to the ledger, once, as
+-- an event without a number. The ledger books the difference, and what that takes from the balance comes back as a credit.
+local function late(S, h, charge, row, epoch, now)
+  local H = hold_key(S, h.id)
+  local kind, amount = unpack(redis.call('HMGET', H, 'kind', 'amount'))
+  if kind ~= 'expire' or not h.payer then return end
+  if less(h.reserved, charge) then charge = h.reserved end
+  if not less(amount, charge) then return end
+  redis.call('HSET', H, 'amount', charge)
+  redis.call('XADD', S .. ':events', '*', 'k', 'settle', 'h', h.id, 'p', h.payer, 'c', h.key, 'a', charge, 'r', h.reserved,
+    'e', epoch, 's', 0, 't', string.format('%d', now), 'd', row)
+end
+
 local function finish(S, h, now, kind, charge, tokens, row, epoch)
   give_back(S, h, charge, tokens)
   redis.call('ZREM', S .. ':leases', h.id)
   tombstone(S, h.id, h.owner, kind, charge)
+  if kind == 'expire' then redis.call('HSET', hold_key(S, h.id), 'payer', h.payer, 'key', h.key, 'reserved', h.reserved) end
   local seq = redis.call('HINCRBY', S .. ':shard', 'seq', 1)
   redis.call('XADD', S .. ':events', '*', 'k', kind, 'h', h.id, 'p', h.payer, 'c', h.key, 'a', charge, 'r', h.reserved,
     'e', epoch, 's', seq, 't', string.format('%d', now), 'd', row ~= '' and row or h.row)
