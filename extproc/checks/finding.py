@@ -9,10 +9,11 @@ from extproc.errors import ConfigError
 
 
 class Severity(StrEnum):
-    """``error``: money or answers are lost with this; ``warning``: it works, but not as it should."""
+    """``error``: money or answers are lost with this; ``warning``: it works, but not as it should; ``info``: good to know, no fault."""
 
     ERROR = "error"
     WARNING = "warning"
+    INFO = "info"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,8 @@ def render_text(findings: Sequence[Finding]) -> str:
         place = f"{finding.file}:{finding.line}" if finding.line else finding.file
         lines += [f"{place}: {finding.severity}: {finding.what} [{finding.check}]", f"    {finding.todo}"]
     errors = sum(finding.severity is Severity.ERROR for finding in findings)
-    lines.append(f"{errors} errors, {len(findings) - errors} warnings" if findings else "no findings")
+    warnings = sum(finding.severity is Severity.WARNING for finding in findings)
+    lines.append(f"{errors} errors, {warnings} warnings" if errors or warnings else "no findings")
     return "\n".join(lines)
 
 

@@ -7,24 +7,38 @@ from pathlib import Path
 
 from extproc.catalog.load import load_catalog
 from extproc.catalog.model import Catalog
-from extproc.checks.finding import Finding, findings_of
-from extproc.checks.static import managers, routes, sidecar
+from extproc.checks.finding import Finding, Severity, findings_of
+from extproc.checks.static import doors, managers, processor, routes, sidecar, targets
 from extproc.checks.static.modes import unheeded
+from extproc.checks.static.transport import transport
 from extproc.checks.static.world import Findings, World
 from extproc.errors import ConfigError
 from extproc.settings import Settings
 from extproc.yamlfile import Node, read
 
 CHECKS: tuple[Callable[[World], Findings], ...] = (
+    doors.network_filters,
+    doors.listeners_elsewhere,
+    doors.routes_elsewhere,
+    doors.admin_address,
+    doors.other_spelling,
     managers.ext_proc_missing,
     managers.path_flags,
     managers.client_address,
+    managers.request_id,
+    managers.internal_addresses,
+    managers.trusted_hops,
     managers.early_headers,
     managers.upload_timeout,
     managers.buffer_limit,
     managers.local_replies,
     managers.decompressor,
+    managers.unknown_filters,
+    managers.stream_duration,
     managers.key_in_log,
+    processor.ext_proc_members,
+    processor.attributes,
+    processor.trailers,
     sidecar.processing_mode,
     sidecar.fails_open,
     sidecar.deadlines,
@@ -45,19 +59,28 @@ CHECKS: tuple[Callable[[World], Findings], ...] = (
     routes.route_timeout,
     routes.idle_timeout,
     routes.route_to_nowhere,
+    targets.model_matcher,
+    targets.other_target,
+    targets.other_model,
+    targets.credentials,
+    targets.path_rewrite,
+    targets.cheap_priority,
 )
 
 
 def run_static(settings: Settings, *, vocabularies: Collection[str] | None = None) -> list[Finding]:
-    """Every finding, in the order of files and lines. ``vocabularies`` as in :func:`~extproc.catalog.load.load_catalog`."""
+    """Every finding, in the order of files and lines; what is no fault comes last.
+
+    ``vocabularies`` as in :func:`~extproc.catalog.load.load_catalog`.
+    """
     findings: list[Finding] = []
     catalog, catalog_file = _catalog(settings.catalog.file, vocabularies, findings)
     envoy = tuple(node for path in settings.catalog.envoy_files for node in _envoy_file(path, findings))
     world = World(settings=settings, catalog=catalog, catalog_file=catalog_file, envoy=envoy)
-    findings += unheeded(settings)
+    findings += [*unheeded(settings), *transport(settings)]
     if envoy:
         findings += [finding for check in CHECKS for finding in check(world)]
-    return sorted(findings, key=lambda finding: (finding.file, finding.line))
+    return sorted(findings, key=lambda finding: (finding.severity is Severity.INFO, finding.file, finding.line))
 
 
 def _catalog(path: Path, vocabularies: Collection[str] | None, findings: list[Finding]) -> tuple[Catalog | None, Node | None]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
-from extproc.checks.static.world import Findings, World, at, duration_ms, error, members, plain, warning, whole
+from extproc.checks.static.world import Findings, World, at, duration_ms, error, members, plain, type_name, warning, whole
 
 # x-priority is not among them: it is how a client asks for one. It chooses no route, since every proxying route also wants x-model
 # (`route_without_match_on_model`), and the sidecar sets it anew together with that.
-FROM_CLIENTS_NEVER = ("x-model", "x-sticky", "x-account", "x-account-id", "x-hold-id")
+FROM_CLIENTS_NEVER = ("x-model", "x-sticky", "x-account", "x-account-id", "x-hold-id", "x-request-id")
 # Key of the manager → what it must be. Each was seen open with the default: another path reaches vLLM than the one that we looked at.
 PATH_FLAGS = {
     ("normalize_path",): True,
@@ -16,6 +16,8 @@ PATH_FLAGS = {
     ("path_with_escaped_slashes_action",): "REJECT_REQUEST",
     ("common_http_protocol_options", "headers_with_underscores_action"): "REJECT_REQUEST",
 }
+PROXIES_MAX = 2  # Cloudflare and Nginx; whoever has more in front counts again
+FILTERS_KNOWN = frozenset({"ExternalProcessor", "Cors", "Router", "Decompressor"})  # the last one has a check of its own
 BUFFER_BYTES_DEFAULT = 1_048_576
 WINDOW_BYTES_DEFAULT = 16_777_216
 REQUEST_TIMEOUT_MS_MAX = 300_000
@@ -34,7 +36,7 @@ def ext_proc_missing(world: World) -> Findings:
         for item in found:
             if plain(item.entry, "disabled") is True:
                 yield error("ext_proc_missing", at(item.entry, "disabled"), "the ext_proc filter is disabled", "take `disabled` out")
-        names = [str(plain(entry, "typed_config", "@type", default="")).rpartition(".")[2] for entry in members(manager, "http_filters")]
+        names = [type_name(entry.get("typed_config")) for entry in members(manager, "http_filters")]
         if found and "Router" in names and names.index("Router") < names.index("ExternalProcessor"):
             yield error("ext_proc_missing", found[0].entry, "ext_proc stands behind the router", "put it before the router")
 
@@ -62,6 +64,51 @@ def client_address(world: World) -> Findings:
                 "a client may choose its request id, which holds are deduplicated by",
                 "preserve_external_request_id: false",
             )
+
+
+def request_id(world: World) -> Findings:
+    """Without one, a retry of Envoy is a second hold."""
+    for manager in world.managers():
+        if plain(manager, "generate_request_id") is False:
+            place = at(manager, "generate_request_id")
+            yield error("request_id", place, "requests have no id, which holds are deduplicated by", "generate_request_id: true")
+
+
+def internal_addresses(world: World) -> Findings:
+    """An empty list means RFC 1918 and the loopback: a neighbour's x-envoy-… would be obeyed."""
+    for manager in world.managers():
+        if not members(manager, "internal_address_config", "cidr_ranges"):
+            place = at(manager, "internal_address_config", "cidr_ranges")
+            todo = "cidr_ranges: [{address_prefix: 192.0.2.0, prefix_len: 32}], a network that is nobody's"
+            yield error("internal_addresses", place, "without cidr_ranges Envoy may take private networks for internal", todo)
+
+
+def trusted_hops(world: World) -> Findings:
+    """One too many, and a client writes its own address."""
+    for manager in world.managers():
+        hops = whole(manager, "xff_num_trusted_hops")
+        if hops is not None and hops > PROXIES_MAX:
+            what = f"{hops} proxies in front are trusted: if there are fewer, clients choose their address"
+            yield warning("trusted_hops", at(manager, "xff_num_trusted_hops"), what, "exactly the number of proxies in front")
+
+
+def unknown_filters(world: World) -> Findings:
+    """A filter beside ours may change what we have priced, or what we count."""
+    for manager in world.managers():
+        for entry in members(manager, "http_filters"):
+            kind = type_name(entry.get("typed_config"))
+            if kind not in FILTERS_KNOWN:
+                what = f"filter {kind or plain(entry, 'name')} beside ext_proc: it may change requests and answers unseen"
+                yield warning("unknown_filters", entry, what, "take it out, or make sure that it changes nothing")
+
+
+def stream_duration(world: World) -> Findings:
+    """A bound on the whole stream cuts long answers that are well."""
+    places = [(manager, ("common_http_protocol_options", "max_stream_duration")) for manager in world.managers()]
+    places += [(route.node, ("route", "max_stream_duration")) for route in world.proxying()]
+    for node, path in places:
+        if node.get(*path) is not None:
+            yield warning("stream_duration", at(node, *path), "max_stream_duration cuts answers in their middle", "take it out")
 
 
 def early_headers(world: World) -> Findings:

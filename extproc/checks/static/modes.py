@@ -35,7 +35,7 @@ def unheeded(settings: Settings) -> Iterator[Finding]:
     """Keys that are set and have no effect in this version."""
     for row in UNHEEDED:
         if row.is_set(settings):
-            place = _place(settings, row.section, row.key)
+            place = place_of(settings, row.section, row.key)
             yield Finding(
                 severity=row.severity,
                 check="unheeded",
@@ -46,7 +46,7 @@ def unheeded(settings: Settings) -> Iterator[Finding]:
             )
 
 
-def _place(settings: Settings, section: str, key: str) -> Node:
+def place_of(settings: Settings, section: str, key: str) -> Node:
     """Where the key stands; the file as a whole if it came from the environment."""
     nothing = Node(value=None, file=str(settings.file) if settings.file else f"{section}.{key}", line=0)
     found = read(settings.file).get(section, key) if settings.file else None

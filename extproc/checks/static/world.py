@@ -68,8 +68,7 @@ class World:
 
     def __post_init__(self) -> None:
         for node in (node for root in self.envoy for node in root.walk()):
-            name = str(plain(node, "@type", default="")).rpartition(".")[2]
-            self._by_type.setdefault(name, []).append(node)
+            self._by_type.setdefault(type_name(node), []).append(node)
 
     def typed(self, name: str) -> list[Node]:
         """Every message of a type, by the last part of its ``@type``."""
@@ -138,6 +137,11 @@ def plain(node: Node, *path: str, default: object = None) -> object:
     """The plain value at ``path``, or ``default``."""
     found = node.get(*path)
     return default if found is None else found.plain()
+
+
+def type_name(config: Node | None) -> str:
+    """The last part of ``@type``; empty if there is none."""
+    return str(plain(config, "@type", default="")).rpartition(".")[2] if config is not None else ""
 
 
 def whole(node: Node, *path: str) -> int | None:

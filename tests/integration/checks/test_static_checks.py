@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from extproc.checks.finding import Finding, Severity
+from extproc.checks.finding import Finding, Severity, worst
 from extproc.checks.render import render_text
 from extproc.checks.static import CHECKS, run_static
 from extproc.checks.static.modes import UNHEEDED
+from extproc.checks.static.targets import TO_BACKENDS_NEVER
 from extproc.settings import load_settings
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -62,17 +63,48 @@ def shipped(tmp_path, before) -> Shipped:
 
 
 def test_the_shipped_files_have_no_findings(shipped):
-    assert not shipped.before, render_text(sorted(shipped.before, key=str))
+    assert {finding.check for finding in shipped.before} == {"transport"}, render_text(sorted(shipped.before, key=str))
 
 
 def test_the_example_finds_its_files():
-    assert run_static(load_settings(ROOT / "examples/extproc.yaml", {})) == []
+    findings = run_static(load_settings(ROOT / "examples/extproc.yaml", {}))
+    assert [finding.check for finding in findings] == ["transport"], render_text(findings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "what", "line"),
+    [
+        ("", "workers use the lean transport: workers listen on this machine only", 0),
+        ("listen:\n  transport: grpcio\n", "workers use the grpcio transport: listen.transport says so", 3),
+    ],
+)
+def test_which_transport_is_said_and_is_no_fault(shipped, settings, what, line):
+    with (shipped.directory / "extproc.yaml").open("a") as file:
+        file.write(settings)
+    [finding] = shipped.found()
+    assert (finding.severity, finding.what, Path(finding.file).name, finding.line) == (Severity.INFO, what, "extproc.yaml", line)
+    assert render_text([finding]).endswith("\nno findings")
+    assert worst([finding]) is not Severity.ERROR
+
+
+def test_the_transport_stands_behind_every_fault(shipped):
+    shipped.replace("models", "  qwen3-72b:", "  qwen3-73b:")
+    assert [finding.check for finding in shipped.found()] == ["model_without_route", "route_without_model", "transport"]
 
 
 SPOT = "headers: [{name: x-model, string_match: {exact: qwen3-72b}}]"
 ROUTE = "route: {cluster: qwen3-72b, timeout: 0s, idle_timeout: 600s}"
 FILTER = "- name: envoy.filters.http.ext_proc"
 MANAGER = "http_connection_manager.v3.HttpConnectionManager"
+FAILS = "failure_mode_allow: false"
+HOST = 'domains: ["*"]'
+TCP = (
+    "filters: [{name: raw, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, "
+    "stat_prefix: raw, cluster: qwen3-72b}}]"
+)
+LUA = "- {name: lua, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua}}\n                  "
+ROUTER = "- name: envoy.filters.http.router"
+REMOVED = "request_headers_to_remove: ["
 BREAKERS = "{max_connections: 1024, max_pending_requests: 100000, max_requests: 100000, max_retries: 10000}"
 # check, file, what is replaced, by what, and a text on the line that must be named
 BREAKS = [
@@ -131,7 +163,68 @@ BREAKS = [
     ("sidecar_health", "envoy", "healthy_panic_threshold: {value: 0}", "healthy_panic_threshold: {value: 50}", "{value: 50}"),
     ("backend_breakers", "clusters", "max_requests: 10000", "max_requests: 1024", "max_requests: 1024"),
     ("lonely_outlier", "clusters", "    lb_policy: LEAST_REQUEST", "    outlier_detection: {}\n    lb_policy: LEAST_REQUEST", "outlier_detection: {}"),
+    ("network_filters", "envoy", "\n  clusters:\n", f"\n    - name: raw\n      filter_chains: [{{{TCP}}}]\n  clusters:\n", "tcp_proxy"),
+    ("network_filters", "envoy", "      filter_chains:\n", f"      default_filter_chain: {{{TCP}}}\n      filter_chains:\n", "tcp_proxy"),
+    ("network_filters", "envoy", "          filters:\n", "          filters:\n            - {name: elsewhere, config_discovery: {}}\n", "name: elsewhere"),
+    ("listeners_elsewhere", "envoy", "dynamic_resources:\n", "dynamic_resources:\n  lds_config: {path_config_source: {path: envoy/listeners.yaml}}\n", "lds_config"),
+    ("listeners_elsewhere", "envoy", "dynamic_resources:\n", "dynamic_resources:\n  lds_config: {ads: {}}\n", "lds_config"),
+    ("routes_elsewhere", "envoy", "path: envoy/routes.yaml", "path: envoy/others.yaml", "config_source: {path_config_source: {path: envoy/others"),
+    ("routes_elsewhere", "envoy", "config_source: {path_config_source: {path: envoy/routes.yaml}, resource_api_version: V3}", "config_source: {ads: {}}", "config_source: {ads"),
+    ("routes_elsewhere", "routes", HOST, HOST + "\n        matcher: {matcher_list: {}}", "matcher: {matcher_list"),
+    ("routes_elsewhere", "routes", "    virtual_hosts:", "    vhds: {config_source: {ads: {}}}\n    virtual_hosts:", "vhds:"),
+    *(("admin_address", "envoy", "address: 127.0.0.1, port_value: 9901", f"address: {other}, port_value: 9901", "port_value: 9901") for other in ("0.0.0.0", "10.0.0.1", "'::'")),
+    ("other_spelling", "routes", HOST, HOST + "\n        typedPerFilterConfig: {envoy.filters.http.ext_proc: {disabled: true}}", "typedPerFilterConfig"),
+    ("internal_addresses", "envoy", "[{address_prefix: 192.0.2.0, prefix_len: 32}]", "[]", "cidr_ranges: []"),
+    ("internal_addresses", "envoy", "cidr_ranges: [{address_prefix: 192.0.2.0, prefix_len: 32}]", "", "internal_address_config:"),
+    ("request_id", "envoy", "generate_request_id: true", "generate_request_id: false", "generate_request_id: false"),
+    ("early_headers", "envoy", "- remove: x-request-id", "- remove: x-nothing", "early_header_mutation_extensions:"),
+    ("trusted_hops", "envoy", "xff_num_trusted_hops: 0", "xff_num_trusted_hops: 3", "xff_num_trusted_hops: 3"),
+    ("unknown_filters", "envoy", FILTER, LUA + FILTER, "name: lua"),
+    ("unknown_filters", "envoy", ROUTER, LUA + ROUTER, "name: lua"),
+    ("stream_duration", "envoy", "max_headers_count: 100", "max_stream_duration: 5s", "max_stream_duration: 5s"),
+    ("stream_duration", "routes", ROUTE, ROUTE.replace("timeout: 0s", "max_stream_duration: {max_stream_duration: 5s}, timeout: 0s"), "max_stream_duration"),
+    *(
+        ("ext_proc_members", "envoy", FAILS, f"{FAILS}\n                      {member}", member)
+        for member in (
+            "observability_mode: true", "disable_clear_route_cache: true", "route_cache_action: RETAIN", "disable_immediate_response: true",
+            "mutation_rules: {disallow_all: true}", "forward_rules: {allowed_headers: {patterns: [{exact: x}]}}", "async_mode: true",
+            "send_body_without_waiting_for_header_response: true", "http_service: {}", "filter_metadata: {}",
+            "allowed_override_modes: [{}]", "never_heard_of: true",
+        )
+    ),
+    ("attributes", "envoy", "request_attributes: [source.address, request.id]", "request_attributes: [source.address]", "request_attributes: [source"),
+    ("attributes", "envoy", "request_attributes: [source.address, request.id]", "request_attributes: [request.id]", "request_attributes: [request"),
+    ("trailers", "envoy", "response_trailer_mode: SKIP", "response_trailer_mode: SEND", "response_trailer_mode: SEND"),
+    *(
+        ("model_matcher", "routes", "{name: x-model, string_match: {exact: qwen3-72b}}", f"{{name: x-model, {matcher}}}", matcher)
+        for matcher in (
+            "present_match: true", "string_match: {exact: qwen3-72b}, invert_match: true", "string_match: {prefix: qwen3}",
+            "string_match: {suffix: 3-72b}", "string_match: {safe_regex: {regex: 'qwen3-.*'}}", "string_match: {safe_regex: {regex: '(?P<bad'}}",
+            "string_match: {exact: qwen3-72b}, treat_missing_header_as_empty: true", "exact_match: qwen3-72b",
+            "string_match: {exact: qwen3-72b, ignore_case: true}",
+        )
+    ),
+    ("other_target", "routes", "{cluster: qwen3-72b,", "{weighted_clusters: {clusters: [{name: qwen3-72b, weight: 1}, {name: qwen2.5-7b, weight: 99}]},", "weighted"),
+    ("other_target", "routes", "{cluster: qwen3-72b,", "{cluster_header: x-pool,", "cluster_header"),
+    ("other_target", "routes", "{cluster: qwen3-72b,", "{inline_cluster_specifier_plugin: {},", "cluster_specifier_plugin"),
+    ("other_model", "routes", "{cluster: qwen2.5-7b,", "{cluster: qwen3-72b,", ("routes", "exact: qwen2.5-7b", 1)),
+    ("other_model", "routes", "{cluster: qwen3-72b,", "{cluster: qwen2.5-14b-spot,", "cluster: qwen2.5-14b-spot"),
+    *(
+        ("credentials", "routes", REMOVED + "authorization, x-api-key, api-key, cookie, proxy-authorization, accept-encoding]", f"{REMOVED}{', '.join(left)}]", REMOVED)
+        for left in (TO_BACKENDS_NEVER[:number] + TO_BACKENDS_NEVER[number + 1:] for number in range(len(TO_BACKENDS_NEVER)))
+    ),
+    ("credentials", "routes", "request_headers_to_remove:", "response_headers_to_remove:", "- name: models"),
+    *(
+        ("path_rewrite", "routes", ROUTE, ROUTE.replace("timeout: 0s", f"{rewrite}, timeout: 0s"), rewrite)
+        for rewrite in ("prefix_rewrite: /metrics/", "regex_rewrite: {pattern: {regex: ^/v1}, substitution: /v2}")
+    ),
+    ("cheap_priority", "routes", "{name: x-priority, string_match: {exact: spot}}", "{name: x-priority, string_match: {exact: gold}}", ("models", 'spot: "0.5"')),
+    ("cheap_priority", "models", '    price: {input: "4.00"', '    priority_factor: {standard: "1", spot: "0.5"}\n    price: {input: "4.00"', 'spot: "0.5"'),
 ]  # fmt: skip
+WARNINGS = frozenset({
+    "route_to_nowhere", "sidecar_health", "backend_breakers", "lonely_outlier", "trusted_hops", "unknown_filters", "stream_duration",
+    "trailers", "path_rewrite", "cheap_priority",
+})  # fmt: skip
 
 
 # These two say more than one thing by their nature: a renamed model has neither a route nor does its route have a model
@@ -141,6 +234,7 @@ COMPANIONS = {
     ("last_route_not_404", "routes"): {"route_without_match_on_model"},
     ("route_without_match_on_model", "routes"): {"model_without_route"},
     ("sidecar_cluster", "envoy"): {"backend_breakers"},
+    ("ext_proc_missing", "envoy"): {"unknown_filters"},  # another one stands in its place
 }
 
 
@@ -157,6 +251,7 @@ def test_each_fault_is_found_and_nothing_else(shipped, check, file, old, new, ma
     assert finding.line == shipped.line(named, text) + offset, f"{finding}\n{shipped.line(named, text)}"
     assert finding.what
     assert finding.todo
+    assert finding.severity is (Severity.WARNING if check in WARNINGS or marker == "InternalServerError" else Severity.ERROR)
 
 
 def test_the_sidecar_in_a_cds_file(shipped):
@@ -224,12 +319,52 @@ def test_a_route_on_an_alias_says_so(shipped):
     assert finding.todo == "gpt-3.5-turbo is an alias: route on qwen2.5-7b"
 
 
-@pytest.mark.parametrize(
-    "match",
-    ["safe_regex: {regex: 'qwen3-.*'}", "prefix: qwen3", "suffix: 3-72b", "safe_regex: {regex: '(?P<bad'}"],
-)
-def test_routes_may_match_models_in_other_ways(shipped, match):
-    shipped.replace("routes", "{exact: qwen3-72b}", f"{{{match}}}")
+# What is no fault, though it is written in another way than in the shipped files
+OTHERWISE = [
+    ("envoy", "address: 127.0.0.1, port_value: 9901", "address: '::1', port_value: 9901"),
+    ("envoy", "{socket_address: {address: 127.0.0.1, port_value: 9901}}", "{pipe: {path: run/admin.sock}}"),
+    ("envoy", "xff_num_trusted_hops: 0", "xff_num_trusted_hops: 2"),
+    ("envoy", "dynamic_resources:\n", "dynamic_resources:\n  lds_config: {path_config_source: {path: /etc/envoy/envoy.yaml}}\n"),
+    ("envoy", FAILS, FAILS + "\n                      observability_mode: false"),
+    ("envoy", FILTER, LUA.replace("lua.v3.Lua", "cors.v3.Cors") + FILTER),
+    ("envoy", 'request_id: "%REQ(X-REQUEST-ID)%"', 'requestId: "%REQ(X-REQUEST-ID)%"'),
+    ("routes", REMOVED, "request_headers_to_remove: [X-Api-Key, "),
+    ("routes", "{cluster: qwen3-72b,", "{cluster_header: x-model,"),
+    ("models", '  priority_factor: {standard: "1"}', '  priority_factor: {standard: "1", spot: "1"}'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "old", "new"), OTHERWISE)
+def test_what_is_only_written_otherwise_is_no_fault(shipped, file, old, new):
+    shipped.replace(file, old, new)
+    assert shipped.new_findings() == []
+
+
+def test_a_cheap_priority_that_is_a_default_is_named_at_each_model(shipped):
+    shipped.replace("models", '  priority_factor: {standard: "1"}', '  priority_factor: {standard: "2", spot: "1"}')
+    findings = shipped.new_findings()
+    assert {finding.check for finding in findings} == {"cheap_priority"}
+    names = (
+        "qwen3-72b",
+        "qwen2.5-7b",
+        "qwen-coder-7b",
+        "deepseek-coder-lite",
+        "qwen2-vl-7b",
+        "bge-m3",
+    )  # qwen2.5-14b has its own, and a route
+    assert [finding.line for finding in findings] == [shipped.line("models", f"  {name}:") for name in names]
+
+
+def test_headers_may_be_removed_by_the_route_table(shipped):
+    shipped.replace("routes", "        request_headers_to_remove:", "        response_headers_to_remove:")
+    shipped.replace("routes", "    virtual_hosts:", f"    {REMOVED}{', '.join(TO_BACKENDS_NEVER)}]\n    virtual_hosts:")
+    assert shipped.new_findings() == []
+
+
+def test_a_pool_of_several_models_has_a_name_of_its_own(shipped):
+    for name in ("qwen2.5-7b", "qwen-coder-7b"):
+        shipped.replace("routes", f"{{cluster: {name},", "{cluster: small,")
+    shipped.replace("clusters", "    name: qwen2.5-7b\n", "    name: small\n")
     assert shipped.new_findings() == []
 
 
