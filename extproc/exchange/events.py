@@ -65,7 +65,7 @@ class Trailers(Event, frozen=True, kw_only=True):
 class Gone(Event, frozen=True, kw_only=True):
     """Envoy's stream is over: the request ended, the client left, the upstream reset, or the connection to Envoy was lost.
 
-    ``reason``: ``closed`` (Envoy closed or reset this stream), ``edge_lost`` (its connection broke), ``sidecar_error`` (ours).
+    ``reason``: ``closed`` (Envoy closed or reset this stream), ``edge_lost`` (its connection broke), ``sidecar_error`` (we ended it).
     """
 
     reason: str = "closed"

@@ -3,8 +3,8 @@
 A stream is served by one coroutine. It reads a message, hands it to the handler, writes what the handler sent meanwhile, and reads on;
 what is sent later, from outside ``message``, is written by a short task of its own. So a chunk that is answered at once costs no task.
 
-grpc.aio cannot tell a stream that was reset from a connection that broke (both come as half-close or ``CancelledError``): ``gone`` always
-says ``closed`` here. It does not check the peer's uid either: the mode of the socket's directory is what keeps others out.
+grpc.aio cannot tell a stream that was reset from a connection that broke (both come as half-close or ``CancelledError``): ``gone`` says
+``closed`` here unless we ended it. It does not check the peer's uid either: the mode of the socket's directory is what keeps others out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import grpc.aio
 from extproc.edge import health as health_wire
 from extproc.edge.health import Health
 from extproc.edge.transport import address as addresses
-from extproc.edge.transport.port import MESSAGE_BYTES_MAX, METHOD, UNSENT_BYTES_MAX, Handler, HandlerFactory, Listen, StatusCode
+from extproc.edge.transport.port import MESSAGE_BYTES_MAX, METHOD, UNSENT_BYTES_MAX, GoneReason, Handler, HandlerFactory, Listen, StatusCode
 from extproc.errors import UsageError
 
 _log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class _Stream:
             self._inside = False
             self._over = True
             if handler is not None:
-                _say_gone(handler)
+                _say_gone(handler, "closed" if self._closing is None else "sidecar_error")
         await self._finish()
 
     async def _read(self, handler: Handler) -> None:
@@ -144,9 +144,9 @@ class _Stream:
             self._context.set_details(message)
 
 
-def _say_gone(handler: Handler) -> None:
+def _say_gone(handler: Handler, reason: GoneReason) -> None:
     try:
-        handler.gone("closed")
+        handler.gone(reason)
     except Exception:  # noqa: BLE001 - the status of the stream does not depend on it
         _log.exception("the handler of a stream raised at its end")
 

@@ -24,7 +24,7 @@ MESSAGE_BYTES_MAX: Final = 33_554_432
 UNSENT_BYTES_MAX: Final = 67_108_864
 """Of the replies of one stream that Envoy has not taken yet: two of the largest. Above it the stream ends with an error close."""
 
-GoneReason = Literal["closed", "edge_lost"]
+GoneReason = Literal["closed", "edge_lost", "sidecar_error"]
 
 
 class StatusCode(enum.IntEnum):
@@ -78,7 +78,7 @@ class Handler(Protocol):
         """One message of Envoy. Raising closes the stream with INTERNAL."""
 
     def gone(self, reason: GoneReason) -> None:
-        """The stream is over: ``closed`` = Envoy or we ended it; ``edge_lost`` = the connection broke, if the transport can tell."""
+        """The stream is over: ``closed`` = Envoy ended it, ``sidecar_error`` = we did, ``edge_lost`` = the connection broke (if known)."""
 
 
 class HandlerFactory(Protocol):

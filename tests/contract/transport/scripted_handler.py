@@ -59,5 +59,5 @@ class Factory:
                 await asyncio.sleep(0.005)
         for handler in self.made:
             assert len(handler.gones) == 1, handler.gones
-            assert handler.gones[0] in ("closed", "edge_lost")
+            assert handler.gones[0] in ("closed", "edge_lost", "sidecar_error")
             assert handler.late == 0

@@ -145,7 +145,7 @@ async def test_resets_at_any_point_harm_nobody(stage: Stage) -> None:
         await asyncio.gather(*(leaves(chance.random() * 0.05, chance.choice([2, 2, 2, 300_000])) for _ in range(40)))
     await until(lambda: stage.transports[0].open_streams == 0)
     assert len(stage.sidecar.exchanges) > 300
-    assert all(exchange.gones == ["closed"] for exchange in stage.sidecar.exchanges)
+    assert {tuple(exchange.gones) for exchange in stage.sidecar.exchanges} == {("closed",), ("sidecar_error",)}  # each once; a whim is ours
     stage.sidecar.answer = forward
     assert (await stage.sends(COMPLETIONS, json={})).content == b"data: x\n\n" * 20
     assert connection in stage.transports[0]._connections, "one connection survived all of it"

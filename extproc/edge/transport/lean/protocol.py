@@ -166,7 +166,7 @@ class LeanProtocol(asyncio.Protocol):
     def _say_gone(self) -> None:
         leaving, self._leaving = self._leaving, []
         for call in leaving:
-            self._gone(call.stream, "closed")
+            self._gone(call.stream, "sidecar_error")
 
     def _gone(self, stream: Stream, reason: GoneReason) -> None:
         call: LeanCall | None = stream.call
@@ -215,7 +215,7 @@ class LeanProtocol(asyncio.Protocol):
         """Close what is open with UNAVAILABLE, then the connection, once what was sent has been taken."""
         for stream in self.connection.streams:
             self.connection.close(stream, StatusCode.UNAVAILABLE, "worker stops")
-            self._gone(stream, "closed")
+            self._gone(stream, "sidecar_error")
         self.connection.drain()
         self.refuse_more()
 
