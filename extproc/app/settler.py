@@ -70,6 +70,7 @@ async def main(settings: Settings, child: Child) -> None:
             leadership=PostgresLeadership(stores.database, range(SHARDS)),
             meter=meter,
             pace=pace,
+            shards=SHARDS,
             batch_rows=settings.settler.batch_rows,
             batch_wait_ms=settings.settler.batch_wait_ms,
         )

@@ -21,6 +21,8 @@ BLOCK_MS = 500  # a read waits so long for an event; a stop waits for it
 LEAD_CHECK_S = 5.0  # how soon a dead settler's shards are taken over
 FAREWELL_S = 5.0  # of a stop, for what is left in the streams: below the supervisor's patience
 SHARD_ROWS_MIN = 16  # of one shard in one read: below it a busy shard would cost a round trip an event
+STALLED_S = LEAD_CHECK_S + 1.0  # without a round that succeeded: from then on the lag grows with the clock
+LAG_EVERY_S = 1.0
 LANES = 2  # connections that post at once: one prepares while the other waits; more would only share the same two processors
 DETAIL_MAX = 500
 
@@ -36,6 +38,7 @@ class Poster:
         leadership: Leadership,
         meter: Meter,
         pace: Pace,
+        shards: int,
         batch_rows: int = 1_000,
         batch_wait_ms: int = 50,
     ) -> None:
@@ -45,18 +48,23 @@ class Poster:
         self._leadership = leadership
         self._meter = meter
         self._pace = pace
+        self._shards = shards
         self._batch_rows = batch_rows
         self._batch_wait_s = batch_wait_ms / 1000
         self._cursors: dict[int, str] = {}
         self._checked_s: float | None = None
         self._busy_shards = 0
+        self._good_s = pace.monotonic_s()  # when a round succeeded last
+        self._lag_ms = 0  # at that time
 
     async def run(self) -> None:
         """Until the pace is over; leadership is given up at the end."""
+        lag = asyncio.create_task(self._tell_lag())
         try:
             await keep_doing(self.step, pace=self._pace, meter=self._meter, failures=Series.POST_FAILURES)
             await self._leave_nothing()
         finally:
+            lag.cancel()
             await self._leadership.release()
 
     async def step(self) -> float:
@@ -77,7 +85,27 @@ class Poster:
             self._checked_s, self._cursors, self._busy_shards = None, {}, 0
             raise
         self._busy_shards = len({event.shard for event in events})
+        if not events:
+            oldest_ms = await self._oldest_of_others()
+            self._lag_ms = max(0, self._pace.unix_ms() - oldest_ms) if oldest_ms else 0
+            self._meter.set(Series.POSTER_LAG_MS, self._lag_ms)
+        self._good_s = self._pace.monotonic_s()
         return len(events)
+
+    async def _oldest_of_others(self) -> int:
+        """Who leads nothing looks what waits all the same: the locks may be those of a session that is frozen. 0: nothing waits."""
+        if self._cursors:
+            return 0
+        waiting = await self._stream.read(dict.fromkeys(range(self._shards), START), count=1, block_ms=0)
+        return min((event.occurred_ms for event in waiting), default=0)
+
+    async def _tell_lag(self) -> None:
+        """From the clock, whatever the rounds are waiting for: a poster that posts nothing must not look like one with nothing to post."""
+        while True:
+            stalled_s = self._pace.monotonic_s() - self._good_s
+            if stalled_s > STALLED_S:
+                self._meter.set(Series.POSTER_LAG_MS, self._lag_ms + int(stalled_s * 1_000))
+            await asyncio.sleep(LAG_EVERY_S)
 
     async def _leave_nothing(self) -> None:
         """Gate workers leave before us: what they settled last is posted now. A backlog, or a store that is away, is the next settler's."""
@@ -157,7 +185,8 @@ class Poster:
             if amount:
                 self._meter.add(series, amount)
         oldest_ms = min((posting.occurred_ms for posting in postings), default=0)
-        self._meter.set(Series.POSTER_LAG_MS, max(0, self._pace.unix_ms() - oldest_ms))
+        self._lag_ms = max(0, self._pace.unix_ms() - oldest_ms)
+        self._meter.set(Series.POSTER_LAG_MS, self._lag_ms)
         self._cursors.update(posted.cursors)
         await self._trim(posted.cursors)
 

@@ -6,13 +6,18 @@ psycopg's errors end here::
     a value or a constraint forbids it (classes 22 and 23 of SQLSTATE)                            → StoreRejected (a StoreRefused)
     connection lost while COMMIT was on its way                                                   → StoreUnknown
 
+A server that hangs ends here too: what is not answered within twice the statement time-out loses its connection.
+
 Nothing is executed outside a transaction, so that only COMMIT can leave an outcome unknown.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+import os
+import socket
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import psycopg
@@ -27,11 +32,16 @@ Params = Mapping[str, object]
 Row = dict[str, Any]
 
 POOL_WAIT_S = 1.0  # a look-up that waits longer is answered with 503: the client may come again
+CHECK_S = 0.4  # for a connection that lay idle to say that it still stands; one that does not leaves time for another one
 POOL_WAITING_MAX = 1_000  # callers in line for a connection; more than a worker has key look-ups at once
 CONNECT_TIMEOUT_S = 5
 # The pool doubles its pause between attempts until this is over and then starts afresh at the next call. Short, so that a database
 # that is back is used within seconds, not after a pause that grew for an hour.
 RECONNECT_S = 3.0
+# The server ends what is slow; one that does not even do that (frozen, or behind a black hole) is given up after so many of its time-outs.
+PATIENCE = 2
+# A peer that is gone is found by the kernel as well, while a session only waits; libpq does not do it on Unix sockets.
+KEEPALIVES = {"keepalives": 1, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
 # Data exceptions and integrity violations. Not 42 (no such table, no such right): that says nothing against the data, and a schema that is
 # late must not send every event to quarantine.
 _REJECTED_CLASSES = ("22", "23")
@@ -40,18 +50,21 @@ _REJECTED_CLASSES = ("22", "23")
 class Transaction:
     """One open transaction. Statements raise :class:`StoreRefused`: whatever went wrong, nothing of it was kept."""
 
-    def __init__(self, connection: AsyncConnection[DictRow]) -> None:
+    def __init__(self, connection: AsyncConnection[DictRow], *, limit_s: float) -> None:
         self._connection = connection
+        self._limit_s = limit_s
 
     async def fetch(self, query: Query, params: Params | None = None) -> list[Row]:
         """Every row of the answer; none for a statement that returns nothing."""
-        cursor = await self._connection.execute(query.sql, params)
-        return await cursor.fetchall() if cursor.description else []
+        with _within(self._connection, self._limit_s):
+            cursor = await self._connection.execute(query.sql, params)
+            return await cursor.fetchall() if cursor.description else []
 
     async def run(self, statements: Sequence[tuple[Query, Params]]) -> list[list[Row]]:
         """Several statements in one round trip (libpq's pipeline), answered in order. The first that fails, fails all."""
-        async with self._connection.pipeline():
-            cursors = [await self._connection.execute(query.sql, params) for query, params in statements]
+        with _within(self._connection, self._limit_s):
+            async with self._connection.pipeline():
+                cursors = [await self._connection.execute(query.sql, params) for query, params in statements]
         # Only now, after the pipeline's end, does a cursor know whether its statement answers rows.
         return [await cursor.fetchall() if cursor.description else [] for cursor in cursors]
 
@@ -64,7 +77,10 @@ class Database:
     ) -> None:
         """``dsn`` is libpq's (URL or keywords); ``password`` overrides the one in it, so that it can come from a file."""
         self._dsn = dsn
+        self._limit_s = PATIENCE * statement_timeout_ms / 1000
         self._kwargs: dict[str, Any] = {
+            **KEEPALIVES,
+            "tcp_user_timeout": PATIENCE * statement_timeout_ms,
             "row_factory": dict_row,
             "connect_timeout": CONNECT_TIMEOUT_S,
             "application_name": application,
@@ -83,7 +99,7 @@ class Database:
             max_waiting=POOL_WAITING_MAX,
             reconnect_timeout=RECONNECT_S,
             configure=self._configure,
-            check=AsyncConnectionPool.check_connection,
+            check=self._check,
             name=application,
         )
 
@@ -110,13 +126,13 @@ class Database:
             raise StoreRefused(f"PostgreSQL is away: {error}") from error
         try:
             try:
-                yield Transaction(connection)
+                yield Transaction(connection, limit_s=self._limit_s)
             except BaseException as error:
-                await _roll_back(connection)
+                await _roll_back(connection, self._limit_s)
                 if isinstance(error, psycopg.Error):
                     raise _wrapped(error) from error
                 raise
-            await _commit(connection)
+            await _commit(connection, self._limit_s)
         finally:
             await self._pool.putconn(connection)
 
@@ -131,29 +147,36 @@ class Database:
             connection = await AsyncConnection.connect(self._dsn, **{**self._kwargs, "autocommit": True})
         except psycopg.Error as error:
             raise StoreRefused(f"PostgreSQL is away: {error}") from error
-        return Session(connection)
+        return Session(connection, limit_s=self._limit_s)
 
     async def _configure(self, connection: AsyncConnection[DictRow]) -> None:
         # Whatever role or database were set to: a posting that was confirmed is on disk.
-        await connection.execute(
-            "SELECT set_config('synchronous_commit', 'on', false), set_config('statement_timeout', %s, false),"
-            " set_config('idle_in_transaction_session_timeout', %s, false), set_config('timezone', 'UTC', false)",
-            (f"{self._statement_timeout_ms}ms", f"{2 * self._statement_timeout_ms}ms"),
-        )
-        await connection.commit()
+        with _within(connection, self._limit_s):
+            await connection.execute(
+                "SELECT set_config('synchronous_commit', 'on', false), set_config('statement_timeout', %s, false),"
+                " set_config('idle_in_transaction_session_timeout', %s, false), set_config('timezone', 'UTC', false)",
+                (f"{self._statement_timeout_ms}ms", f"{2 * self._statement_timeout_ms}ms"),
+            )
+            await connection.commit()
+
+    async def _check(self, connection: AsyncConnection[DictRow]) -> None:
+        with _within(connection, CHECK_S):
+            await AsyncConnectionPool.check_connection(connection)
 
 
 class Session:
     """A connection of its own that holds advisory locks. When it breaks, the server has let go of all of them."""
 
-    def __init__(self, connection: AsyncConnection[DictRow]) -> None:
+    def __init__(self, connection: AsyncConnection[DictRow], *, limit_s: float) -> None:
         self._connection = connection
+        self._limit_s = limit_s
 
     async def fetch(self, query: Query, params: Params | None = None) -> list[Row]:
         """Outside any transaction: for locks and other things that leave nothing behind."""
         try:
-            cursor = await self._connection.execute(query.sql, params)
-            return await cursor.fetchall() if cursor.description else []
+            with _within(self._connection, self._limit_s):
+                cursor = await self._connection.execute(query.sql, params)
+                return await cursor.fetchall() if cursor.description else []
         except psycopg.Error as error:
             raise _wrapped(error) from error
 
@@ -161,23 +184,43 @@ class Session:
         await self._connection.close()
 
 
-async def _commit(connection: AsyncConnection[DictRow]) -> None:
+@contextlib.contextmanager
+def _within(connection: AsyncConnection[DictRow], limit_s: float) -> Iterator[None]:
+    """Cut the connection when the time is over: whoever waits for it gets the error of a connection that was lost.
+
+    Not ``asyncio.timeout``: psycopg, cancelled, asks the server to stop and then waits for it to say so, without a limit.
+    """
+    timer = asyncio.get_running_loop().call_later(limit_s, _cut, connection)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _cut(connection: AsyncConnection[DictRow]) -> None:
+    # Only shut down, by a duplicate: the descriptor itself is libpq's to close, and the loop is waiting for it.
+    with contextlib.suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
+        duplicate.shutdown(socket.SHUT_RDWR)
+
+
+async def _commit(connection: AsyncConnection[DictRow], limit_s: float) -> None:
     status = connection.info.transaction_status
     if status in (pq.TransactionStatus.UNKNOWN, pq.TransactionStatus.INERROR):
         # COMMIT is not sent: the server has rolled back, and would answer COMMIT of a failed transaction without an error.
-        await _roll_back(connection)
+        await _roll_back(connection, limit_s)
         raise StoreRefused("the transaction was lost before its commit")
     try:
-        await connection.commit()
+        with _within(connection, limit_s):
+            await connection.commit()
     except psycopg.OperationalError as error:
         raise StoreUnknown(f"connection lost during commit: {error}") from error
     except psycopg.Error as error:
         raise _wrapped(error) from error
 
 
-async def _roll_back(connection: AsyncConnection[DictRow]) -> None:
+async def _roll_back(connection: AsyncConnection[DictRow], limit_s: float) -> None:
     # A connection too broken to roll back is thrown away by the pool, and the server rolls back by itself.
-    with contextlib.suppress(psycopg.Error):
+    with contextlib.suppress(psycopg.Error), _within(connection, limit_s):
         await connection.rollback()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 
 import psycopg
 import pytest
@@ -112,6 +114,63 @@ async def test_cancelled_in_the_middle(pool):
     with pytest.raises(asyncio.CancelledError):
         await task
     assert await users(pool) == 0
+
+
+class Frozen:
+    """Our sessions' backends, stopped as a hung server would be, and set free at the end."""
+
+    def __init__(self, dsn: str) -> None:
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            wanted = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'extproc%'"
+            self.pids = [row[0] for row in connection.execute(wanted)]
+
+    def __enter__(self) -> None:
+        assert self.pids
+        for pid in self.pids:
+            os.kill(pid, signal.SIGSTOP)
+
+    def __exit__(self, *_: object) -> None:
+        for pid in self.pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("verb", ["fetch", "run"])
+async def test_a_server_that_hangs_is_given_up(pool, database, verb):
+    async with asyncio.timeout(8):
+        with pytest.raises(StoreRefused):  # noqa: PT012 - the block is what is tested
+            async with pool.transaction() as transaction:
+                await transaction.fetch(INSERT, {"id": ID})
+                with Frozen(database):
+                    one = query("SELECT 1 AS n")
+                    await (transaction.fetch(one) if verb == "fetch" else transaction.run([(one, {})]))
+        assert await users(pool) == 0, "and the pool has another connection"
+
+
+async def test_a_server_that_hangs_in_commit_is_unknown(pool, database):
+    async with asyncio.timeout(8):
+        frozen = None
+        with pytest.raises(StoreUnknown):  # noqa: PT012 - the block is what is tested
+            async with pool.transaction() as transaction:
+                await transaction.fetch(INSERT, {"id": ID})
+                frozen = Frozen(database)
+                frozen.__enter__()
+        frozen.__exit__()
+        assert await users(pool) in (0, 1)
+
+
+async def test_a_session_of_a_server_that_hangs_is_given_up(pool, database):
+    session = await pool.session()
+    async with asyncio.timeout(8):
+        with Frozen(database), pytest.raises(StoreRefused):
+            await session.fetch(query("SELECT 1 AS n"))
+    await session.close()
+
+
+async def test_an_idle_connection_that_hangs_is_not_handed_out(pool, database):
+    await users(pool)
+    async with asyncio.timeout(8):
+        with Frozen(database):
+            assert await users(pool) == 0
 
 
 async def test_statements_share_a_round_trip(pool):

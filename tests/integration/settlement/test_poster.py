@@ -6,12 +6,13 @@ import asyncio
 
 import pytest
 from ledger_invariants import ledger_faults
-from town import new_id, until
+from town import new_id, unix_ms, until
 
 from extproc.errors import StoreError, StoreRefused, StoreUnknown
 from extproc.exchange.record import Record
 from extproc.ledger.leadership import PostgresLeadership
 from extproc.settlement.meter import Series
+from extproc.settlement.pace import Pace
 
 
 class Interrupted:
@@ -255,3 +256,46 @@ async def test_leadership_is_given_up_at_the_end(town, database):
 
     await until(free)
     await other.release()
+
+
+async def test_the_lag_grows_with_the_clock_while_nothing_is_posted(town):
+    """A ledger that neither answers nor fails: the figure comes from the clock, not from a posting."""
+    payer, key = await town.customer()
+    now_s = 1_000.0
+    begun = asyncio.Event()
+
+    class Hanging:
+        def __getattr__(self, verb):
+            return getattr(town.ledger, verb)
+
+        async def post(self, _postings):
+            begun.set()
+            await asyncio.Event().wait()
+
+    await town.serve(payer, key)
+    running = asyncio.create_task(town.poster(ledger=Hanging(), pace=Pace(town.stop, monotonic_s=lambda: now_s, unix_ms=unix_ms)).run())
+    await begun.wait()
+    now_s += 100
+
+    async def told() -> bool:
+        return town.meter.gauges.get(Series.POSTER_LAG_MS, 0) >= 100_000
+
+    await until(told)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+async def test_who_leads_nothing_tells_what_waits_all_the_same(town):
+    """The locks may be those of a session that hangs: then nobody posts, and nobody fails."""
+    payer, key = await town.customer()
+    other = town.leader()
+    await other.held()
+    await town.serve(payer, key)
+    idle = town.poster(pace=Pace(town.stop, monotonic_s=lambda: 0, unix_ms=lambda: unix_ms() + 60_000))
+    await idle.step()
+    assert town.meter.gauges[Series.POSTER_LAG_MS] >= 60_000
+    await other.release()
+    await town.poster().step()
+    await idle.step()
+    assert town.meter.gauges[Series.POSTER_LAG_MS] == 0

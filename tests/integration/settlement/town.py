@@ -91,6 +91,7 @@ class Town:
             "leadership": self.leader(),
             "meter": self.meter,
             "pace": self.pace,
+            "shards": SHARDS,
             "batch_rows": 100,
             "batch_wait_ms": 1,
         }
