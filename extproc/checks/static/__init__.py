@@ -44,6 +44,7 @@ CHECKS: tuple[Callable[[World], Findings], ...] = (
     sidecar.deadlines,
     sidecar.sidecar_cluster,
     sidecar.sidecar_breakers,
+    sidecar.sidecar_frames,
     sidecar.sidecar_health,
     sidecar.sidecar_workers,
     sidecar.backend_breakers,

@@ -15,6 +15,8 @@ MESSAGE_TIMEOUT_MS_DEFAULT = 200
 PHASE_MS = 1_000  # after it the sidecar gives its own 503
 STORE_CALLS_A_PHASE = 2  # the longest phase waits for the store twice: amend, then a lower amend of the clamp
 REQUESTS_DEFAULT = 1_024  # of every breaker
+HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+FRAMES_MIN = 100_000  # forty clients with 250 resets each stay far below it
 RETRIES_DEFAULT = 3
 
 
@@ -95,6 +97,18 @@ def sidecar_breakers(world: World) -> Findings:
         if retries is None or retries <= RETRIES_DEFAULT:
             place = _threshold(cluster, "max_retries") or at(cluster.node, "circuit_breakers", "thresholds")
             yield error("sidecar_breakers", place, "max_retries is so low that a worker's restart fails requests", "max_retries: 1024")
+
+
+def sidecar_frames(world: World) -> Findings:
+    """A client that gives up is a frame that waits for us; above its limit of those Envoy closes the connection, with everybody's streams."""
+    way = ("typed_extension_protocol_options", HTTP_OPTIONS, "explicit_http_config", "http2_protocol_options")
+    for cluster in _sidecars(world):
+        for key, least in (("max_outbound_control_frames", FRAMES_MIN), ("max_outbound_frames", FRAMES_MIN)):
+            node = at(cluster.node, *way, key)
+            value = whole(node) if cluster.node.get(*way, key) is not None else None
+            if value is None or value < least:
+                what = f"{key} is so low that clients who reset fast close the connection to a worker for everybody"
+                yield error("sidecar_frames", node, what, f"{key}: {2 * least if key == 'max_outbound_frames' else least}")
 
 
 def sidecar_health(world: World) -> Findings:

@@ -156,6 +156,7 @@ BREAKS = [
     ("deadlines", "envoy", "message_timeout: 3s", "message_timeout: 1s", "message_timeout: 1s"),
     ("deadlines", "envoy", "message_timeout: 3s", "stat_prefix: a", ("envoy", "filters.http.ext_proc", 1)),
     ("sidecar_cluster", "envoy", "envoy_grpc: {cluster_name: extproc}", "envoy_grpc: {cluster_name: other}", "cluster_name: other"),
+    ("sidecar_frames", "envoy", "max_outbound_control_frames: 100000", "max_outbound_control_frames: 1000", "max_outbound_control_frames: 1000"),
     ("sidecar_breakers", "envoy", "max_requests: 100000", "max_requests: 1024", "max_requests: 1024"),
     ("sidecar_breakers", "envoy", "max_retries: 10000", "max_retries: 3", "max_retries: 3"),
     ("sidecar_breakers", "envoy", "max_pending_requests: 100000, ", "", "        thresholds:"),
