@@ -22,7 +22,9 @@ def faults_of(tree: ast.AST) -> Iterator[str]:
             yield f"{line}: the name {node.id}"
         elif isinstance(node, ast.BinOp | ast.AugAssign) and isinstance(node.op, ast.Div):
             yield f"{line}: true division"
-        elif (isinstance(node, ast.Import) and any(alias.name == "math" for alias in node.names)) or (isinstance(node, ast.ImportFrom) and node.module == "math"):
+        elif (isinstance(node, ast.Import) and any(alias.name == "math" for alias in node.names)) or (
+            isinstance(node, ast.ImportFrom) and node.module == "math"
+        ):
             yield f"{line}: math"
 
 

@@ -47,7 +47,11 @@ def test_two_models_reach_two_backends(house: House, guest: Guest):
         answer = guest.openai().chat.completions.with_raw_response.create(model=model, messages=ASK)
         (seen,) = house.simulators[model].requests(answer.headers["x-request-id"])
         assert seen["model"] == model
-        names = {name.lower() for name, _ in seen["headers"]} if isinstance(seen["headers"], list) else {name.lower() for name in seen["headers"]}
+        names = (
+            {name.lower() for name, _ in seen["headers"]}
+            if isinstance(seen["headers"], list)
+            else {name.lower() for name in seen["headers"]}
+        )
         assert not names & {"authorization", "x-api-key", "cookie", "proxy-authorization"}
         assert guest.secret not in str(seen)
     guest.check()
