@@ -100,7 +100,7 @@ def sidecar_breakers(world: World) -> Findings:
 
 
 def sidecar_frames(world: World) -> Findings:
-    """A client that gives up is a frame that waits for us; above its limit of those Envoy closes the connection, with everybody's streams."""
+    """A client that gives up is a frame that waits for us; above its limit Envoy closes the connection, with everybody's streams."""
     way = ("typed_extension_protocol_options", HTTP_OPTIONS, "explicit_http_config", "http2_protocol_options")
     for cluster in _sidecars(world):
         for key, least in (("max_outbound_control_frames", FRAMES_MIN), ("max_outbound_frames", FRAMES_MIN)):
