@@ -234,6 +234,8 @@ class PostgresLedger:
             return None
         if (booked[0]["user_id"], booked[0]["amount"]) != (grant.payer_id, grant.amount_nanos):
             raise UsageError(f"{grant.provider} {grant.reference or grant.id} was booked before, for another account or amount")
+        if (booked[0]["provider"], booked[0]["reference"]) != (grant.provider, grant.reference):
+            raise UsageError(f"{grant.id} was booked before, for another payment: {booked[0]['provider']} {booked[0]['reference']}")
         return str(booked[0]["id"])
 
     def _grant_statements(self, grant: Grant, event_id: str, balance: Balance) -> list[tuple[Query, Params]]:

@@ -14,6 +14,8 @@ from extproc.ledger.port import Balance, EventType, Grant, Granted, Grants
 from extproc.money.amount import BALANCE_NANOS_MAX
 from extproc.settlement.meter import UNMETERED, Meter, Series
 
+REFERENCE_CHARS_MAX = 200  # longer than any provider's; it is in a unique index
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
@@ -49,6 +51,11 @@ class Deposits:
         """Money of the customer. With a ``payment_id`` (or ``deposit_id``) it is booked once, however often it is told."""
         if not 0 < amount_nanos <= BALANCE_NANOS_MAX:
             raise UsageError("a deposit is more than nothing, and at most what a balance can hold")
+        if payment_id is not None and not (0 < len(payment_id) <= REFERENCE_CHARS_MAX and payment_id.isprintable() and payment_id.strip()):
+            # Above all not "": every payment without a reference would be a repetition of the first.
+            raise UsageError(
+                f"the reference of a payment has 1 to {REFERENCE_CHARS_MAX} printable characters; leave it out if there is none"
+            )
         return await self._book(
             Grant(
                 id=deposit_id or self._new_id(),

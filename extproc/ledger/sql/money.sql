@@ -28,11 +28,13 @@ UPDATE balances SET credit_nanos = %(credit)s, version = version + 1, updated_at
 
 -- name: find_event
 -- Was this booked before?
-SELECT id::text AS id, user_id::text AS user_id, event_type, amount FROM billing_events WHERE id = %(id)s::uuid;
+SELECT id::text AS id, user_id::text AS user_id, event_type, amount, metadata ->> 'provider' AS provider, metadata ->> 'reference' AS reference
+FROM billing_events WHERE id = %(id)s::uuid;
 
 -- name: find_payment
 -- The deposit that a provider's payment became.
-SELECT id::text AS id, user_id::text AS user_id, amount, status FROM topups WHERE method = %(method)s AND payment_id = %(payment)s;
+SELECT id::text AS id, user_id::text AS user_id, amount, status, method AS provider, payment_id AS reference
+FROM topups WHERE method = %(method)s AND payment_id = %(payment)s;
 
 -- name: insert_topup
 -- A payment that has arrived.

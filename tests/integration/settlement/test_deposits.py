@@ -8,7 +8,7 @@ import random
 import psycopg
 import pytest
 from ledger_invariants import ledger_faults
-from town import until
+from town import new_id, until
 
 from extproc.accounts.registry import Scopes
 from extproc.errors import StoreRefused, StoreUnknown, UsageError
@@ -156,3 +156,22 @@ async def test_a_revocation_that_redis_did_not_hear_is_brought(town):
     await town.sweep().step()
     (name,) = await town.pipeline.execute("KEYS", f"*:key:{payer}:{key}")
     assert await town.pipeline.execute("HGET", name, "revoked") == b"1"
+
+
+@pytest.mark.parametrize("reference", ["", " ", "a\0b", "a\nb", "x" * 201, "\ud800"])
+async def test_references_that_cannot_be(town, reference):
+    payer, _ = await town.customer(0)
+    with pytest.raises(UsageError):
+        await town.deposits.deposit(payer, 5, method="manual", actor="test", payment_id=reference)
+    assert town.count("billing_events") == 0
+
+
+async def test_one_deposit_is_not_two_payments(town):
+    payer, _ = await town.customer(0)
+    told = {"method": "stripe", "actor": "test", "deposit_id": new_id()}
+    assert (await town.deposits.deposit(payer, 5, payment_id="pi_1", **told)).fresh
+    assert not (await town.deposits.deposit(payer, 5, payment_id="pi_1", **told)).fresh
+    for other in ({"payment_id": "pi_2"}, {"payment_id": None}, {"payment_id": "pi_1", "method": "paypal"}):
+        with pytest.raises(UsageError):
+            await town.deposits.deposit(payer, 5, **(told | other))
+    assert await town.at_rest(payer) == (5, 5, 0)
