@@ -100,8 +100,8 @@ def a_gate(directory: Path) -> Gate:
     return Gate(
         directory=OneKey(),  # type: ignore[arg-type]
         holds=holds,
-        closing=Closing(holds, metrics),
-        announced=Announced(shard_of),
+        closing=Closing(holds, metrics, jitter=lambda: 0.0),
+        announced=Announced(shard_of, connects=lambda: 1),
         catalog=lambda: catalog.current,
         policy=lambda: policy.current,
         bounds=settings.bounds(),
