@@ -41,16 +41,18 @@ def key_of_row(row: Mapping[str, Any]) -> Key:
 
 def delivery_of_row(row: Mapping[str, Any]) -> KeyDelivery:
     """What Redis has to be told of this key."""
-    return KeyDelivery(key=key_of_row(row), hash=row["hash"], version=row["version"])
+    return KeyDelivery(key=key_of_row(row), hash=row["hash"], version=row["version"], budget_id=row["budget_id"])
 
 
-def enforced(key: Key) -> dict[str, str]:
+def enforced(delivery: KeyDelivery) -> dict[str, str]:
     """The scopes that ``admit`` enforces, as ``Delivery.put_key`` takes them."""
+    key = delivery.key
     return {
         "revoked": "1" if key.revoked else "0",
         "expires_ms": str(key.expires_ms),
         "budget_nanos": "" if key.budget_nanos is None else str(key.budget_nanos),
         "budget_period": key.budget_period.value,
+        "budget_id": delivery.budget_id,
     }
 
 

@@ -92,7 +92,7 @@ class KeyStore:
         enforced does not come from it.
         """
         key = found.key
-        await self._delivery.put_key(key.payer_id, key.id, version=found.version, fields=enforced(key))
+        await self._delivery.put_key(key.payer_id, key.id, version=found.version, fields=enforced(found))
         shared = to_json(Shared(key=key, loaded_ms=self._unix_ms()))
         await self._redis.execute("SET", shared_name(found.hash), shared, "EX", SHARED_TTL_S)
 

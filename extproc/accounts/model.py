@@ -51,11 +51,15 @@ class Key:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyDelivery:
-    """A key on its way to Redis. ``hash`` is the SHA-256 of its secret; a newer ``version`` replaces an older one."""
+    """A key on its way to Redis. ``hash`` is the SHA-256 of its secret; a newer ``version`` replaces an older one.
+
+    ``budget_id``: the first key of its line, whose budget those that replace it go on with.
+    """
 
     key: Key
     hash: bytes
     version: int
+    budget_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -166,11 +166,12 @@ class Registry:
         return await self._try_to_deliver(key_id)
 
     async def rotate(self, key_id: str, *, actor: str) -> NewKey:
-        """A new key with the same scopes; the old one is revoked in the same transaction."""
-        old = (await self._key(key_id)).key
+        """A new key with the same scopes, which goes on with the same budget; the old one is revoked in the same transaction."""
+        delivery = await self._key(key_id)
+        old = delivery.key
         _require(not old.revoked, f"key {key_id} is revoked: create a new one")
         secret, new_id = new_key(), self._new_id()
-        row = _key_row(new_id, old.payer_id, secret, old.name, Scopes.of(old))
+        row = _key_row(new_id, old.payer_id, secret, old.name, Scopes.of(old), budget_id=delivery.budget_id)
         async with self._database.transaction() as transaction:
             if not await transaction.fetch(self._queries["revoke_key"], {"id": key_id}):
                 raise UsageError(f"key {key_id} was revoked meanwhile")
@@ -237,7 +238,7 @@ class Registry:
         return self._queries["insert_audit"], params
 
 
-def _key_row(key_id: str, account_id: str, secret: str, name: str, scopes: Scopes) -> dict[str, object]:
+def _key_row(key_id: str, account_id: str, secret: str, name: str, scopes: Scopes, *, budget_id: str | None = None) -> dict[str, object]:
     try:
         parse_networks(tuple(scopes.networks))
     except ValueError as error:
@@ -261,6 +262,7 @@ def _key_row(key_id: str, account_id: str, secret: str, name: str, scopes: Scope
         "requests_per_hour": limits.requests_per_hour,
         "tokens_per_minute": limits.tokens_per_minute,
         "concurrent_requests": limits.concurrent_requests,
+        "budget_id": budget_id,
     }
 
 

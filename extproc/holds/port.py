@@ -102,7 +102,8 @@ class Delivery(Protocol):
         """If ``version`` is newer than what is stored: available += total − stored total. False: the payer is missing (alarm)."""
 
     async def put_key(self, payer_id: str, key_id: str, *, version: int, fields: Mapping[str, str]) -> None:
-        """Scopes that ``admit`` enforces: ``revoked`` 0|1, ``expires_ms``, ``budget_nanos`` (""), ``budget_period``.
+        """Scopes that ``admit`` enforces: ``revoked`` 0|1, ``expires_ms``, ``budget_nanos`` (""), ``budget_period``,
+        ``budget_id`` (whose budget it uses up; without it, its own).
 
         The newest version wins.
         """

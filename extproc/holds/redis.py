@@ -5,10 +5,11 @@ Keys (``{s00}`` … ``{s63}`` is the shard's tag; no other key is touched by a s
 ====================================  ======  ================================================================================
 ``{sNN}:payer:<payer>``               hash    version total spendable (= available + credit) credit held entry_held open
                                               frozen frozen_version; rpm rph tpm ("window:current:previous")
-``{sNN}:key:<payer>:<key>``           hash    version revoked expires_ms budget_nanos budget_period open; rpm rph tpm
-``{sNN}:budget:<payer>:<key>:<span>`` hash    used (= spent + held) held; span: all, 2026-01-31 or 2026-01; forgotten after it
+``{sNN}:key:<payer>:<key>``           hash    version revoked expires_ms budget_nanos budget_period budget_id open; rpm rph tpm
+``{sNN}:budget:<payer>:<id>:<span>``  hash    used (= spent + held) held; span: all, 2026-01-31 or 2026-01; forgotten after it;
+                                              id: the key's budget_id, or its own
 ``{sNN}:hold:<hold>``                 hash    open: state (entry, exact) owner payer key entry reserved cap checkpoint tokens
-                                              minute period row created; ended: state kind amount owner (15 minutes); taken
+                                              minute period budget row created; ended: state kind amount owner (15 minutes); taken
                                               over: state (alias) to (15 minutes)
 ``{sNN}:request:<payer>:<request>``   string  hold id of the first try (60 s)
 ``{sNN}:leases``                      zset    hold id → unix ms at which its lease runs out: the open holds
@@ -38,7 +39,7 @@ EXPIRE_BATCH: Final = 64  # endings of one script: 2 ms of a server that everybo
 BEAT_BATCH: Final = 256  # checkpoints of one script, for the same reason
 LIST_BATCH: Final = 512  # holds of one page of ``open_holds``
 TOTAL_NANOS_MAX: Final = 2**63 - 1  # what HINCRBY can subtract
-KEY_FIELDS: Final = frozenset({"revoked", "expires_ms", "budget_nanos", "budget_period"})
+KEY_FIELDS: Final = frozenset({"revoked", "expires_ms", "budget_nanos", "budget_period", "budget_id"})
 
 
 class RedisHolds:

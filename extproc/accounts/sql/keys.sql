@@ -2,7 +2,8 @@
 -- The key with this hash, with the tier of its account and what its delivery needs.
 SELECT c.id::text AS id, c.user_id::text AS user_id, c.hash, c.name, u.tier, c.models, c.networks,
     coalesce((extract(epoch FROM c.expires_at) * 1000)::bigint, 0) AS expires_ms, c.revoked, c.sandbox, c.budget_nanos, c.budget_period,
-    c.requests_per_minute, c.requests_per_hour, c.tokens_per_minute, c.concurrent_requests, c.version
+    c.requests_per_minute, c.requests_per_hour, c.tokens_per_minute, c.concurrent_requests, c.version,
+    coalesce(c.budget_id, c.id)::text AS budget_id
 FROM credentials AS c JOIN users AS u ON u.id = c.user_id
 WHERE c.hash = %(hash)s;
 
@@ -10,7 +11,8 @@ WHERE c.hash = %(hash)s;
 -- The key with this id, the same way.
 SELECT c.id::text AS id, c.user_id::text AS user_id, c.hash, c.name, u.tier, c.models, c.networks,
     coalesce((extract(epoch FROM c.expires_at) * 1000)::bigint, 0) AS expires_ms, c.revoked, c.sandbox, c.budget_nanos, c.budget_period,
-    c.requests_per_minute, c.requests_per_hour, c.tokens_per_minute, c.concurrent_requests, c.version
+    c.requests_per_minute, c.requests_per_hour, c.tokens_per_minute, c.concurrent_requests, c.version,
+    coalesce(c.budget_id, c.id)::text AS budget_id
 FROM credentials AS c JOIN users AS u ON u.id = c.user_id
 WHERE c.id = %(id)s::uuid;
 
@@ -18,7 +20,8 @@ WHERE c.id = %(id)s::uuid;
 -- Keys whose version Redis has not confirmed, page by page.
 SELECT c.id::text AS id, c.user_id::text AS user_id, c.hash, c.name, u.tier, c.models, c.networks,
     coalesce((extract(epoch FROM c.expires_at) * 1000)::bigint, 0) AS expires_ms, c.revoked, c.sandbox, c.budget_nanos, c.budget_period,
-    c.requests_per_minute, c.requests_per_hour, c.tokens_per_minute, c.concurrent_requests, c.version
+    c.requests_per_minute, c.requests_per_hour, c.tokens_per_minute, c.concurrent_requests, c.version,
+    coalesce(c.budget_id, c.id)::text AS budget_id
 FROM credentials AS c JOIN users AS u ON u.id = c.user_id
 WHERE c.redis_version IS DISTINCT FROM c.version AND (%(after)s::uuid IS NULL OR c.id > %(after)s::uuid)
 ORDER BY c.id LIMIT %(limit)s;
@@ -31,11 +34,12 @@ UPDATE credentials SET redis_version = greatest(coalesce(redis_version, 0), leas
 -- A new key; nothing of its secret but the hash and a hint.
 INSERT INTO credentials (
     id, user_id, hash, hint, name, models, networks, expires_at, sandbox, budget_nanos, budget_period, requests_per_minute,
-    requests_per_hour, tokens_per_minute, concurrent_requests)
+    requests_per_hour, tokens_per_minute, concurrent_requests, budget_id)
 VALUES (
     %(id)s::uuid, %(user_id)s::uuid, %(hash)s, %(hint)s, %(name)s, %(models)s, %(networks)s,
     timestamptz 'epoch' + nullif(%(expires_ms)s::bigint, 0) * interval '1 millisecond', %(sandbox)s, %(budget_nanos)s, %(budget_period)s,
-    %(requests_per_minute)s, %(requests_per_hour)s, %(tokens_per_minute)s, %(concurrent_requests)s);
+    %(requests_per_minute)s, %(requests_per_hour)s, %(tokens_per_minute)s, %(concurrent_requests)s,
+    %(budget_id)s::uuid);
 
 -- name: revoke_key
 -- From now on this key is none; answers whether it was one. Its version rises once.

@@ -11,7 +11,7 @@ local P, K, H = payer_key(S, payer_id), key_key(S, payer_id, key_id), hold_key(S
 local now = clock(S)
 local hold = redis.call('HMGET', H, 'state', 'owner', 'entry', 'reserved', 'payer', 'key')
 local payer = redis.call('HMGET', P, 'version', 'spendable', 'held', 'tpm')
-local key = redis.call('HMGET', K, 'version', 'budget_nanos', 'budget_period', 'tpm')
+local key = redis.call('HMGET', K, 'version', 'budget_nanos', 'budget_period', 'tpm', 'budget_id')
 local rates = {}
 rate(rates, 'tokens', 'tokens_per_minute', 'account', P, 'tpm', payer[4], now, MINUTE, ARGV[10])
 rate(rates, 'tokens', 'tokens_per_minute', 'key', K, 'tpm', key[4], now, MINUTE, ARGV[11])
@@ -34,10 +34,11 @@ local spendable = payer[2]
 local over = exceeded(rates, tokens)
 if over then return denied_by(over, tokens, spendable) end
 if reserved ~= '0' and less(spendable, reserved) then return short(P, reserved, spendable, payer[3]) end
-local span, forget_ms = '', ''
+local span, forget_ms, budget = '', '', ''
 if key[2] and key[2] ~= '' then
   span, forget_ms = period(key[3], now)
-  local B = budget_key(S, payer_id, key_id, span)
+  budget = key[5] or key_id
+  local B = budget_key(S, payer_id, budget, span)
   add(B, 'used', reserved)
   if less(key[2], redis.call('HGET', B, 'used') or '0') then
     add(B, 'used', neg(reserved))
@@ -52,6 +53,6 @@ add(P, 'held', reserved)
 add(P, 'entry_held', neg(hold[3]))
 count(rates, 'tokens', tokens)
 redis.call('HSET', H, 'state', 'exact', 'entry', '0', 'reserved', reserved, 'cap', cap, 'tokens', string.format('%d', tokens),
-  'minute', string.format('%d', math.floor(now / MINUTE)), 'period', span, 'row', row)
+  'minute', string.format('%d', math.floor(now / MINUTE)), 'period', span, 'budget', budget, 'row', row)
 lease(S, id, now, lease_ms)
 return granted(tokens)

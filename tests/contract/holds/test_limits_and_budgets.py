@@ -137,3 +137,27 @@ async def _early_in_the_window(width_ms: int) -> None:
     """Tests of a window do not begin in its last five seconds."""
     while (rest_ms := width_ms - time.time_ns() // 1_000_000 % width_ms) < 5_000:
         await asyncio.sleep(rest_ms / 1_000)
+
+
+async def test_a_line_of_keys_shares_one_budget(bank: Bank) -> None:
+    """A key that replaces another goes on with its budget; what the old one still holds comes back into the same counter."""
+    budget = {"budget_nanos": "100", "budget_period": "month"}
+    await bank.payer(1_000, **budget)
+    held = await bank.open(60)
+    await bank.settle(await bank.open(30), 30)
+    await bank.key(version=50, revoked="1", **budget)
+    await bank.key(key="k2", budget_id="k1", **budget)
+    hold = bank.id()
+    granted(await bank.admit(hold, key="k2"))
+    verdict = denied(await bank.amend(hold, 11, key="k2"))
+    assert (verdict.reason, verdict.spendable_nanos) == (DenyReason.KEY_BUDGET, 10)
+    await bank.settle(held, 20)
+    assert isinstance(await bank.amend(hold, 51, key="k2"), Denied)
+    granted(await bank.amend(hold, 50, key="k2"))
+    await bank.key(key="k2", version=60, budget_id="other", **budget)
+    await bank.void(hold, key="k2")
+    await bank.key(key="k2", version=61, budget_id="k1", **budget)
+    again = bank.id()
+    granted(await bank.admit(again, key="k2"))
+    assert isinstance(await bank.amend(again, 51, key="k2"), Denied)
+    granted(await bank.amend(again, 50, key="k2"))

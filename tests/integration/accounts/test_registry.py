@@ -128,6 +128,23 @@ async def test_a_rotated_key_has_the_scopes_of_the_old_one(house):
     )
 
 
+async def test_a_rotated_key_goes_on_with_the_budget_of_the_first(house):
+    account = await house.registry.create_account(name="n", tier="t", actor="test")
+    first = await house.registry.create_key(account.id, name="k", scopes=Scopes(budget_nanos=5), actor="test")
+    second = await house.registry.rotate(first.id, actor="test")
+    third = await house.registry.rotate(second.id, actor="test")
+    for key in (first, second, third):
+        assert (await enforced(house, account.id, key.id))["budget_id"] == first.id
+
+
+async def test_a_key_of_the_program_before_has_its_own_budget(house):
+    """It knows nothing of the column."""
+    account = await house.registry.create_account(name="n", tier="t", actor="test")
+    key = await house.registry.create_key(account.id, name="k", scopes=Scopes(budget_nanos=5), actor="test")
+    assert rows(house, "SELECT budget_id FROM credentials") == [(None,)]
+    assert (await enforced(house, account.id, key.id))["budget_id"] == key.id
+
+
 @pytest.mark.parametrize("scopes", [Scopes(networks=["10.0.0.1/8"]), Scopes(networks=["x"]), Scopes(budget_nanos=-1)])
 async def test_scopes_that_cannot_be(house, scopes):
     account = await house.registry.create_account(name="n", tier="t", actor="test")

@@ -74,7 +74,7 @@ def _sums_of_keys(keys: dict[str, dict[str, str]], budgets: dict[str, dict[str, 
     for hold in opened.values():
         number[f"{hold['payer']}:{hold['key']}"] += 1
         if hold["period"]:
-            held[f"{hold['payer']}:{hold['key']}:{hold['period']}"] += int(hold["reserved"])
+            held[f"{hold['payer']}:{hold.get('budget', hold['key'])}:{hold['period']}"] += int(hold["reserved"])
     wrong = [
         f"4: open of key {key}: {f.get('open', 0)}, {number[key]} holds" for key, f in keys.items() if int(f.get("open", 0)) != number[key]
     ]

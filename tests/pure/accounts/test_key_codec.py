@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from extproc.accounts.codec import Shared, enforced, from_json, to_json
-from extproc.accounts.model import Key, Period
+from extproc.accounts.model import Key, KeyDelivery, Period
 from extproc.money.hold import Limits
 
 FULL = Key(
@@ -37,10 +37,17 @@ def test_what_is_not_understood_is_not_there(data):
 
 
 def test_what_admit_enforces():
-    assert enforced(FULL) == {"revoked": "1", "expires_ms": "17", "budget_nanos": "5", "budget_period": "day"}
-    assert enforced(Key(id="k", payer_id="p", name="", tier="t")) == {
+    assert enforced(KeyDelivery(key=FULL, hash=b"", version=1, budget_id="first")) == {
+        "revoked": "1",
+        "expires_ms": "17",
+        "budget_nanos": "5",
+        "budget_period": "day",
+        "budget_id": "first",
+    }
+    assert enforced(KeyDelivery(key=Key(id="k", payer_id="p", name="", tier="t"), hash=b"", version=1, budget_id="k")) == {
         "revoked": "0",
         "expires_ms": "0",
         "budget_nanos": "",
         "budget_period": "none",
+        "budget_id": "k",
     }

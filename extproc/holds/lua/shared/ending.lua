@@ -42,7 +42,7 @@ local function give_back(S, h, charge, tokens)
     correct(K, key[2], tonumber(h.minute), delta)
   end
   if h.period ~= '' then
-    local B = budget_key(S, h.payer, h.key, h.period)
+    local B = budget_key(S, h.payer, redis.call('HGET', hold_key(S, h.id), 'budget') or h.key, h.period)
     add(B, 'used', neg(h.reserved))
     add(B, 'used', charge)
     add(B, 'held', neg(h.reserved))

@@ -8,7 +8,8 @@ local function payer_key(S, payer) return S .. ':payer:' .. payer end
 
 local function key_key(S, payer, key) return S .. ':key:' .. payer .. ':' .. key end
 
-local function budget_key(S, payer, key, period) return S .. ':budget:' .. payer .. ':' .. key .. ':' .. period end
+-- Of a line of rotated keys, whose first one names the counter (field "budget_id" of the key, "budget" of the hold).
+local function budget_key(S, payer, budget, period) return S .. ':budget:' .. payer .. ':' .. budget .. ':' .. period end
 
 local function lease(S, id, now, lease_ms)
   redis.call('ZADD', S .. ':leases', string.format('%d', now + lease_ms), id)
