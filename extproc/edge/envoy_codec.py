@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -26,6 +27,9 @@ FILTER: Final = "envoy.filters.http.ext_proc"
 
 NAMESPACE: Final = "extproc.billing"
 """Of the dynamic metadata; ``metadata_options.receiving_namespaces`` in envoy.yaml lets it in, the access log prints it."""
+
+HOSTS_REMEMBERED: Final = 4_096
+"""Clients come again; parsing an address costs 4 µs."""
 
 DENIED: Final = "extproc_denied"
 """``%RESPONSE_CODE_DETAILS%`` of our own denials: the mappers of envoy.yaml leave replies with it alone."""
@@ -132,6 +136,11 @@ def client_ip(address: str) -> str:
     host, _, port = address.rpartition(":")
     if not port.isdigit() or (":" in host and not host.startswith("[")):
         host = address
+    return _plain_ip(host)
+
+
+@lru_cache(maxsize=HOSTS_REMEMBERED)
+def _plain_ip(host: str) -> str:
     try:
         ip = ipaddress.ip_address(host.strip("[]"))
     except ValueError:
