@@ -29,7 +29,10 @@ class Holds(Protocol):
         """Settle or void, once; the event for the ledger is written in the same script."""
 
     def note(self, payer_id: str, row: bytes) -> Awaitable[None]:
-        """Hand the ledger the row of a request that never had a hold (a refusal). It has no sequence number and no money."""
+        """Hand the ledger the row of a request that never had a hold (a refusal). It has no sequence number and no money.
+
+        ``StoreRefused`` as well when too many events wait for the ledger: the row is dropped.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

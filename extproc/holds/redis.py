@@ -37,6 +37,7 @@ HOLD_AGE_MS_MAX: Final = 4 * 3_600_000  # longer than any stream: what a live wo
 REAP_PAUSE_MS_MAX: Final = 10_000  # a reaper away for longer cannot know whether beats could come (MONEY.md)
 EXPIRE_BATCH: Final = 64  # endings of one script: 2 ms of a server that everybody waits for
 BEAT_BATCH: Final = 256  # checkpoints of one script, for the same reason
+NOTES_WAITING_MAX: Final = 20_000  # events of a shard above which rows of refusals are dropped: in all shards together below a gigabyte
 LIST_BATCH: Final = 512  # holds of one page of ``open_holds``
 TOTAL_NANOS_MAX: Final = 2**63 - 1  # what HINCRBY can subtract
 KEY_FIELDS: Final = frozenset({"revoked", "expires_ms", "budget_nanos", "budget_period", "budget_id"})
@@ -129,7 +130,7 @@ class RedisHolds:
         )
 
     def note(self, payer_id: str, row: bytes) -> Awaitable[None]:
-        return self._pipeline.call(self._scripts["note"], tag_of(payer_id), (payer_id, row, self._epoch), _nothing)
+        return self._pipeline.call(self._scripts["note"], tag_of(payer_id), (payer_id, row, self._epoch, NOTES_WAITING_MAX), _nothing)
 
     # --- Reaping
 

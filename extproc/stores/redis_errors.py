@@ -1,8 +1,8 @@
 """What an error reply of Redis means for money: certainly not executed, or nobody knows.
 
 ``-CODE text`` of a command or script. Scripts that begin with ``#!lua`` are refused as a whole before their first line runs (OOM,
-READONLY, MISCONF, …); ours answer ``REFUSED`` when they find fault with their arguments, before they write. All else may have
-happened half-way, since an error does not roll a script back.
+READONLY, MISCONF, …); ours answer ``REFUSED`` when they find fault with their arguments, and ``FULL`` when they have no
+room for them, before they write. All else may have happened half-way, since an error does not roll a script back.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from extproc.errors import StoreError, StoreRefused, StoreRejected, StoreUnknown
 
 REFUSED = "REFUSED"  # of our own scripts: a repetition is refused as well
+FULL = "FULL"  # likewise, for want of room: later there may be some
 
 NOT_EXECUTED = frozenset(
     {
@@ -17,6 +18,7 @@ NOT_EXECUTED = frozenset(
         "BUSY",
         "CLUSTERDOWN",
         "CROSSSLOT",
+        FULL,
         "LOADING",
         "MASTERDOWN",
         "MISCONF",

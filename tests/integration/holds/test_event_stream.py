@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
+from types import SimpleNamespace
 
+import pytest
 from integration.holds.bank import Bank, granted, row
 
+from extproc.edge.closing import Closing
+from extproc.errors import StoreRefused
+from extproc.holds.redis import NOTES_WAITING_MAX
 from extproc.holds.stream import RedisEventStream
+from extproc.money.hold import EndResult
 from extproc.stores.pipeline import Pipeline
-from extproc.stores.shards import SHARDS, shard_of
+from extproc.stores.shards import SHARDS, TAGS, shard_of
 
 ALL = dict.fromkeys(range(SHARDS), "0-0")
 
@@ -80,3 +86,26 @@ async def test_payers_are_spread_and_each_shard_counts_for_itself(bank: Bank, pi
     assert len(events) == 200
     assert all(event.shard == shard_of(event.payer_id) for event in events)
     assert len({event.shard for event in events}) > 50
+
+
+async def test_rows_of_refusals_are_dropped_while_too_much_waits(bank: Bank, pipeline: Pipeline) -> None:
+    """The ledger is away for hours, refusals come by the thousand: they must not push out what earns money. Endings go on."""
+    await bank.payer(1_000)
+    hold = await bank.open(1)
+    stream, shard = RedisEventStream(pipeline), shard_of("anna")
+    name, waiting = f"{TAGS[shard]}:events", NOTES_WAITING_MAX - 1
+    await pipeline.execute("EVAL", "for i = 1, ARGV[1] do redis.call('XADD', KEYS[1], '*', 'k', 'note') end", 1, name, waiting)
+    await bank.holds.note("anna", b"the last")
+    failures: list[str] = []
+    closing = Closing(bank.holds, SimpleNamespace(store_failed=failures.append), jitter=lambda: 0)  # type: ignore[arg-type]
+    closing.note("anna", b"one too many")
+    with pytest.raises(StoreRefused):
+        await bank.holds.note("anna", b"one too many")
+    assert failures == ["redis_note"]
+    assert await pipeline.execute("XLEN", name) == NOTES_WAITING_MAX
+    assert await bank.void(hold) is EndResult.ENDED
+    ((last, _),) = await pipeline.execute("XREVRANGE", name, "+", "-", "COUNT", 1)
+    await stream.trim(shard, last.decode())
+    await bank.holds.note("anna", b"room again")
+    await pipeline.execute("DEL", name)
+    bank.trimmed = True
