@@ -128,7 +128,8 @@ class Registry:
                 query, params = self._audit(actor=actor, action=action, subject=account_id, reason=reason)
                 await transaction.fetch(query, params)
         if not rows:
-            return (await self.account(account_id)).frozen == frozen
+            await self.account(account_id)
+            return bool(await self._database.fetch(self._queries["freeze_is_delivered"], {"id": account_id, "frozen": frozen}))
         delivery = FreezeDelivery(payer_id=account_id, frozen=frozen, version=rows[0]["version"])
         try:
             return await self.deliver_freeze(delivery)

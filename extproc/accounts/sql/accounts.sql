@@ -26,6 +26,10 @@ FROM users WHERE %(after)s::uuid IS NULL OR id > %(after)s::uuid ORDER BY id LIM
 UPDATE users SET frozen = %(frozen)s, frozen_version = frozen_version + 1
 WHERE id = %(id)s::uuid AND frozen <> %(frozen)s RETURNING frozen_version AS version;
 
+-- name: freeze_is_delivered
+-- One row if the account is frozen (or not) as asked, and Redis has confirmed it.
+SELECT id::text AS id FROM users WHERE id = %(id)s::uuid AND frozen = %(frozen)s AND frozen_redis_version = frozen_version;
+
 -- name: undelivered_freezes
 -- Freezes that Redis has not confirmed, page by page.
 SELECT id::text AS payer_id, frozen, frozen_version AS version FROM users
