@@ -26,7 +26,7 @@ from extproc.edge.health import Health
 from extproc.edge.transport.grpcio import GrpcioTransport
 from extproc.edge.transport.lean.server import LeanTransport
 from extproc.edge.transport.port import Call, Handler, HandlerFactory, Listen, TlsFiles, Transport
-from extproc.errors import ConfigError
+from extproc.errors import ConfigError, ExtprocError
 from extproc.exchange.policy import Policy
 from extproc.holds.redis import RedisHolds
 from extproc.holds.stream import RedisEventStream
@@ -91,6 +91,10 @@ async def open_stores(settings: Settings, *, application: str, meter: Meter | No
     ledger = PostgresLedger(database)
     await database.open()
     await pipeline.open()
+    if pipeline.fault:
+        await pipeline.close()
+        await database.close()
+        raise ExtprocError(pipeline.fault)
     return Stores(
         database=database,
         pipeline=pipeline,

@@ -1,12 +1,14 @@
 """The Redis client of this house: every call is a plain future, and the calls that meet in one tick of the loop share a write.
 
 Nothing is ever repeated here but a script that the server did not know (its cache is empty after a restart): that is loaded and called
-once more. A call that finds no connection is refused at once; the client connects again by itself.
+once more. A call that finds no connection is refused at once; the client connects again by itself – but never to a server that evicts keys
+when it is full: holds and balances are not a cache.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
@@ -15,8 +17,11 @@ from extproc.stores.redis_link import Call, Link, as_it_is, pack
 from extproc.stores.redis_url import Address
 from extproc.stores.scripts import Script
 
+log = logging.getLogger(__name__)
+
 RECONNECT_FIRST_S: Final = 0.02  # a restarted server is met at once …
 RECONNECT_MAX_S: Final = 1.0  # … and one that stays away is not hammered
+KEEPS_ALL: Final = "noeviction"
 HANDSHAKE_S: Final = 2.0  # connect, AUTH, SELECT and loading the scripts
 
 
@@ -32,6 +37,7 @@ class Pipeline:
         self._keeper: asyncio.Task[None] | None = None
         self._tried = asyncio.Event()
         self._why_not = "not opened"
+        self.fault = ""  # why the server that is there is not one for us: an operator has to change it
         self.connects = 0  # connections so far: another number means that something may have been missed
 
     @property
@@ -115,3 +121,30 @@ class Pipeline:
         for call in calls:
             link.send(call)
         await asyncio.gather(*(call.future for call in calls))
+        fault = await self._fault_of(link)
+        if fault and fault != self.fault:
+            log.error("%s", fault)
+        self.fault = fault
+        if fault:
+            raise StoreRefused(fault)
+
+    async def _fault_of(self, link: Link) -> str:
+        """An unsuitable server, by what it says of itself. One that does not let us ask is believed to be a good one."""
+        call = Call(asyncio.get_running_loop().create_future(), pack(("INFO", "memory")), decode=_info)
+        link.send(call)
+        try:
+            memory = await call.future
+        except StoreError as error:
+            if link.lost.is_set():
+                raise
+            log.warning("whether Redis evicts keys when it is full could not be asked: %s", error)
+            return ""
+        policy = memory.get("maxmemory_policy", KEEPS_ALL)
+        if policy == KEEPS_ALL or memory.get("maxmemory", "0") == "0":
+            return ""
+        return f"Redis evicts keys when it is full (maxmemory-policy {policy}), balances and holds too: set maxmemory-policy {KEEPS_ALL}"
+
+
+def _info(reply: bytes) -> dict[str, str]:
+    """``name:value`` lines of INFO."""
+    return dict(line.split(":", 1) for line in reply.decode().splitlines() if ":" in line)
