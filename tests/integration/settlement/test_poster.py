@@ -126,9 +126,7 @@ async def test_poison_does_not_stop_a_shard(town):
     before = (await town.stream.read(dict.fromkeys(range(64), "0-0"), count=1, block_ms=0))[0]
     name = f"{{s{before.shard:02d}}}:events"
     template = {"h": "x", "p": payer, "c": key, "a": "1", "r": "1", "e": "0.0", "t": "1760000000000", "d": "{}"}
-    for seq, poison in enumerate(
-        [{"k": "explode"}, {"k": "settle", "h": "\0"}, {"k": "settle", "a": str(9 * 10**18), "h": before.hold_id[:-1] + "0"}], 2
-    ):
+    for seq, poison in enumerate([{"k": "explode"}, {"k": "settle", "h": "\0"}, {"k": "settle", "a": str(9 * 10**18), "h": new_id()}], 2):
         flat = [part for field in (template | poison | {"s": str(seq)}).items() for part in field]
         await town.pipeline.execute("XADD", name, "*", *flat)
     await town.pipeline.execute("HINCRBY", f"{{s{before.shard:02d}}}:shard", "seq", 3)
