@@ -17,7 +17,8 @@ buffer), we are ``SIDELINED``: its answer passes, and the store's is waited for 
 
 Everything that can happen stands in one table, :data:`TRANSITIONS`, with late and doubled events as rows. What is not in it is
 illegal: the driver counts it and sends ``Gone(sidecar_error)``, which every state knows. The tab keeps facts (``tab.py``); what may
-happen next is told by the state alone. Nothing here knows the time, a socket or a store: events bring facts, actions ask for deeds (``events.py``, ``actions.py``).
+happen next is told by the state alone. Nothing here knows the time, a socket or a store: events bring facts, actions ask for deeds
+(``events.py``, ``actions.py``).
 
 Three promises hold over every walk through the table, and are tested by random ones: a granted hold ends exactly once; Envoy gets at
 most one reply to a message; nothing is forwarded that is not held.

@@ -136,7 +136,9 @@ def _events(
     late = {event["h"]: event["a"] for event in events if is_late(event)}
     wrong = [f"6: {hold_id} ended {n} times" for hold_id, n in Counter(event["h"] for event in endings).items() if n > 1]
     if not trimmed:
-        wrong += [f"6: {hold_id}: late settle of {amount}" for hold_id, amount in late.items() if not expired.get(hold_id, 2**63) < int(amount)]
+        wrong += [
+            f"6: {hold_id}: late settle of {amount}" for hold_id, amount in late.items() if not expired.get(hold_id, 2**63) < int(amount)
+        ]
     for event in endings:
         tombstone = holds.get(event["h"])
         if event["h"] in opened:

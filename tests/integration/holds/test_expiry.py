@@ -45,7 +45,9 @@ async def test_a_hold_without_beats_ends_at_its_last_checkpoint(bank: Bank, cloc
     assert denied(await bank.amend(entry, 1)).reason is DenyReason.ENDED
 
 
-async def test_what_the_owner_knows_better_after_the_reaper_goes_to_the_ledger_once(bank: Bank, clock: ShardClock, pipeline: Pipeline) -> None:
+async def test_what_the_owner_knows_better_after_the_reaper_goes_to_the_ledger_once(
+    bank: Bank, clock: ShardClock, pipeline: Pipeline
+) -> None:
     await bank.payer(1_000)
     better, worse, voided = await bank.open(200), await bank.open(100), await bank.open(100)
     await bank.beat(better, 70)
