@@ -136,4 +136,4 @@ async def test_an_early_end_of_ours_lets_nothing_through(stage: Stage, phase: An
         answer = await client.post(COMPLETIONS, json={})
     assert (answer.status_code, error_of(answer)["code"]) == (503, "service_unavailable")
     assert len(stage.seen) == (0 if phase in PHASES[:2] else 1)
-    await until(lambda: all(exchange.gones == ["closed"] for exchange in stage.sidecar.exchanges))
+    await until(lambda: all(exchange.gones == ["sidecar_error"] for exchange in stage.sidecar.exchanges))
