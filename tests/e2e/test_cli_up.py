@@ -151,7 +151,7 @@ def test_a_start_that_is_interrupted_and_a_kill_leave_nothing_that_stands_in_the
             assert any(line.startswith(stage) for line in up.stderr), stage
             up.terminate()
             assert up.wait(TIMEOUT_S) == 0, stage
-        assert processes_of(data) == [], stage
+        nothing_is_left_of(data)  # a child that was being started ends with its parent, a moment later
         assert not (data / "up.json").exists()
     done = run("up", "--data", str(data), "--detach", "--json")
     assert done.returncode == 0, done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Iterator
@@ -23,6 +24,13 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The bound is looked at last."""
     items.sort(key=lambda item: item.name == "test_pure_tests_stay_quick")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def a_small_heap() -> None:
+    """What other suites have left is not looked at again after each of these tests (pytest collects garbage: 40 ms a test)."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
