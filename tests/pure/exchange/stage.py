@@ -159,3 +159,8 @@ def delivered(sent: bytes, actions: Sequence[act.Action]) -> bytes:
         if isinstance(action, act.PassChunk):
             return sent if action.data is None else action.data
     raise AssertionError("no reply to a chunk")
+
+
+def error_of(action: act.Action) -> dict:
+    assert isinstance(action, act.Deny)
+    return json.loads(action.body)["error"]
