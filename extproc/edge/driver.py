@@ -206,10 +206,19 @@ class Driver:
         for position, action in enumerate(actions):
             deed = _DEEDS.get(type(action))
             if deed is None:
-                self._call.send(encode(action))
+                self._reply(action)
             elif deed(self, action):
                 self._wait(actions[position + 1 :])
                 return
+
+    def _reply(self, action: act.Action) -> None:
+        """A reply that cannot be made ends the stream, but must not keep the ending behind it from being made."""
+        try:
+            self._call.send(encode(action))
+        except Exception as error:  # noqa: BLE001 - see above
+            log.error("a reply could not be made: %s", _place_of(error))
+            self._gate.metrics.illegal_event()
+            self._call.close(StatusCode.INTERNAL, "internal error")
 
     # deeds; True = the actions after it wait
 

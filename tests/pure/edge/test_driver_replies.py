@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from extproc.edge.driver import Driver
+from extproc.exchange.actions import Deny, End
+from extproc.money.hold import Ending, EndKind
+
+
+def test_a_reply_that_cannot_be_made_does_not_keep_the_hold_from_being_ended():
+    closed, ended = [], []
+    driver = Driver.__new__(Driver)
+    driver._call = SimpleNamespace(send=lambda _: None, close=lambda *why: closed.append(why))
+    driver._gate = SimpleNamespace(
+        metrics=SimpleNamespace(illegal_event=lambda: None),
+        beats=SimpleNamespace(drop=lambda _: None),
+        closing=SimpleNamespace(end=ended.append),
+    )
+    ending = Ending(hold_id="h", owner="h", payer_id="p", key_id="k", kind=EndKind.VOID, charge_nanos=0, tokens=0, row=b"{}")
+    driver._carry((Deny(status=400, body=b"", headers=(("x", "\ud800"),)), End(ending=ending)))
+    assert ended == [ending]
+    assert len(closed) == 1
