@@ -34,6 +34,13 @@ async def reached(tolds: list[Told], tokens: int) -> None:
 async def test_a_worker_is_killed(house: BreakableHouse, guest: Guest):
     """The streams of the other one do not notice; its own are charged up to their last checkpoint, and it is back."""
     tolds, streams = begin(house, guest, streams=STREAMS, tokens=200)
+    await reached(tolds, 1)
+    for _ in range(5):  # Envoy may have begun with one worker only: what comes now goes to the other
+        if min((await asyncio.to_thread(house.streams_of_workers)).values()) >= 20:
+            break
+        more_tolds, more_streams = begin(house, guest, streams=12, tokens=200)
+        tolds, streams = [*tolds, *more_tolds], [*streams, *more_streams]
+        await reached(more_tolds, 1)
     await reached(tolds, 80)  # beyond a second beat
     open_streams = await asyncio.to_thread(house.streams_of_workers)
     assert min(open_streams.values()) >= 20, open_streams
