@@ -6,12 +6,14 @@ name is ``unknown`` (a client could invent a million).
 
 One :class:`Metrics` belongs to one process. Workers run prometheus_client in multiprocess mode (``PROMETHEUS_MULTIPROC_DIR`` in their
 environment before this module is imported); the supervisor wipes that directory at start, reaps what a dead worker left, and renders the
-merged view. Children are bound once per model and label values, since ``labels()`` costs more than ``inc()``.
+merged view. A write to a mapped file costs ten times what an addition does, so counts are kept in plain numbers and handed over once a
+second (:meth:`Metrics.flush`): a worker that is killed takes the last second of its counts along. Money never depends on them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from bisect import bisect_left
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -36,7 +38,7 @@ OPERATIONS = {"chat.completions": "chat", "completions": "text_completion", "emb
 VALUES_MAX = 64
 HASHES_MAX = 256  # reloads of a catalog in the life of a process; multiprocess mode cannot take a label back
 
-Child = TypeVar("Child")
+Tally = TypeVar("Tally")
 Labels = TypeVar("Labels", bound=Hashable)
 
 
@@ -75,41 +77,110 @@ class Outcome(Protocol):
     def ttft_ms(self) -> int: ...
 
 
-class _Bound(Generic[Labels, Child]):
-    """Children by label values, bound on first use, at most ``most`` of them; then ``other`` serves."""
+class _Count:
+    """What a counter has risen by since the last flush."""
 
-    def __init__(self, bind: Callable[[Labels], Child], other: Labels, most: int = VALUES_MAX) -> None:
+    __slots__ = ("_child", "_since")
+
+    def __init__(self, child: Counter) -> None:
+        self._child = child
+        self._since: float = 0
+
+    def inc(self, amount: float = 1) -> None:
+        self._since += amount
+
+    def flush(self) -> None:
+        if self._since:
+            self._child.inc(self._since)
+            self._since = 0
+
+
+class _Spread:
+    """What a histogram has observed since the last flush."""
+
+    __slots__ = ("_bounds", "_child", "_counts", "_sum")
+
+    def __init__(self, child: Histogram, bounds: Sequence[float]) -> None:
+        self._child = child
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)  # each bucket without those below it, the last one up to infinity
+        self._sum: float = 0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def flush(self) -> None:
+        if not any(self._counts):
+            return
+        # The library can add one observation at a time only; these are the fields that its own `observe` adds to.
+        for bucket, count in zip(self._child._buckets, self._counts, strict=True):  # noqa: SLF001
+            if count:
+                bucket.inc(count)
+        self._child._sum.inc(self._sum)  # noqa: SLF001
+        self._counts = [0] * len(self._counts)
+        self._sum = 0
+
+
+class _Tallies:
+    """Everything that this process counts between two flushes."""
+
+    def __init__(self) -> None:
+        self._all: list[_Count | _Spread] = []
+
+    def count(self, child: Counter) -> _Count:
+        """A counter's child, counted here."""
+        tally = _Count(child)
+        self._all.append(tally)
+        return tally
+
+    def spread(self, child: Histogram, bounds: Sequence[float]) -> _Spread:
+        """A histogram's child, observed here."""
+        tally = _Spread(child, bounds)
+        self._all.append(tally)
+        return tally
+
+    def flush(self) -> None:
+        for tally in self._all:
+            tally.flush()
+
+
+class _Bound(Generic[Labels, Tally]):
+    """Tallies (or gauges) by label values, bound on first use, at most ``most`` of them; then ``other`` serves."""
+
+    def __init__(self, bind: Callable[[Labels], Tally], other: Labels, most: int = VALUES_MAX) -> None:
         self._bind = bind
-        self._children: dict[Labels, Child] = {}
+        self._bound: dict[Labels, Tally] = {}
         self._other = other
         self._most = most
 
-    def __getitem__(self, values: Labels) -> Child:
-        child = self._children.get(values)
-        if child is None:
-            if len(self._children) >= self._most and values != self._other:
+    def __getitem__(self, values: Labels) -> Tally:
+        tally = self._bound.get(values)
+        if tally is None:
+            if len(self._bound) >= self._most and values != self._other:
                 return self[self._other]
-            child = self._children[values] = self._bind(values)
-        return child
+            tally = self._bound[values] = self._bind(values)
+        return tally
 
 
 class _OfModel:
-    """The children of one model and endpoint."""
+    """The tallies of one model and endpoint."""
 
-    def __init__(self, series: _RequestSeries, model: str, operation: str) -> None:
+    def __init__(self, series: _RequestSeries, tallies: _Tallies, model: str, operation: str) -> None:
         names = (operation, model, model)
-        self.requests = _Bound[int, Counter](lambda status: series.requests.labels(model, str(status)), 0)
-        self.duration = _Bound[str, Histogram](lambda error: series.duration.labels(*names, error), "other")
-        self.ttft = series.ttft.labels(*names)
-        self.per_token = series.per_token.labels(*names)
-        self.usage_input = series.usage.labels(*names, "input")
-        self.usage_output = series.usage.labels(*names, "output")
-        self.input = series.tokens.labels(model, "input")
-        self.cached = series.tokens.labels(model, "cached_input")
-        self.output = series.tokens.labels(model, "output")
-        self.reasoning = series.tokens.labels(model, "reasoning")
-        self.revenue = series.revenue.labels(model)
-        self.overage = series.overage.labels(model)
+        count, spread = tallies.count, tallies.spread
+        self.requests = _Bound[int, _Count](lambda status: count(series.requests.labels(model, str(status))), 0)
+        self.duration = _Bound[str, _Spread](lambda error: spread(series.duration.labels(*names, error), DURATION_BUCKETS), "other")
+        self.ttft = spread(series.ttft.labels(*names), TTFT_BUCKETS)
+        self.per_token = spread(series.per_token.labels(*names), PER_TOKEN_BUCKETS)
+        self.usage_input = spread(series.usage.labels(*names, "input"), TOKEN_BUCKETS)
+        self.usage_output = spread(series.usage.labels(*names, "output"), TOKEN_BUCKETS)
+        self.input = count(series.tokens.labels(model, "input"))
+        self.cached = count(series.tokens.labels(model, "cached_input"))
+        self.output = count(series.tokens.labels(model, "output"))
+        self.reasoning = count(series.tokens.labels(model, "reasoning"))
+        self.revenue = count(series.revenue.labels(model))
+        self.overage = count(series.overage.labels(model))
 
 
 class _RequestSeries:
@@ -156,13 +227,20 @@ class Metrics:
         self._models: frozenset[str] = frozenset(models)
         self._series = _RequestSeries(registry)
         self._of_model: dict[tuple[str, str], _OfModel] = {}
+        self._tallies = _Tallies()
+        self._open = 0
         self._declare_counters(registry)
         self._declare_gauges(registry)
 
     def _declare_counters(self, registry: CollectorRegistry) -> None:
-        def counter(name: str, text: str, label: str) -> _Bound[str, Counter]:
+        count, spread = self._tallies.count, self._tallies.spread
+
+        def counter(name: str, text: str, label: str) -> _Bound[str, _Count]:
             declared = Counter(name, text, (label,), registry=registry)
-            return _Bound[str, Counter](declared.labels, "other")
+            return _Bound[str, _Count](lambda value: count(declared.labels(value)), "other")
+
+        def single(name: str, text: str) -> _Count:
+            return count(Counter(name, text, registry=registry))
 
         self._rejected = counter("extproc_rejected_total", "Requests that we answered ourselves, by reason.", "reason")
         self._sources = counter("extproc_usage_source_total", "Charged requests, by who said how many tokens they used.", "source")
@@ -170,15 +248,15 @@ class Metrics:
         self._ending = counter("extproc_hold_endings_total", "Endings sent to the store, by what they found.", "result")
         self._faults = counter("extproc_store_failures_total", "Calls of a store that failed or whose outcome is unknown.", "store")
         self._settlement = counter("extproc_settlement_events_total", "What the settler did, by what it was.", "event")
-        self._expired = Counter("extproc_holds_expired_total", "Holds that the reaper ended.", registry=registry)
-        self._fail_open = Counter("extproc_fail_open_total", "Requests let through unheld while stores were away.", registry=registry)
-        self._illegal = Counter("extproc_illegal_events_total", "Events that the table of the exchange has no row for.", registry=registry)
-        self._posted = Counter("extproc_ledger_posted_total", "Endings posted to the ledger.", registry=registry)
-        self._conflicts = Counter("extproc_ledger_conflicts_total", "Second endings with another amount.", registry=registry)
+        self._expired = single("extproc_holds_expired_total", "Holds that the reaper ended.")
+        self._fail_open = single("extproc_fail_open_total", "Requests let through unheld while stores were away.")
+        self._illegal = single("extproc_illegal_events_total", "Events that the table of the exchange has no row for.")
+        self._posted = single("extproc_ledger_posted_total", "Endings posted to the ledger.")
+        self._conflicts = single("extproc_ledger_conflicts_total", "Second endings with another amount.")
         phase = Histogram(
             "extproc_phase_seconds", "Our own time in a phase of a request.", ("phase",), registry=registry, buckets=PHASE_BUCKETS
         )
-        self._phases = _Bound[str, Histogram](phase.labels, "other")
+        self._phases = _Bound[str, _Spread](lambda name: spread(phase.labels(name), PHASE_BUCKETS), "other")
 
     def _declare_gauges(self, registry: CollectorRegistry) -> None:
         def gauge(name: str, text: str, mode: Any = "livesum") -> Gauge:
@@ -204,6 +282,16 @@ class Metrics:
     def known_models(self, models: Iterable[str]) -> None:
         """The catalog's models after a reload. Series of models that it no longer has stay until a restart: counters never vanish."""
         self._models = frozenset(models)
+
+    def flush(self) -> None:
+        """Hand over what has been counted: once a second, and before the process ends."""
+        self._tallies.flush()
+        self._open_exchanges.set(self._open)
+
+    def render(self) -> bytes:
+        """The page of this process."""
+        self.flush()
+        return generate_latest(self.registry)
 
     def request_done(self, outcome: Outcome) -> None:
         """An exchange is over, however it ended."""
@@ -239,7 +327,7 @@ class Metrics:
         key = (model if model in self._models else UNKNOWN, OPERATIONS.get(endpoint, UNKNOWN))
         found = self._of_model.get(key)
         if found is None:
-            found = self._of_model[key] = _OfModel(self._series, *key)
+            found = self._of_model[key] = _OfModel(self._series, self._tallies, *key)
         return found
 
     def rejected(self, reason: str) -> None:
@@ -251,10 +339,10 @@ class Metrics:
         self._phases[name if name in PHASES else "other"].observe(seconds)
 
     def exchange_opened(self) -> None:
-        self._open_exchanges.inc()
+        self._open += 1
 
     def exchange_closed(self) -> None:
-        self._open_exchanges.dec()
+        self._open -= 1
 
     def hold_ended(self, result: str) -> None:
         """An ending was acknowledged; ``result`` is a ``money.hold.EndResult``."""
@@ -320,11 +408,6 @@ class Metrics:
 def registry() -> CollectorRegistry:
     """A fresh registry, so that nobody else needs the library."""
     return CollectorRegistry()
-
-
-def render(registry: CollectorRegistry) -> bytes:
-    """The page of one process."""
-    return generate_latest(registry)
 
 
 def render_merged(directory: Path) -> bytes:

@@ -27,12 +27,13 @@ HEARTBEAT_S = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Child:
-    """What a child knows of itself. ``stop`` is set by SIGTERM; ``hang_ups`` are called on SIGHUP."""
+    """What a child knows of itself. ``stop`` is set by SIGTERM; ``hang_ups`` are called on SIGHUP, ``chores`` with every beat."""
 
     slot: int
     heartbeat_fd: int
     stop: asyncio.Event
     hang_ups: list[Callable[[], object]]
+    chores: list[Callable[[], object]]
 
     async def beat(self) -> None:
         """Tell the supervisor that this loop runs; the first time: that we are ready. Ends when nobody listens any more."""
@@ -43,6 +44,8 @@ class Child:
                 pass  # the supervisor is asleep; it will read later
             except OSError:
                 return
+            for chore in self.chores:
+                chore()
             await asyncio.sleep(HEARTBEAT_S)
 
 
@@ -66,7 +69,7 @@ def run(name: str, main: Callable[[Settings, Child], Awaitable[None]]) -> None:
 
 
 async def _main(settings: Settings, slot: int, heartbeat_fd: int, main: Callable[[Settings, Child], Awaitable[None]]) -> None:
-    child = Child(slot=slot, heartbeat_fd=heartbeat_fd, stop=asyncio.Event(), hang_ups=[])
+    child = Child(slot=slot, heartbeat_fd=heartbeat_fd, stop=asyncio.Event(), hang_ups=[], chores=[])
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, child.stop.set)
     loop.add_signal_handler(signal.SIGINT, lambda: None)  # Ctrl-C goes to the supervisor, which leads us out

@@ -56,7 +56,9 @@ class SettlerMeter:
 
 async def main(settings: Settings, child: Child) -> None:
     """Until SIGTERM. A loop that fails for no store's fault ends the process: the supervisor starts another one."""
-    meter = SettlerMeter(metrics.Metrics(metrics.registry()))
+    series = metrics.Metrics(metrics.registry())
+    child.chores.append(series.flush)
+    meter = SettlerMeter(series)
     stores = await open_stores(settings, application="settler", meter=meter)
     pace = Pace(child.stop, monotonic_s=time.monotonic, unix_ms=unix_ms)
     reaper = Reaper(holds=stores.holds, shards=SHARDS, meter=meter, pace=pace, reap_every_s=settings.holds.reap_every_s)
@@ -76,6 +78,7 @@ async def main(settings: Settings, child: Child) -> None:
         )
         failure = await _until_over([poster.run(), reaper.run(), sweep.run()], child)
     await stores.close()
+    series.flush()
     if failure is not None:
         raise ExtprocError(f"the settler failed: {failure!r}") from failure
 

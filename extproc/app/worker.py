@@ -36,6 +36,7 @@ async def main(settings: Settings, child: Child) -> None:
     gc.set_threshold(GC_YOUNG, 20, 50)
     worker.health.serve()
     loop = asyncio.get_running_loop()
+    child.chores.append(worker.gate.metrics.flush)
     child.hang_ups.append(lambda: loop.run_in_executor(None, worker.reload))
     tasks = [asyncio.create_task(job) for job in (child.beat(), _watch(worker), _ticks(worker, settings.holds.beat_s))]
     stop = asyncio.create_task(child.stop.wait())
@@ -49,6 +50,7 @@ async def main(settings: Settings, child: Child) -> None:
         await _cut(worker)
     await worker.transport.stop()
     await worker.gate.closing.drain(FLUSH_S)
+    worker.gate.metrics.flush()
     for task in (stop, *tasks):
         task.cancel()
     await worker.close()

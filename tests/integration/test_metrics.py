@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from extproc import metrics
@@ -83,7 +84,7 @@ def made() -> metrics.Metrics:
 @pytest.fixture
 def page(made) -> Page:
     everything(made)
-    return Page(metrics.render(made.registry))
+    return Page(made.render())
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,7 @@ def test_no_caller_can_grow_a_label_set(made):
         made.request_done(record(model=f"model-{n}", endpoint=f"endpoint-{n}", error_code=f"error-{n}", status=n))
     for n in range(2 * metrics.HASHES_MAX):
         made.catalog_in_force(f"{n:064x}")
-    page = Page(metrics.render(made.registry))
+    page = Page(made.render())
     by_name: dict[str, set[str]] = {}
     for name, value in page.labels():
         by_name.setdefault(name, set()).add(value)
@@ -164,9 +165,26 @@ def test_models_of_a_reload_count_under_their_names(made):
     made.known_models(["new"])
     made.request_done(record(model="new"))
     made.request_done(record(model="qwen"))
-    page = Page(metrics.render(made.registry))
+    page = Page(made.render())
     assert page.value("extproc_requests_total", model="new", code="200") == 1
     assert page.value("extproc_requests_total", model="unknown", code="200") == 2
+
+
+def phases(page: bytes) -> dict[str, float]:
+    lines = (line.rsplit(" ", 1) for line in page.decode().splitlines() if line.startswith("extproc_phase_seconds_"))
+    return {series: float(value) for series, value in lines}
+
+
+def test_a_flush_adds_what_the_library_would_have_observed(made):
+    """Bounds belong to their bucket; what was flushed once is not flushed again."""
+    registry = CollectorRegistry()
+    theirs = Histogram("extproc_phase_seconds", "", ("phase",), registry=registry, buckets=metrics.PHASE_BUCKETS)
+    for _ in range(2):
+        for seconds in (0.0, *metrics.PHASE_BUCKETS, *(bound * 1.5 for bound in metrics.PHASE_BUCKETS), 99.0):
+            made.phase("admit", seconds)
+            theirs.labels("admit").observe(seconds)
+        made.flush()
+        assert phases(made.render()) == pytest.approx(phases(generate_latest(registry)))
 
 
 def test_promtool_accepts_the_page(page):
@@ -196,6 +214,7 @@ for _ in range(int(sys.argv[1])):
     made.exchange_opened()
     made.phase("admit", 0.0003)
 made.holds_open(int(sys.argv[1]), oldest_age_s=1)
+made.flush()
 print(os.getpid(), flush=True)
 sys.stdin.read()
 """
