@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 RETRY_S_FIRST = 0.05
 RETRY_S_MAX = 2.0  # a store that comes back is noticed within this
 RETRY_BATCH = 256  # one write's worth: a store that comes back is not run over
+PENDING_MAX = 20_000  # about 1 KB each with their rows; as many as may be open. Above it new requests are refused, endings never
 NOTES_PENDING_MAX = 10_000  # refusals on their way; above it they are counted and dropped: they carry no money
 
 
@@ -45,9 +46,9 @@ class Closing:
         self._idle.set()
 
     @property
-    def pending(self) -> int:
-        """Endings that nobody has acknowledged. Bounded by the holds that were open: without the store there are no new ones."""
-        return len(self._pending)
+    def full(self) -> bool:
+        """More endings are waiting for the store than a worker may have: no new hold is to be taken until it keeps up."""
+        return len(self._pending) >= PENDING_MAX
 
     def end(self, ending: Ending) -> Done:
         """Done once the store has acknowledged it, whoever ended the hold. Never fails; it may take as long as the store is away.

@@ -223,6 +223,9 @@ class Driver:
     # deeds; True = the actions after it wait
 
     def _look_up(self, action: act.LookUpKey) -> bool:
+        if self._gate.closing.full:
+            self.push(ev.StoreFailed(at_ns=time.monotonic_ns(), what="endings are waiting"))
+            return False
         self._secret = action.secret
         key = self._gate.directory.peek(action.secret)
         if not isinstance(key, Miss):

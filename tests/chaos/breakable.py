@@ -46,10 +46,10 @@ class BreakableHouse(House):
         until(self._is_ready, "both workers are ready")
         self.envoy.wait_healthy({"extproc": self.workers})
 
-    def set_drain(self, grace_s: int) -> None:
+    def set(self, section: str, **members: Any) -> None:
         """In force with the next start."""
         settings = json.loads(self.settings_file.read_text())
-        settings["drain"] = {"grace_s": grace_s}
+        settings.setdefault(section, {}).update(members)
         self.settings_file.write_text(json.dumps(settings))
 
     def streams_of_workers(self) -> dict[int, int]:

@@ -21,11 +21,12 @@ DEADLINE_S = 10.0
 
 
 class Severable:
-    """``losses``: verb → probability that its answer is lost. ``lost``: how many of each were."""
+    """``losses``: verb → probability that its answer is lost. ``lost``: how many of each were. ``late_s``: so long answers are kept back."""
 
     def __init__(self, server: Path, listen: Path) -> None:
         self.server, self.listen = server, listen
         self.losses: dict[str, float] = {}
+        self.late_s = 0.0
         self.lost: Counter[str] = Counter()
         self.random = random.Random(0)
         scripts = load_scripts("extproc.holds.lua")
@@ -106,4 +107,6 @@ class Severable:
         while data := await reader.read(PIECE_BYTES):
             if doomed.is_set():
                 return
+            if self.late_s:
+                await asyncio.sleep(self.late_s)
             writer.write(data)

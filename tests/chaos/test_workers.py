@@ -116,7 +116,7 @@ async def test_the_supervisor_is_killed(house: BreakableHouse, guest: Guest):
 async def test_sigterm(house: BreakableHouse, guest: Guest):
     """Patient, then not. Either way nothing is lost, and the balances are the same when the sidecar is back."""
     await patiently(house, guest)
-    house.set_drain(0)
+    house.set("drain", grace_s=0)
     house.sidecar = house.start_sidecar()
     await asyncio.to_thread(house.wait_serving)
     await impatiently(house, guest)
@@ -145,7 +145,7 @@ async def impatiently(house: BreakableHouse, guest: Guest) -> None:
     assert all((told.error, told.done) == ("stream_cut", True) for told in tolds)
     available = guest.available
     assert guest.posted() == available
-    house.set_drain(DRAIN_S)
+    house.set("drain", grace_s=DRAIN_S)
     house.sidecar = house.start_sidecar()
     await asyncio.to_thread(house.wait_serving)
     assert guest.available == available

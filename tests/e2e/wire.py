@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -58,8 +59,14 @@ class Line:
         self._reader, self._writer = reader, writer
 
     @classmethod
-    async def open(cls, house: House) -> Line:
-        streams = asyncio.open_connection("127.0.0.1", house.envoy.port, ssl=house.context(), server_hostname="localhost")
+    async def open(cls, house: House, *, window_bytes: int = 0) -> Line:
+        """``window_bytes``: of the socket, if the kernel is not to choose."""
+        plain = socket.socket()
+        if window_bytes:
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window_bytes)
+        plain.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(plain, ("127.0.0.1", house.envoy.port))
+        streams = asyncio.open_connection(sock=plain, ssl=house.context(), server_hostname="localhost")
         return cls(*await asyncio.wait_for(streams, PATIENCE_S))
 
     async def send(self, headers: Mapping[str, str], body: bytes, *, path: str = CHAT, length: int | None = None) -> None:
