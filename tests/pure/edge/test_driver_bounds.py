@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from concurrent.futures import Executor, Future
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from extproc.edge import driver as module
+from extproc.edge.driver import Driver, Threads
+from extproc.edge.transport.port import StatusCode
+from extproc.exchange.events import Chunk, Gone
+
+
+class Patient(Executor):
+    """Jobs that are done when the test says so."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Future[Any]] = []
+
+    def submit(self, fn: Any, /, *args: Any, **more: Any) -> Future[Any]:
+        del fn, args, more
+        self.jobs.append(Future())
+        return self.jobs[-1]
+
+
+async def test_one_account_cannot_take_all_threads():
+    executor = Patient()
+    threads = Threads(executor, jobs_max=3, jobs_each_max=2)
+    mine = [threads.run("mallory", lambda: 1) for _ in range(3)]
+    assert [job is None for job in mine] == [False, False, True]
+    assert threads.run("anna", lambda: 1) is not None
+    assert threads.run("boris", lambda: 1) is None, "all are taken"
+
+    executor.jobs[0].set_result(5)
+    assert await asyncio.wait_for(mine[0], 1) == 5
+    assert threads.run("boris", lambda: 1) is not None
+    assert threads.run("mallory", lambda: 1) is None, "all are taken again"
+
+
+def test_more_chunks_than_the_mailbox_takes_end_the_stream_but_its_end_is_heard(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "MAILBOX_EVENTS_MAX", 2)
+    closed: list[StatusCode] = []
+    driver = Driver.__new__(Driver)
+    driver._call = SimpleNamespace(close=lambda code, _: closed.append(code))
+    driver._mailbox = deque()
+    driver._rest = ()  # an ending is on its way
+    chunks = [Chunk(at_ns=number, data=b"", end_of_stream=False) for number in range(3)]
+    for chunk in chunks:
+        driver.push(chunk)
+    assert closed == [StatusCode.RESOURCE_EXHAUSTED]
+    gone = Gone(at_ns=4, reason="closed")
+    driver.push(gone)
+    assert list(driver._mailbox) == [*chunks[:2], gone]
