@@ -4,6 +4,7 @@
 #   make lint    ruff and mypy alone
 #   make proto   generate extproc/edge/wire from proto/
 #   make bench   what it costs in CPU, as a table and as JSON
+#   make fuzz    a million mutated connections (EXAMPLES=, SEED=), then every property test with many more examples
 
 SHELL := /bin/bash
 PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -12,8 +13,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
+EXAMPLES ?= 1000000
+SEED ?= $(shell date +%s)
 
-.PHONY: demo test lint proto bench venv clean
+.PHONY: demo test lint proto bench fuzz venv clean
 
 demo: $(STAMP)
 	$(BIN)/python -m extproc.cli demo
@@ -31,6 +34,10 @@ proto: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench $(ARGS)
+
+fuzz: $(STAMP)
+	$(BIN)/python tests/contract/transport/lean_fuzz.py $(EXAMPLES) $(SEED)
+	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest --timeout 1800 tests/pure tests/contract/transport/test_lean_machine.py $(ARGS)
 
 venv: $(STAMP)
 
