@@ -7,7 +7,6 @@ and the meter know this protocol only.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgspec
@@ -24,8 +23,7 @@ CALL_BYTES = 64  # a call of the tokenizer costs about as much as so many bytes 
 BYTES_PER_TOKEN = 4  # of an estimate: English and JSON have about this many
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prompt:
+class Prompt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What will be read by the model. Either ``messages`` (role, content) or ``texts``, one for each prompt.
 
     ``prompts``: how many, each with a context window of its own. ``token_ids``: tokens that came as ids. ``extra_bytes``: JSON of tools
@@ -38,12 +36,11 @@ class Prompt:
     extra_bytes: int = 0
     extra_bytes_max: int = 0
     prompts: int = 1
-    text_bytes: int = field(init=False)
+    text_bytes: int = 0  # worked out, whatever is said
 
     def __post_init__(self) -> None:
-        size = sum(len(text.encode("utf-8", "replace")) for text in self.texts)
-        size += sum(len(content.encode("utf-8", "replace")) for _, content in self.messages)
-        object.__setattr__(self, "text_bytes", size)
+        size = sum([_utf8_bytes(text) for text in self.texts]) + sum([_utf8_bytes(content) for _, content in self.messages])
+        msgspec.structs.force_setattr(self, "text_bytes", size)
 
     def count(self, counter: Counter) -> int:
         """Tokens as the backend will count them; tools and odd message fields are estimated (:attr:`exact`)."""
@@ -59,7 +56,7 @@ class Prompt:
         tokens = self.token_ids + self.extra_bound
         if self.messages:
             tokens += counter.bound_chat(self.text_bytes, len(self.messages))
-        return tokens + sum(counter.bound(len(text.encode("utf-8", "replace"))) for text in self.texts)
+        return tokens + sum(counter.bound(_utf8_bytes(text)) for text in self.texts)
 
     def estimate(self) -> int:
         """When nothing better is known and a bound would be unfair."""
@@ -86,8 +83,7 @@ class Prompt:
         return ALLOWANCE_TOKENS + ALLOWANCE_TOKENS_PER_MESSAGE * len(self.messages) + self.extra_bound
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A parsed body. ``choices`` = n × prompts; ``output_max`` per choice, ``None`` if the client named none.
 
     ``fields`` are the members that may go to the backend; what the bill depends on is typed, the rest is for the backend to judge.
@@ -122,6 +118,10 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 NOTHING = Piece()
+
+
+def _utf8_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
 
 
 class Endpoint(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from extproc.catalog.model import Model
 from extproc.errors import ClientError
@@ -15,8 +15,7 @@ from extproc.tokens.counter import Counter
 PROMPT_TOKENS_EACH = 2
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Size:
+class Size(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """``prompt_tokens`` is what we would charge for the prompt if nobody else counts it; ``estimated``: not or not wholly counted.
 
     ``output_each`` is the maximum per choice that is held for and written into the body; ``demand`` the bounds over all choices.

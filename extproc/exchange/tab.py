@@ -7,8 +7,10 @@ need is known.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from hashlib import sha256
+
+import msgspec
+from msgspec import structs
 
 from extproc.accounts.model import Key
 from extproc.catalog.model import Catalog, Model, Tier
@@ -24,7 +26,7 @@ from extproc.exchange.sizing import Size
 from extproc.money.hold import Admission, Amendment, Checkpoint, Ending, EndKind, EndReason
 from extproc.money.price import Price
 from extproc.money.quote import Quote, quote
-from extproc.money.receipt import cost_nanos, receipt
+from extproc.money.receipt import cost_nanos
 from extproc.money.usage import NO_USAGE, TOKENS_MAX, Usage, UsageSource
 from extproc.tokens.counter import Counter, Counters
 
@@ -33,8 +35,7 @@ STICKY_CHARS = 1_024  # conversations that begin alike share a prefix cache; lat
 NANOS_PER_MS = 1_000_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pinned:
+class Pinned(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What an exchange keeps from its headers to its end, whatever is reloaded meanwhile.
 
     ``price_known(payer, price_id)``: the ledger has that price in full, it need not travel with the row.
@@ -95,7 +96,7 @@ class Tab:
             entry_nanos=0 if reaches_free(self.pinned.catalog, tier, key) else self.pinned.bounds.entry_nanos,
             account_limits=tier.limits,
             key_limits=key.limits,
-            row=self.record(end_reason=EndReason.SIDECAR_LOST).to_row(),
+            row=self._begun(EndReason.SIDECAR_LOST).to_row(),
         )
 
     def price_of(self, sized: Size) -> Quote:
@@ -121,7 +122,7 @@ class Tab:
             tokens=sized.demand.total_tokens,
             account_limits=self._tier().limits,
             key_limits=key.limits,
-            row=self.record(end_reason=EndReason.SIDECAR_LOST).to_row(),
+            row=self._begun(EndReason.SIDECAR_LOST).to_row(),
         )
 
     def beat(self, at_ns: int) -> Beat:
@@ -131,23 +132,25 @@ class Tab:
             # Half a JSON answer is no figure; its prompt is one.
             usage = self.meter.usage(ended_early=True) if isinstance(self.meter, StreamMeter) else self.prompt_usage()
             self.beat_ns = at_ns
-        nanos = self._charge(usage)
+        cost, nanos = self._cost_and_charge(usage)
         if self.checkpoint is None or nanos >= self.checkpoint.charge_nanos:
-            row = self.record(usage=usage, charge_nanos=nanos, end_reason=EndReason.SIDECAR_LOST, at_ns=at_ns).to_row()
-            self.checkpoint = Checkpoint(hold_id=self.hold_id, owner=self.owner, payer_id=self._key().payer_id, charge_nanos=nanos, row=row)
+            record = self._record(EndReason.SIDECAR_LOST, at_ns, usage=usage, list_nanos=cost, charge_nanos=nanos)
+            self.checkpoint = Checkpoint(
+                hold_id=self.hold_id, owner=self.owner, payer_id=self._key().payer_id, charge_nanos=nanos, row=record.to_row()
+            )
         return Beat(checkpoint=self.checkpoint)
 
     # how it ends
 
     def settle(self, usage: Usage, reason: EndReason, at_ns: int, *, wait: bool = False) -> tuple[End, Note]:
         """Charge a usage, at most the cap."""
-        nanos = self._charge(usage)
-        record = self.record(usage=usage, charge_nanos=nanos, end_reason=reason, at_ns=at_ns)
+        cost, nanos = self._cost_and_charge(usage)
+        record = self._record(reason, at_ns, usage=usage, list_nanos=cost, charge_nanos=nanos)
         return self._end(EndKind.SETTLE, nanos, usage.total_tokens, record, wait=wait)
 
     def void(self, reason: EndReason, at_ns: int, *, error_code: str = "", error: str = "") -> tuple[End, Note]:
         """Give everything back."""
-        record = self.record(end_reason=reason, at_ns=at_ns, error_code=error_code, error=error)
+        record = self._record(reason, at_ns, error_code=error_code, error=error)
         return self._end(EndKind.VOID, 0, 0, record, wait=False)
 
     def abandon(self, at_ns: int) -> tuple[End, Note] | tuple[()]:
@@ -171,7 +174,7 @@ class Tab:
 
     def refused(self, at_ns: int, *, error_code: str, error: str) -> Note:
         """Never held anything. Known keys leave a row, others a metric."""
-        record = self.record(end_reason=EndReason.REFUSED, at_ns=at_ns, error_code=error_code, error=error)
+        record = self._record(EndReason.REFUSED, at_ns, error_code=error_code, error=error)
         if self.key is None:
             return Note(record=record)
         return Note(record=record, row=record.to_row(), payer_id=self.key.payer_id)
@@ -240,19 +243,9 @@ class Tab:
         uncounted = (self.sized is not None and self.sized.estimated) or (self.ask is not None and bool(self.ask.fields.get("logprobs")))
         return model.usage == "continuous" or (model.usage == "inject" and uncounted)
 
-    def record(
-        self,
-        *,
-        usage: Usage = NO_USAGE,
-        charge_nanos: int = 0,
-        end_reason: EndReason,
-        at_ns: int = 0,
-        error_code: str = "",
-        error: str = "",
-    ) -> Record:
-        """The row as things stand."""
+    def _begun(self, end_reason: EndReason) -> Record:
+        """The row of a request that has come to nothing yet: who asks for what, as far as that is known."""
         key, model, ask, price = self.key, self.model, self.ask, self.price
-        cost = cost_nanos(usage, price) if price is not None else 0
         known = price is None or key is None or self.pinned.price_known(key.payer_id, price.price_id)
         return Record(
             id=self.hold_id,
@@ -264,6 +257,27 @@ class Tab:
             priority=self.priority if model else "",
             tier=self.tier.name if self.tier else "",
             stream=ask.stream if ask else False,
+            end_reason=end_reason.value,
+            hold_nanos=self.quote.reserved_nanos if self.quote else 0,
+            price_id=price.price_id if price else "",
+            price=price.text if price and not known else "",
+            created_ms=self.created_ms,
+        )
+
+    def _record(
+        self,
+        end_reason: EndReason,
+        at_ns: int,
+        *,
+        usage: Usage = NO_USAGE,
+        list_nanos: int = 0,
+        charge_nanos: int = 0,
+        error_code: str = "",
+        error: str = "",
+    ) -> Record:
+        """The row as things stand at ``at_ns``."""
+        return structs.replace(
+            self._begun(end_reason),
             input_tokens=usage.input_tokens,
             cached_tokens=usage.cached_tokens,
             output_tokens=usage.output_tokens,
@@ -271,27 +285,24 @@ class Tab:
             usage_source=usage.source.value,
             usage_flags=usage.flags,
             events=self.meter.events if self.meter else 0,
-            end_reason=end_reason.value,
-            hold_nanos=self.quote.reserved_nanos if self.quote else 0,
             cost_nanos=charge_nanos,
-            list_nanos=cost,
-            overage_nanos=max(0, cost - charge_nanos) if self.quote and cost > self.quote.cap_nanos else 0,
-            price_id=price.price_id if price else "",
-            price=price.text if price and not known else "",
+            list_nanos=list_nanos,
+            overage_nanos=list_nanos - charge_nanos,
             status=self.status,
             error_code=error_code,
             error_msg=error,
             upstream=self.upstream,
             attempts=self.attempts,
-            created_ms=self.created_ms,
-            duration_ms=max(0, at_ns - self.started_ns) // NANOS_PER_MS if at_ns else 0,
+            duration_ms=max(0, at_ns - self.started_ns) // NANOS_PER_MS,
             ttft_ms=max(0, self.ttft_ns - self.started_ns) // NANOS_PER_MS if self.ttft_ns else 0,
         )
 
-    def _charge(self, usage: Usage) -> int:
+    def _cost_and_charge(self, usage: Usage) -> tuple[int, int]:
+        """What a usage costs, and what of it is charged: at most the cap (MONEY.md, "Size")."""
         if self.price is None or self.quote is None:
-            return 0
-        return receipt(usage, self.price, cap_nanos=self.quote.cap_nanos).charge_nanos
+            return 0, 0
+        cost = cost_nanos(usage, self.price)
+        return cost, min(cost, self.quote.cap_nanos)
 
     def _end(self, kind: EndKind, nanos: int, tokens: int, record: Record, *, wait: bool) -> tuple[End, Note]:
         key = self._key()

@@ -43,6 +43,8 @@ class Price:
     minimum_nanos: int = 0
     text: str = field(init=False, repr=False, compare=False)
     price_id: str = field(init=False)
+    _numerator: int = field(init=False, repr=False, compare=False)  # of all factors together …
+    _denominator: int = field(init=False, repr=False, compare=False)  # … and of a rate, per token
 
     def __post_init__(self) -> None:
         assert min(self.input_rate, self.cached_input_rate, self.output_rate, self.minimum_nanos) >= 0
@@ -59,6 +61,12 @@ class Price:
         text = json.dumps(spec, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         object.__setattr__(self, "text", text)
         object.__setattr__(self, "price_id", sha256(text.encode()).hexdigest())
+        numerator, denominator = 1, TOKENS_PER_RATE
+        for factor in self.factors:
+            numerator *= factor.millionths
+            denominator *= FACTOR_ONE
+        object.__setattr__(self, "_numerator", numerator)
+        object.__setattr__(self, "_denominator", denominator)
 
     @property
     def is_free(self) -> bool:
@@ -68,11 +76,7 @@ class Price:
 
     def of(self, rated_tokens: int) -> int:
         """Σ tokens × rate (nanos per million) → nanos, factors applied, rounded up once, at least the minimum charge."""
-        numerator, denominator = rated_tokens, TOKENS_PER_RATE
-        for factor in self.factors:
-            numerator *= factor.millionths
-            denominator *= FACTOR_ONE
-        return max(self.minimum_nanos, ceil_nanos(numerator, denominator))
+        return max(self.minimum_nanos, ceil_nanos(rated_tokens * self._numerator, self._denominator))
 
     @classmethod
     def parse(cls, text: str) -> Price:

@@ -33,7 +33,7 @@ class Receipt:
 
 
 def lines_of(usage: Usage, price: Price) -> tuple[Line, ...]:
-    """Input that was not cached, cached input, output."""
+    """What :func:`cost_nanos` sums up: input that was not cached, cached input, output."""
     return (
         Line(name="input", tokens=usage.input_tokens - usage.cached_tokens, rate=price.input_rate),
         Line(name="cached input", tokens=usage.cached_tokens, rate=price.cached_input_rate),
@@ -45,7 +45,8 @@ def cost_nanos(usage: Usage, price: Price) -> int:
     """The true price of a usage, before any cap. No token, no charge: the minimum charge is for requests that used something."""
     if usage.total_tokens == 0:
         return 0
-    return price.of(sum(line.tokens * line.rate for line in lines_of(usage, price)))
+    fresh = usage.input_tokens - usage.cached_tokens
+    return price.of(fresh * price.input_rate + usage.cached_tokens * price.cached_input_rate + usage.output_tokens * price.output_rate)
 
 
 def receipt(usage: Usage, price: Price, *, cap_nanos: int) -> Receipt:
