@@ -256,6 +256,10 @@ class Wire(RuleBasedStateMachine):
 
 
 Wire.TestCase.settings = settings(
-    max_examples=max(300, settings.default.max_examples), stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True
+    max_examples=max(300, settings.default.max_examples),
+    stateful_step_count=50,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    print_blob=True,
 )
 test_any_order_any_cut_any_window = Wire.TestCase

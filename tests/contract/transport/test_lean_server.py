@@ -275,6 +275,22 @@ async def test_drain_sends_two_goaways_and_serves_what_comes_between(directory: 
     assert [handler.gones for handler in factory.made] == [["closed"], ["closed"]]
 
 
+async def test_a_connection_whose_ids_run_out_is_replaced_alone(directory: Path) -> None:
+    factory = Factory()
+    async with serving(directory, factory) as transport:
+        old, other = await Raw.to(transport), await Raw.to(transport, HELLO + opened(1, b"x"))
+        old.writer.write(opened(limits.STREAM_ID_LAST + 1, b"last"))
+        assert (await old.until(GOAWAY))[3][:8] == b"\x7f\xff\xff\xff\0\0\0\0"
+        assert (await old.until(GOAWAY))[3][:4] == (limits.STREAM_ID_LAST + 1).to_bytes(4, "big")
+        old.writer.write(frame(DATA, 1, limits.STREAM_ID_LAST + 1))
+        assert [sent[0] for sent in await old.rest()] == [HEADERS], "the trailers; then the connection is closed"
+        other.writer.write(frame(DATA, 0, 1, message(b"y")))
+        await until(lambda: b"y" in [message for handler in factory.made for message in handler.messages])
+        for raw in (old, other):
+            raw.close()
+    assert sorted(handler.messages for handler in factory.made) == [[b"last"], [b"x", b"y"]]
+
+
 async def test_a_file_or_a_living_server_is_not_replaced(directory: Path) -> None:
     async with serving(directory) as transport:
         second = LeanTransport(Listen(address=transport.address), Factory(), Health())
@@ -395,45 +411,16 @@ def test_addresses_of_ip_version_6(directory: Path) -> None:
     asyncio.run(scenario())
 
 
-# ---- other people's clients
-
-CHECK = ["-d", "{check}", "-H", "content-type: application/grpc", "-H", "te: trailers"]
-
-
-async def ran(*argv: str) -> str:
-    process = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT)
-    async with asyncio.timeout(60):
-        output, _ = await process.communicate()
-    return output.decode()
-
-
-@pytest.fixture
-def recorded_check(directory: Path) -> Path:
-    """A health check's message: five zeros."""
-    (directory / "check.bin").write_bytes(message(b""))
-    return directory / "check.bin"
-
-
-@pytest.mark.skipif(shutil.which("h2load") is None, reason="install h2load (Debian: nghttp2-client)")
-async def test_100000_health_checks_of_h2load_and_then_streams(directory: Path, recorded_check: Path) -> None:
-    async with serving(directory) as transport:
-        options = [word.format(check=recorded_check) for word in CHECK]
-        for clients, streams in (("1", "1"), ("4", "100")):
-            count = "100000" if streams == "100" else "1000"
-            told = await ran(
-                "h2load", "-n", count, "-c", clients, "-m", streams, "-B", transport.address, *options,
-                "http://extproc/grpc.health.v1.Health/Check",
-            )  # fmt: skip
-            assert f"{count} succeeded, 0 failed, 0 errored, 0 timeout" in told
-        raw = await Raw.to(transport, HELLO + opened(1, b"x"))
-        assert (await raw.until(DATA))[3] == message(b"x")
-        raw.close()
-
-
 @pytest.mark.skipif(shutil.which("nghttp") is None, reason="install nghttp (Debian: nghttp2-client)")
-async def test_nghttp_reads_a_health_check_frame_by_frame(directory: Path, recorded_check: Path) -> None:
+async def test_nghttp_reads_a_health_check_frame_by_frame(directory: Path) -> None:
+    """nghttp2's other client, h2load, is in integration/lean."""
+    recorded = directory / "check.bin"
+    recorded.write_bytes(message(b""))
     async with serving(directory, address="127.0.0.1:0", insecure_loopback=True) as transport:
-        options = [word.format(check=recorded_check) for word in CHECK]
-        told = await ran("nghttp", "-v", "--no-dep", *options, f"http://{transport.address}/grpc.health.v1.Health/Check")
-        for words in (":status: 200", "content-type: application/grpc", "grpc-status: 0", "recv DATA frame <length=7"):
-            assert words in told, told
+        process = await asyncio.create_subprocess_exec(
+            "nghttp", "-v", "--no-dep", "-d", str(recorded), "-H", "content-type: application/grpc", "-H", "te: trailers",
+            f"http://{transport.address}/grpc.health.v1.Health/Check", stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        output, _ = await asyncio.wait_for(process.communicate(), 60)
+    for words in (b":status: 200", b"content-type: application/grpc", b"grpc-status: 0", b"recv DATA frame <length=7"):
+        assert words in output, output

@@ -347,7 +347,6 @@ async def test_drain_lets_open_streams_end(transport_class: Any, directory: Path
         assert await draining
         assert await stream.code() is grpc.StatusCode.OK
         await server.factory.settled()
-        assert not server.health.serving
 
 
 async def test_stop_closes_what_is_left_with_unavailable(transport_class: Any, directory: Path) -> None:

@@ -153,3 +153,35 @@ def greeted(answer: Callable[[Caller, Stream, bytes], None] = lambda caller, str
     caller = Caller(answer).feed(HELLO)
     caller.drained()
     return caller
+
+
+# ---- floods: what costs us something and tells us nothing
+
+
+def reset(stream_id: int) -> bytes:
+    return frame(RST, 0, stream_id, b"\0\0\0\2")
+
+
+def many(count: int) -> range:
+    """Ids of a client's first streams."""
+    return range(1, 2 * count + 1, 2)
+
+
+FLOODS = {
+    "pings": frame(PING, 0, 0, bytes(8)) * 2_000,
+    "settings": frame(SETTINGS, 0, 0) * 200,
+    "acknowledgements": frame(SETTINGS, 1, 0) * 200,
+    "empty data": opened(1) + frame(DATA, 0, 1) * 2_000,
+    "padded empty data": opened(1) + frame(DATA, 8, 1, b"\1\0") * 2_000,
+    "continuations": frame(HEADERS, 0, 1, b"") + frame(CONTINUATION, 0, 1, b"") * 20,
+    "resets before a message": b"".join(frame(HEADERS, 4, number, block()) + reset(number) for number in many(2_100)),
+    "resets within a message": b"".join(opened(number) + frame(DATA, 0, number, b"\0") + reset(number) for number in many(2_100)),
+    "malformed requests": b"".join(frame(HEADERS, 4, number, block(path="")) for number in many(2_100)),
+    "not grpc": b"".join(frame(HEADERS, 4, number, block(method="GET")) for number in many(2_100)),
+    "resets by us": b"".join(opened(number, b"x") + frame(WINDOW, 0, number, bytes(4)) for number in many(2_100)),
+    "broken messages": b"".join(opened(number) + frame(DATA, 0, number, b"\1\0\0\0\0") for number in many(2_100)),
+    "priorities": frame(PRIORITY, 0, 1, bytes(5)) * 10_100,
+    "unknown frames": frame(77, 0, 1) * 10_100,
+    "windows": frame(WINDOW, 0, 0, b"\0\0\0\1") * 10_100,
+}
+"""Each ends its connection with ENHANCE_YOUR_CALM."""
