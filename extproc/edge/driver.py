@@ -267,10 +267,6 @@ class Driver:
     def _uncounted(self) -> None:
         self.push(ev.Counted(at_ns=time.monotonic_ns(), tokens=None))
 
-    def _observe(self, action: act.Observe) -> bool:
-        self._exchange.observe(action.data)
-        return False
-
     def _beat(self, action: act.Beat) -> bool:
         self._gate.beats.put(action.checkpoint)
         return False
@@ -350,7 +346,6 @@ _DEEDS: dict[type[act.Action], Callable[[Driver, Any], bool]] = {
     act.Admit: Driver._admit,  # noqa: SLF001
     act.Amend: Driver._amend,  # noqa: SLF001
     act.Count: Driver._count,  # noqa: SLF001
-    act.Observe: Driver._observe,  # noqa: SLF001
     act.Beat: Driver._beat,  # noqa: SLF001
     act.End: Driver._end,  # noqa: SLF001
     act.Note: Driver._note,  # noqa: SLF001

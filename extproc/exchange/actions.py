@@ -91,12 +91,6 @@ class Deny(Action, frozen=True, kw_only=True):
     headers: tuple[tuple[str, str], ...] = ()
 
 
-class Observe(Action, frozen=True, kw_only=True):
-    """Call ``exchange.observe(data)`` now that the reply is on its way: counting is not on the client's path."""
-
-    data: bytes
-
-
 class Beat(Action, frozen=True, kw_only=True):
     """The checkpoint of this hold, for the worker's next collective beat."""
 

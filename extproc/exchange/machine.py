@@ -42,7 +42,6 @@ from extproc.exchange.actions import (
     End,
     LookUpKey,
     Note,
-    Observe,
     PassBody,
     PassChunk,
     PassHeaders,
@@ -108,11 +107,12 @@ HOLDING = frozenset(
 )
 PASS = PassChunk()
 SWALLOW = PassChunk(data=b"")
+PASSED: Step = (State.STREAMING, (PASS,))  # what nearly every message of Envoy comes to
 FAILURES = frozenset({EndReason.UPSTREAM_ERROR, EndReason.ABORT})  # as the backend itself tells them
 
 
 class Exchange:
-    """One exchange. ``receive`` an event, carry out its actions in order; after an ``Observe`` action call :meth:`observe`."""
+    """One exchange. ``receive`` an event, carry out its actions in order."""
 
     __slots__ = ("pinned", "state", "tab")
 
@@ -133,11 +133,6 @@ class Exchange:
         """A bug of ours has broken this exchange: end what it holds at its last checkpoint, whatever the table would say."""
         holding, self.state = self.state in HOLDING, State.CLOSED
         return self.tab.abandon(at_ns) if holding else ()
-
-    def observe(self, data: bytes) -> None:
-        """Count a chunk that has been passed already."""
-        if self.tab.meter is not None:
-            self.tab.meter.observe(data)
 
 
 # request headers
@@ -299,24 +294,34 @@ def _pass_and_void(exchange: Exchange, event: ResponseHeaders) -> Step:
 
 
 def _chunk(exchange: Exchange, event: Chunk) -> Step:
-    """An ordinary chunk is answered before it is looked at; the last one waits until its settle is safe."""
+    """An ordinary chunk is answered at once; the last one waits until its settle is safe."""
     tab = exchange.tab
     meter = tab.meter
     assert meter is not None
-    whole = event.end_of_stream and not tab.ttft_ns
+    data = meter.feed(event.data, end_of_stream=event.end_of_stream)
+    if event.end_of_stream or meter.complete:
+        return _last_chunk(exchange, event, data)
+    if tab.beat_ns:
+        return PASSED if data == event.data else (State.STREAMING, (_pass_chunk(event, data),))
     tab.ttft_ns = tab.ttft_ns or event.at_ns
     # Something has been delivered: from here on a worker that dies must not take the whole charge with it.
-    beat = (tab.beat(event.at_ns),) if meter.started and not tab.beat_ns else ()
-    if not event.end_of_stream and meter.plain(event.data):
-        return State.STREAMING, (PASS, *beat, Observe(data=event.data))
-    data = meter.feed(event.data, end_of_stream=event.end_of_stream)
-    reply = PASS if data == event.data else PassChunk(data=data)
-    if not (event.end_of_stream or meter.complete):
-        return State.STREAMING, (reply, *beat)
+    beat = (tab.beat(event.at_ns),) if meter.started else ()
+    return State.STREAMING, (_pass_chunk(event, data), *beat)
+
+
+def _last_chunk(exchange: Exchange, event: Chunk, data: bytes) -> Step:
+    """The only chunk of a whole answer carries the cost as a header."""
+    tab, reply = exchange.tab, _pass_chunk(event, data)
+    whole = event.end_of_stream and not tab.ttft_ns
+    tab.ttft_ns = tab.ttft_ns or event.at_ns
     end, note = _final(exchange, event.at_ns)
     if whole:
         reply = PassChunk(data=reply.data, set_headers=(("x-request-cost", format_amount(end.ending.charge_nanos)),))
     return State.ENDED, (end, reply, note)
+
+
+def _pass_chunk(event: Chunk, data: bytes) -> PassChunk:
+    return PASS if data == event.data else PassChunk(data=data)
 
 
 def _final(exchange: Exchange, at_ns: int) -> tuple[End, Note]:
@@ -347,8 +352,7 @@ def _late_chunk(exchange: Exchange, event: Chunk) -> Step:
     meter = exchange.tab.meter
     if meter is None:
         return State.ENDED, (PASS,)
-    data = meter.feed(event.data, end_of_stream=event.end_of_stream)
-    return State.ENDED, (PASS if data == event.data else PassChunk(data=data),)
+    return State.ENDED, (_pass_chunk(event, meter.feed(event.data, end_of_stream=event.end_of_stream)),)
 
 
 # ends that nobody asked for

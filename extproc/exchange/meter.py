@@ -58,14 +58,8 @@ class Meter(Protocol):
     def events(self) -> int:
         """Pieces with output that were delivered."""
 
-    def plain(self, chunk: bytes) -> bool:
-        """Whether a chunk may be passed on unchanged before it is looked at (:meth:`observe` must still see it)."""
-
-    def observe(self, chunk: bytes) -> None:
-        """Look at a chunk that was plain and has been passed: :meth:`feed` without a word to the client."""
-
     def feed(self, chunk: bytes, *, end_of_stream: bool) -> bytes:
-        """What the client gets for this chunk."""
+        """What the client gets for this chunk: mostly the chunk itself."""
 
     @property
     def complete(self) -> bool:
@@ -95,14 +89,6 @@ class OpaqueMeter:
     @property
     def complete(self) -> bool:
         return self._ended
-
-    def plain(self, chunk: bytes) -> bool:
-        """Everything is."""
-        del chunk
-        return True
-
-    def observe(self, chunk: bytes) -> None:
-        self.feed(chunk, end_of_stream=False)
 
     def feed(self, chunk: bytes, *, end_of_stream: bool) -> bytes:
         """Unchanged."""

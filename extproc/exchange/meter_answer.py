@@ -48,14 +48,6 @@ class AnswerMeter:
     def complete(self) -> bool:
         return self._ended
 
-    def plain(self, chunk: bytes) -> bool:
-        """Never: a JSON answer comes in few pieces, and its last one settles."""
-        del chunk
-        return False
-
-    def observe(self, chunk: bytes) -> None:
-        self.feed(chunk, end_of_stream=False)
-
     def feed(self, chunk: bytes, *, end_of_stream: bool) -> bytes:
         """Only a name is ever changed: it stands near the beginning, in the first piece."""
         first = not self._size

@@ -29,24 +29,20 @@ class SseEvent(msgspec.Struct, frozen=True, gc=False):
 class SseDecoder:
     """``feed`` chunks, ``flush`` at the end. ``pending`` is what has arrived of an unfinished event."""
 
-    __slots__ = ("_buffer", "_searched", "overflows")
+    __slots__ = ("_searched", "overflows", "pending")
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self.pending = bytearray()
         self._searched = 0  # no blank line begins before this offset
         self.overflows = 0  # events that were too long to be read
 
-    @property
-    def pending_bytes(self) -> int:
-        return len(self._buffer)
-
     def feed(self, chunk: bytes) -> list[SseEvent]:
         """Events that this chunk completed, in order. Joined, their ``raw`` and the pending rest are exactly the bytes fed."""
-        if not self._buffer and chunk.endswith(b"\n\n") and b"\r" not in chunk:
+        if not self.pending and chunk.endswith(b"\n\n") and b"\r" not in chunk:
             if chunk.startswith(b"data: ") and chunk.find(b"\n") == len(chunk) - 2:  # one event of one line: nearly every chunk
                 return [SseEvent(chunk, chunk[6:-2])]
             return [_event(piece + b"\n\n") for piece in chunk[:-2].split(b"\n\n")]
-        buffer = self._buffer
+        buffer = self.pending
         buffer += chunk
         events = []
         start = 0
@@ -63,17 +59,17 @@ class SseDecoder:
 
     def flush(self) -> list[SseEvent]:
         """The stream is over: an unfinished event is dropped by clients, but its bytes go on."""
-        if not self._buffer:
+        if not self.pending:
             return []
-        rest = bytes(self._buffer)
-        self._buffer.clear()
+        rest = bytes(self.pending)
+        self.pending.clear()
         self._searched = 0
         return [_event(rest)]
 
     def _give_up(self) -> SseEvent:
         self.overflows += 1
-        raw = bytes(self._buffer)
-        self._buffer.clear()
+        raw = bytes(self.pending)
+        self.pending.clear()
         self._searched = 0
         return SseEvent(raw, b"")
 

@@ -238,7 +238,7 @@ def test_what_is_a_reply() -> None:
     assert is_reply(actions.PassChunk())
     assert not is_reply(actions.Note(record=Record(id="x")))
     with pytest.raises(KeyError):
-        encode(actions.Observe(data=b""))
+        encode(actions.Note(record=Record(id="x")))
 
 
 def test_constant_replies_are_the_same_object() -> None:

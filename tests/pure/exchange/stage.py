@@ -139,14 +139,8 @@ def chunk(data: bytes, *, end: bool = False, at_ns: int = 5_000_000) -> ev.Chunk
 
 
 def play(exchange: Exchange, *events: ev.Event) -> list[act.Action]:
-    """Carry ``Observe`` out as the driver does."""
-    done: list[act.Action] = []
-    for event in events:
-        for action in exchange.receive(event):
-            done.append(action)
-            if isinstance(action, act.Observe):
-                exchange.observe(action.data)
-    return done
+    """The actions of several events."""
+    return [action for event in events for action in exchange.receive(event)]
 
 
 def ends(actions: Sequence[act.Action]) -> list[act.End]:

@@ -62,7 +62,7 @@ def test_a_streamed_request_from_headers_to_settle():
     assert dict(body.set_headers)["x-model"] == "m"
     exchange.receive(ev.ResponseHeaders(status=200, headers={"content-type": "text/event-stream"}))
     actions = play(exchange, chunk(delta("he")), chunk(delta("llo", "stop")))
-    assert [type(action) for action in actions] == [act.PassChunk, act.Observe, act.PassChunk, act.Beat, act.Observe]
+    assert [type(action) for action in actions] == [act.PassChunk, act.Beat, act.PassChunk]
     end, reply, note = play(exchange, chunk(usage_event(11, 5) + DONE))
     assert end.wait
     assert (end.ending.kind, end.ending.charge_nanos) == (EndKind.SETTLE, 11 * 1_000 + 5 * 2_000)
@@ -466,8 +466,6 @@ def test_random_walks(events: list[ev.Event]):
                 assert asked is None, "two questions at once"
                 asked = type(action)
             unanswered -= isinstance(action, REPLIES)
-            if isinstance(action, act.Observe):
-                exchange.observe(action.data)
             if isinstance(action, act.PassBody):
                 assert exchange.state is State.FORWARDED
                 assert open_holds, "forwarded without a hold"

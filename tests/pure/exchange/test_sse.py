@@ -60,4 +60,4 @@ def test_an_event_too_long_is_given_up_but_its_bytes_go_on():
     events = decoder.feed(b"data: " + b"x" * EVENT_BYTES_MAX)
     assert [event.data for event in events] == [b""]
     assert decoder.overflows == 1
-    assert decoder.pending_bytes == 0
+    assert not decoder.pending

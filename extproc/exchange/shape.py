@@ -1,0 +1,96 @@
+r"""What the events of a stream have in common: everything but one text.
+
+A backend's events differ in a few letters: between ``data: {"id":"x","choices":[{"index":0,"delta":{"content":"`` and
+``"},"finish_reason":null}]}\n\n`` stands the inside of a JSON string, and nothing else changes. Once one of them has been read,
+others need no reading: with the same front and back and the inside of a string in between, they say the same with another text.
+
+That is proved, not guessed: another text is put in, and read as any event is. If it comes out as the text, and nothing else comes
+out, then what stands between front and back is a string that the endpoint takes for the text, whatever is in it. Usage, an error, a
+finish reason, another choice or member make another front or back. So a hostile backend can make us read everything, but not
+overlook anything.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+
+import msgspec
+
+from extproc.exchange.ask import Piece
+
+BETWEEN = b'",\n"'
+"""Joins insides to the inside of a JSON list. The newline makes it unique: no inside of a string has one."""
+
+_PROBE = "~probe~"
+
+# Possessive, so that the work is linear. Line ends cannot be in it, so that an event stays one event.
+_inside = re.compile(rb'(?:[^"\\\x00-\x1f]++|\\["\\/bfnrtu])++').fullmatch
+_LIST = msgspec.json.Decoder(list[str])
+
+
+class Shape(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """``front`` + inside + ``back`` is one event of choice ``index`` with one text.
+
+    The client gets ``shown_front`` + inside + ``shown_back``; ``unchanged``: that is the same.
+    """
+
+    index: int
+    front: bytes
+    back: bytes
+    shown_front: bytes
+    shown_back: bytes
+    unchanged: bool
+
+    def insides(self, chunk: bytes) -> bytes | None:
+        """The insides of a chunk of such events, joined by ``BETWEEN``; ``None``: something else is in it."""
+        front, back = self.front, self.back
+        if not (chunk.startswith(front) and chunk.endswith(back)):
+            return None
+        middle = chunk[len(front) : -len(back)]
+        if _inside(middle):
+            return middle
+        parts = middle.split(back + front)
+        return BETWEEN.join(parts) if all(map(_inside, parts)) else None
+
+    def shown(self, insides: bytes) -> bytes:
+        """What the client gets of these events."""
+        front, back = self.shown_front, self.shown_back
+        return front + insides.replace(BETWEEN, back + front) + back
+
+    def events(self, insides: bytes) -> list[bytes]:
+        """These events as they came."""
+        return [self.front + inside + self.back for inside in insides.split(BETWEEN)]
+
+
+def texts_of(insides: bytes) -> list[str] | None:
+    """The texts; ``None``: some inside is of no JSON string after all (half a surrogate pair, no UTF-8): read the events."""
+    try:
+        return _LIST.decode(b'["' + insides + b'"]')
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def shape_of(raw: bytes, index: int, text: str, read: Callable[[bytes], tuple[Piece, bytes] | None]) -> Shape | None:
+    """The shape of an event with this text. ``read``: what a chunk says and what the client gets of it, if it is one whole event."""
+    front, quoted, back = _around(raw, text)
+    if not quoted or _PROBE.encode() in raw:
+        return None
+    probed = read(front + _PROBE.encode() + back)
+    if probed is None or probed[0] != Piece(texts=((index, _PROBE),), index=index):
+        return None
+    shown_front, hole, shown_back = probed[1].partition(_PROBE.encode())
+    if not hole:
+        return None
+    unchanged = (front, back) == (shown_front, shown_back)
+    return Shape(index=index, front=front, back=back, shown_front=shown_front, shown_back=shown_back, unchanged=unchanged)
+
+
+def _around(raw: bytes, text: str) -> tuple[bytes, bool, bytes]:
+    """What stands before and behind the inside of the string, its quotes included; whether it was found."""
+    for written in (msgspec.json.encode(text), json.dumps(text).encode()):  # backends that escape what is not ASCII
+        before, found, behind = raw.rpartition(written)
+        if found:
+            return before + b'"', True, b'"' + behind
+    return b"", False, b""
