@@ -167,6 +167,11 @@ def _read_tls(at: Cursor, otherwise: Tls | None) -> Tls | None:
     return Tls(**paths) if len(paths) == len(names) else otherwise
 
 
+def _read_uids(at: Cursor, otherwise: frozenset[int] | None) -> frozenset[int] | None:
+    uids = [element.integer(None, low=0, high=2**32 - 2) for element in at.elements()]
+    return frozenset(uid for uid in uids if uid is not None) or otherwise
+
+
 def _read_mode(at: Cursor, otherwise: int) -> int:
     text = at.text("", pattern=r"0?[0-7]{3}", what='an octal file mode such as "0660"')
     return int(text, 8) if text else otherwise
@@ -190,6 +195,8 @@ class Listen:
     socket_mode: int = _any(0o660, _read_mode, raw=True, show=lambda mode: f"{mode:04o}")
     workers: int = _number(0, 0, WORKERS_MAX)
     ops_address: str = _text("127.0.0.1:9910", _check_host_port)
+    allowed_uids: frozenset[int] | None = _any(None, _read_uids, null=True, show=lambda uids: sorted(uids) if uids else None)
+    insecure_loopback: bool = _flag(default=False)
     tls: Tls | None = _any(None, _read_tls, null=True, path=True)  # noqa: RUF009 - a field
     max_open_exchanges: int = _number(20_000, 1, 1_000_000)
 
@@ -200,15 +207,12 @@ class Listen:
 
     @property
     def chosen_transport(self) -> tuple[str, str]:
-        """Which transport serves Envoy, and why: ``auto`` is lean where only this machine can connect."""
+        """Which transport serves Envoy, and why: ``auto`` is lean."""
         if self.transport != "auto":
             return self.transport, "listen.transport says so"
         if self.tls is not None:
-            return "grpcio", "listen.tls is set"
-        host = self.address.rpartition(":")[0].strip("[]")
-        if self.address.startswith("unix:") or host == "localhost" or host.startswith("127.") or host == "::1":
-            return "lean", "workers listen on this machine only"
-        return "grpcio", "workers listen on an address of the network"
+            return "lean", "it asks for a client certificate (listen.tls) and for ALPN h2"
+        return "lean", "workers listen on this machine only"
 
     def address_of(self, worker: int) -> str:
         """The address of one worker, counted from 0."""
@@ -546,8 +550,12 @@ def _listen_faults(listen: Listen) -> Iterator[tuple[str, str, str]]:
         yield "listen", "address", f"a socket's path has {UNIX_PATH_BYTES_MAX} bytes at most, this one has {path_bytes}"
     if not unix and listen.tls is None and not _is_loopback(listen.address):
         yield "listen", "address", "plain TCP is for loopback only; use a Unix socket, or set tls"
-    if listen.tls is not None and listen.transport == "lean":
-        yield "listen", "tls", "needs transport grpcio or auto"
+    elif not unix and listen.tls is None and not listen.insecure_loopback:
+        yield "listen", "address", "everybody on this machine could connect: say insecure_loopback: true, or use a Unix socket"
+    if listen.allowed_uids and not unix:
+        yield "listen", "allowed_uids", "only a Unix socket knows its peer's user"
+    elif listen.allowed_uids and listen.chosen_transport[0] == "grpcio":
+        yield "listen", "allowed_uids", "grpcio cannot ask who its peer is; use transport lean"
     if listen.address == listen.ops_address:
         yield "listen", "ops_address", "is the address of the gate"
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from extproc import metrics
 from extproc.accounts.directory import Directory, KeyStore
 from extproc.accounts.registry import Registry
+from extproc.app.endpoint import listen_of
 from extproc.catalog.load import load_catalog
 from extproc.catalog.model import Catalog
 from extproc.catalog.watch import CatalogWatch
@@ -25,7 +26,7 @@ from extproc.edge.driver import Beats, Driver, Gate, Threads
 from extproc.edge.health import Health
 from extproc.edge.transport.grpcio import GrpcioTransport
 from extproc.edge.transport.lean.server import LeanTransport
-from extproc.edge.transport.port import Call, Handler, HandlerFactory, Listen, TlsFiles, Transport
+from extproc.edge.transport.port import Call, Handler, HandlerFactory, Listen, Transport
 from extproc.errors import ConfigError, ExtprocError
 from extproc.exchange.policy import Policy
 from extproc.holds.redis import RedisHolds
@@ -219,8 +220,8 @@ class GateWorker:
         self.threads.shutdown(wait=False, cancel_futures=True)
 
 
-async def gate_worker(settings: Settings, slot: int) -> GateWorker:
-    """Adapters, catalog and vocabularies of worker ``slot``; nothing listens yet."""
+async def gate_worker(settings: Settings, slot: int, listen_fd: int | None) -> GateWorker:
+    """Adapters, catalog and vocabularies of worker ``slot``, which accepts nothing yet. ``listen_fd``: the supervisor's socket for it."""
     meter = metrics.Metrics(metrics.registry())
     catalog = await asyncio.to_thread(LiveCatalog, settings.catalog.file, meter)
     policy = LivePolicy(settings)
@@ -248,18 +249,8 @@ async def gate_worker(settings: Settings, slot: int) -> GateWorker:
     health = Health()
     chosen, why = settings.listen.chosen_transport
     log.info("transport %s: %s", chosen, why)
-    transport = TRANSPORTS[chosen](_listen(settings, slot), handler, health)
+    transport = TRANSPORTS[chosen](listen_of(settings, slot, listen_fd), handler, health)
     return GateWorker(gate=gate, transport=transport, health=health, stores=stores, catalog=catalog, policy=policy, threads=threads)
-
-
-def _listen(settings: Settings, slot: int) -> Listen:
-    tls = settings.listen.tls
-    return Listen(
-        address=settings.listen.address_of(slot),
-        socket_mode=settings.listen.socket_mode,
-        streams_max=settings.listen.max_open_exchanges,
-        tls=TlsFiles(cert_file=str(tls.cert_file), key_file=str(tls.key_file), client_ca_file=str(tls.client_ca_file)) if tls else None,
-    )
 
 
 def unix_ms() -> int:

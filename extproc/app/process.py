@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import ctypes
 import logging
 import os
@@ -23,14 +24,23 @@ log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
 HEARTBEAT_S = 1.0
+BEAT, QUITS = b".", b"-"  # what a child says to its parent
+CUT_S = 2.0  # how long a stream that was cut may take to pass its error event on
+FLUSH_S = 10.0  # how long endings may take to be acknowledged once everything is quiet
+CLOSE_S = 12.0  # for connections to be closed, those of Envoy (2 s), PostgreSQL (5 s) and Redis, with room for a busy machine
+LEAVE_S = CUT_S + FLUSH_S + CLOSE_S  # beyond drain.grace_s: the longest that a child takes to leave; the parent waits for so long
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Child:
-    """What a child knows of itself. ``stop`` is set by SIGTERM; ``hang_ups`` are called on SIGHUP, ``chores`` with every beat."""
+    """What a child knows of itself. ``stop`` is set by SIGTERM; ``hang_ups`` are called on SIGHUP, ``chores`` with every beat.
+
+    ``listen_fd``: the supervisor's socket for this slot, if it listens for us.
+    """
 
     slot: int
     heartbeat_fd: int
+    listen_fd: int | None
     stop: asyncio.Event
     hang_ups: list[Callable[[], object]]
     chores: list[Callable[[], object]]
@@ -39,7 +49,7 @@ class Child:
         """Tell the supervisor that this loop runs; the first time: that we are ready. Ends when nobody listens any more."""
         while True:
             try:
-                os.write(self.heartbeat_fd, b".")
+                os.write(self.heartbeat_fd, BEAT)
             except BlockingIOError:
                 pass  # the supervisor is asleep; it will read later
             except OSError:
@@ -48,6 +58,11 @@ class Child:
                 chore()
             await asyncio.sleep(HEARTBEAT_S)
 
+    def quit(self) -> None:
+        """Tell the supervisor that we leave though nobody told us to: it need not wait for our end to start another one."""
+        with contextlib.suppress(OSError):
+            os.write(self.heartbeat_fd, QUITS)
+
 
 def run(name: str, main: Callable[[Settings, Child], Awaitable[None]]) -> None:
     """Parse the supervisor's arguments and run ``main`` on uvloop; exit code 1 with one clear line if it cannot start."""
@@ -55,6 +70,7 @@ def run(name: str, main: Callable[[Settings, Child], Awaitable[None]]) -> None:
     parser.add_argument("--slot", type=int, required=True)
     parser.add_argument("--heartbeat-fd", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--listen-fd", type=int)
     parser.add_argument("--config", type=Path)
     words = parser.parse_args()
     _die_with(words.parent)
@@ -62,17 +78,18 @@ def run(name: str, main: Callable[[Settings, Child], Awaitable[None]]) -> None:
     try:
         settings = load_settings(words.config, os.environ)
         set_up(level=settings.log.level, form=settings.log.format, process=name if words.slot < 0 else f"{name}-{words.slot}")
-        uvloop.run(_main(settings, words.slot, words.heartbeat_fd, main))
+        uvloop.run(_main(settings, words, main))
     except ExtprocError as error:
         print(f"extproc {name}: {error}", file=sys.stderr)  # noqa: T201 - the log may not be set up yet
         sys.exit(1)
 
 
-async def _main(settings: Settings, slot: int, heartbeat_fd: int, main: Callable[[Settings, Child], Awaitable[None]]) -> None:
-    child = Child(slot=slot, heartbeat_fd=heartbeat_fd, stop=asyncio.Event(), hang_ups=[], chores=[])
+async def _main(settings: Settings, words: argparse.Namespace, main: Callable[[Settings, Child], Awaitable[None]]) -> None:
+    child = Child(slot=words.slot, heartbeat_fd=words.heartbeat_fd, listen_fd=words.listen_fd, stop=asyncio.Event(), hang_ups=[], chores=[])
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, child.stop.set)
-    loop.add_signal_handler(signal.SIGINT, lambda: None)  # Ctrl-C goes to the supervisor, which leads us out
+    for number in (signal.SIGINT, signal.SIGUSR2):  # sent to all of us at once: they are the supervisor's, which leads us out
+        loop.add_signal_handler(number, lambda: None)
     loop.add_signal_handler(signal.SIGHUP, lambda: [hang_up() for hang_up in child.hang_ups])
     await main(settings, child)
 

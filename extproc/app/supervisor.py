@@ -1,49 +1,31 @@
-"""``extproc serve``: starts gate workers and the settler, keeps them alive, and leads them out.
+"""``extproc serve``: starts gate workers and the settler, keeps them alive, replaces them, and leads them out.
 
-Children are started by exec, never by fork (gRPC and prometheus_client do not survive one). Each gets a pipe and writes to it once a
-second from its own loop: what is silent for too long is hung, and killed. A child that ends is replaced, with a growing pause if it
-cannot live. SIGTERM drains all of them; SIGHUP is handed on (reload). The supervisor itself serves the ops port and touches no request.
+It holds the sockets that the gates listen on, so that a worker may end and another one begin without a refused connection. Signals:
+SIGTERM and SIGINT drain and end everything; SIGHUP is handed on (reload); SIGUSR2 replaces one process after the other, with the code and
+the settings that are there now. The supervisor itself serves the ops port and touches no request.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import shutil
 import signal
 import sys
 import tempfile
-import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from extproc import metrics
+from extproc.app.endpoint import Endpoint, endpoints_of
 from extproc.app.ops import Ops
-from extproc.settings import Settings
+from extproc.app.post import Post
+from extproc.app.process import LEAVE_S
+from extproc.errors import ConfigError
+from extproc.settings import Settings, load_settings
 
 log = logging.getLogger(__name__)
-
-HEARTBEAT_S = 1.0
-SILENCE_S_MAX = 5.0  # a loop that has not run for this long is hung (ENVOY.md, "Failures")
-START_S_MAX = 60.0  # loading vocabularies and connecting may take this long before the first heartbeat
-PAUSE_S_FIRST = 0.2
-PAUSE_S_MAX = 10.0
-LIVED_S = 30.0  # a child that lived this long may be replaced at once again
-LEAVE_S = 10.0  # beyond drain.grace_s: time to flush
-
-
-@dataclass(slots=True, kw_only=True)
-class Child:
-    """One supervised process. ``slot`` −1 is the settler."""
-
-    name: str
-    slot: int
-    process: asyncio.subprocess.Process
-    started_s: float
-    beat_s: float
-    ready: bool = False
-    watcher: asyncio.Task[None] | None = field(default=None, repr=False)
 
 
 class Supervisor:
@@ -51,10 +33,10 @@ class Supervisor:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._workers = settings.listen.worker_count
-        self._children: dict[str, Child] = {}
-        self._keepers: list[asyncio.Task[None]] = []
+        self._gates: list[Post] = []
+        self._posts: list[Post] = []  # the gates, then the settler
         self._leaving = asyncio.Event()
+        self._wanted = asyncio.Event()  # a round of replacements: asked for twice while one is under way, there is one more
         self._metrics_dir = Path(tempfile.mkdtemp(prefix="extproc-metrics-"))
 
     async def run(self) -> int:
@@ -63,112 +45,81 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._leaving.set)
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+        loop.add_signal_handler(signal.SIGUSR2, self._wanted.set)
         metrics.wipe(self._metrics_dir)
-        ops = Ops(self._settings, metrics_dir=self._metrics_dir, is_ready=self._is_ready, pids=self._pids)
-        ops.start()
-        try:
-            names = [(f"gate-{slot}", slot) for slot in range(self._workers)]
-            if self._settings.settler.enabled:
-                names.append(("settler", -1))
-            self._keepers = [asyncio.create_task(self._keep(name, slot)) for name, slot in names]
+        with contextlib.ExitStack() as stack:
+            stack.callback(shutil.rmtree, self._metrics_dir, ignore_errors=True)
+            ops = Ops(self._settings, metrics_dir=self._metrics_dir, is_ready=self._is_ready, pids=self._pids)
+            stack.callback(ops.stop)
+            ops.start()
+            self._gates = [self._post(f"gate-{slot}", slot, endpoint) for slot, endpoint in enumerate(endpoints_of(self._settings))]
+            self._posts = [*self._gates, *([self._post("settler", -1, None)] if self._settings.settler.enabled else [])]
+            for post in self._posts:
+                await post.open()
+            rounds = asyncio.create_task(self._rounds())
             await self._leaving.wait()
-            await self._lead_out()
-        finally:
-            ops.stop()
-            shutil.rmtree(self._metrics_dir, ignore_errors=True)
+            rounds.cancel()
+            await asyncio.gather(rounds, return_exceptions=True)
+            # Gate workers drain first; the settler posts what they settled, then leaves.
+            await asyncio.gather(*(gate.close() for gate in self._gates))
+            await asyncio.gather(*(post.close() for post in self._posts))
         return 0
 
-    async def _keep(self, name: str, slot: int) -> None:
-        pause_s = PAUSE_S_FIRST
-        while not self._leaving.is_set():
-            child = await self._start(name, slot)
-            code = await child.process.wait()
-            self._forget(child)
-            if self._leaving.is_set():
-                return
-            lived_s = time.monotonic() - child.started_s
-            pause_s = PAUSE_S_FIRST if lived_s > LIVED_S else min(2 * pause_s, PAUSE_S_MAX)
-            log.error("%s ended with code %s after %.0f s; another one starts", name, code, lived_s)
-            await asyncio.sleep(pause_s if lived_s < LIVED_S else 0)
-
-    async def _start(self, name: str, slot: int) -> Child:
-        read_end, write_end = os.pipe()
-        os.set_blocking(read_end, False)
+    def _post(self, name: str, slot: int, endpoint: Endpoint | None) -> Post:
         module = "extproc.app.settler" if slot < 0 else "extproc.app.worker"
-        argv = [sys.executable, "-m", module, "--slot", str(slot), "--heartbeat-fd", str(write_end), "--parent", str(os.getpid())]
+        argv = [sys.executable, "-m", module, "--slot", str(slot)]
         if self._settings.file is not None:
             argv += ["--config", str(self._settings.file)]
-        environ = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(self._metrics_dir)}
-        process = await asyncio.create_subprocess_exec(*argv, pass_fds=(write_end,), env=environ)
-        os.close(write_end)
-        now_s = time.monotonic()
-        child = Child(name=name, slot=slot, process=process, started_s=now_s, beat_s=now_s)
-        self._children[name] = child
-        asyncio.get_running_loop().add_reader(read_end, self._heard, child, read_end)
-        child.watcher = asyncio.create_task(self._watch(child))
-        return child
+        return Post(
+            name,
+            argv,
+            endpoint=endpoint,
+            environ={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(self._metrics_dir)},
+            patience_s=self._patience_s(slot),
+            buried=lambda pid: metrics.reap(self._metrics_dir, pid),
+        )
 
-    def _heard(self, child: Child, read_end: int) -> None:
+    def _patience_s(self, slot: int) -> float:
+        """Longer than a child's own: who leaves by its rules is never killed."""
+        return LEAVE_S if slot < 0 else self._settings.drain.grace_s + LEAVE_S
+
+    async def _rounds(self) -> None:
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            if self._reread():
+                await self._round()
+
+    def _reread(self) -> bool:
+        """The settings as they are now. What the supervisor itself has made of them cannot change while it lives."""
         try:
-            data = os.read(read_end, 4_096)
-        except BlockingIOError:
-            return
-        if not data:
-            asyncio.get_running_loop().remove_reader(read_end)
-            os.close(read_end)
-            return
-        child.ready = True
-        child.beat_s = time.monotonic()
+            fresh = load_settings(self._settings.file, os.environ)
+        except ConfigError as error:
+            log.error("nothing is replaced: %s", error)
+            return False
+        if (fresh.listen, fresh.settler.enabled) != (self._settings.listen, self._settings.settler.enabled):
+            log.error("nothing is replaced: section listen or settler.enabled has changed, which needs a restart")
+            return False
+        self._settings = fresh
+        for gate in self._gates:
+            gate.patience_s = self._patience_s(0)
+        return True
 
-    async def _watch(self, child: Child) -> None:
-        """Kill what is hung. A stopped supervisor must not blame its children, so silence is counted in small steps."""
-        silent_s, seen_s = 0.0, child.beat_s
-        while child.process.returncode is None:
-            await asyncio.sleep(HEARTBEAT_S)
-            silent_s = 0.0 if child.beat_s != seen_s else silent_s + HEARTBEAT_S
-            seen_s = child.beat_s
-            if silent_s > (SILENCE_S_MAX if child.ready else START_S_MAX):
-                log.error("%s has been silent for %.0f s: killed", child.name, silent_s)
-                child.process.kill()
+    async def _round(self) -> None:
+        log.info("replacing %d processes, one after the other", len(self._posts))
+        for post in self._posts:
+            if not await post.replace():
+                log.error("the new %s did not become ready; it and those after it were not replaced", post.name)
                 return
-
-    def _forget(self, child: Child) -> None:
-        if child.watcher is not None:
-            child.watcher.cancel()
-        self._children.pop(child.name, None)
-        metrics.reap(self._metrics_dir, child.process.pid)
+        log.info("all processes are replaced")
 
     def _hang_up(self) -> None:
-        for child in self._children.values():
-            child.process.send_signal(signal.SIGHUP)
-
-    async def _lead_out(self) -> None:
-        """Gate workers drain first; the settler posts what they settled, then leaves."""
-        grace_s = self._settings.drain.grace_s + LEAVE_S
-        gates = [child for child in self._children.values() if child.slot >= 0]
-        await _end(gates, grace_s)
-        await _end([child for child in self._children.values() if child.slot < 0], LEAVE_S)
-        for keeper in self._keepers:
-            keeper.cancel()
-        await asyncio.gather(*self._keepers, return_exceptions=True)
+        for child in [child for post in self._posts for child in post.children]:
+            # Before it is ready it would die of it.
+            child.ready.add_done_callback(lambda _, child=child: child.signal(signal.SIGHUP))  # type: ignore[misc]
 
     def _is_ready(self) -> bool:
-        gates = [child for child in self._children.values() if child.slot >= 0]
-        return not self._leaving.is_set() and any(child.ready for child in gates)
+        return not self._leaving.is_set() and any(gate.serving is not None and gate.serving.is_ready for gate in self._gates)
 
     def _pids(self) -> dict[str, int]:
-        return {child.name: child.process.pid for child in list(self._children.values())}
-
-
-async def _end(children: list[Child], grace_s: float) -> None:
-    for child in children:
-        if child.process.returncode is None:
-            child.process.terminate()
-    waits = [asyncio.create_task(child.process.wait()) for child in children]
-    if waits:
-        await asyncio.wait(waits, timeout=grace_s)
-    for child in children:
-        if child.process.returncode is None:
-            log.error("%s did not leave within %.0f s: killed", child.name, grace_s)
-            child.process.kill()
-    await asyncio.gather(*waits)
+        return {name: pid for post in self._posts for name, pid in post.pids().items()}

@@ -1,7 +1,7 @@
 """A gate worker: one endpoint of Envoy's ext_proc cluster, one loop, one core.
 
-It drains on SIGTERM: health says NOT_SERVING, open exchanges go on until they end or ``drain.grace_s`` is over, then streams are cut
-with an error event; it leaves when every ending is acknowledged.
+It drains on SIGTERM: it listens no more, connections get GOAWAY, open exchanges go on until they end or ``drain.grace_s`` is over, then
+streams are cut with an error event; it leaves when every ending is acknowledged. A successor may have taken over its address by then.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import time
 
 from extproc.app.compose import GateWorker, gate_worker
-from extproc.app.process import Child, run
+from extproc.app.process import CUT_S, FLUSH_S, Child, run
 from extproc.errors import ExtprocError
 from extproc.exchange.events import Stopped, Tick
 from extproc.settings import Settings
@@ -21,20 +21,18 @@ log = logging.getLogger(__name__)
 
 CATALOG_POLL_S = 1.0  # a changed file is in force within two of these
 TICKS_AT_ONCE = 64  # checkpoints of about 20 µs each between two looks at the sockets
-CUT_S = 2.0  # how long a stream that was cut may take to pass its error event on
-FLUSH_S = 10.0  # how long endings may take to be acknowledged once everything is quiet
 GC_YOUNG = 20_000  # allocations between collections: most objects of an exchange die by reference count
 
 
 async def main(settings: Settings, child: Child) -> None:
     """Serve until SIGTERM, then drain."""
-    worker = await gate_worker(settings, child.slot)
-    await worker.transport.start()
+    worker = await gate_worker(settings, child.slot, child.listen_fd)
     # What has been loaded stays: vocabularies and modules are not looked at again by the collector.
     gc.collect()
     gc.freeze()
     gc.set_threshold(GC_YOUNG, 20, 50)
-    worker.health.serve()
+    worker.health.serve()  # before we listen: connections may be waiting already
+    await worker.transport.start()
     loop = asyncio.get_running_loop()
     child.chores.append(worker.gate.metrics.flush)
     child.hang_ups.append(lambda: loop.run_in_executor(None, worker.reload))
@@ -45,7 +43,10 @@ async def main(settings: Settings, child: Child) -> None:
     failures = [task.exception() for task in done if task is not stop and task.exception() is not None]
     for failure in failures:
         log.error("a task of the worker failed: %r", failure, exc_info=failure)
+        child.quit()
     log.info("draining %d exchanges", len(worker.gate.open))
+    if child.listen_fd is None:
+        worker.health.withdraw()  # else the address is not ours alone: whoever asks it now may be served by our successor
     if not await worker.transport.drain(settings.drain.grace_s):
         await _cut(worker)
     await worker.transport.stop()

@@ -241,7 +241,6 @@ class GrpcioTransport:
         return self._health.check(request)
 
     def stop_accepting(self) -> None:
-        self._health.withdraw()
         if self._server is not None and self._stopping is None:
             self._stopping = asyncio.get_running_loop().create_task(self._server.stop(_PATIENCE_S))
 

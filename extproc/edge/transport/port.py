@@ -48,12 +48,14 @@ class TlsFiles:
 class Listen:
     """Where a worker listens. ``address``: ``unix:path`` or ``host:port`` (port 0 = any); plain TCP is for the loopback only.
 
+    ``inherited_fd``: a socket that listens there already; its file and its mode are its owner's business. (grpcio cannot take one.)
     ``socket_mode`` is that of the socket's file; its directory is made with 0750 if it is not there. ``streams_max``: open streams, above
     it new ones are closed with UNAVAILABLE (Envoy then tries another worker). ``allowed_uids``: users that may connect to a Unix socket;
     ``None`` = whoever the modes of directory and socket let in. (grpcio cannot ask who its peer is.)
     """
 
     address: str
+    inherited_fd: int | None = None
     socket_mode: int = 0o660
     streams_max: int = 20_000
     insecure_loopback: bool = False
@@ -102,7 +104,10 @@ class Transport(Protocol):
         """Listen. Raises UsageError when the address cannot be used."""
 
     def stop_accepting(self) -> None:
-        """Health says NOT_SERVING, connections get GOAWAY, new streams are refused; open ones go on. Idempotent."""
+        """Listen no more; connections get GOAWAY, new streams are refused, open ones go on. Idempotent.
+
+        Health is the worker's business: it goes on saying SERVING while a successor accepts on the same socket.
+        """
 
     async def drain(self, grace_s: float) -> bool:
         """``stop_accepting``, then wait until no stream is open. ``False`` = some still are after ``grace_s``."""

@@ -7,8 +7,8 @@ import logging
 import socket
 import ssl
 import struct
-from pathlib import Path
-from typing import Final
+import sys
+from typing import Any, Final
 
 from extproc.edge import health as health_wire
 from extproc.edge.health import Health
@@ -23,9 +23,6 @@ _log = logging.getLogger(__name__)
 
 _PROCESS: Final = METHOD.encode()
 _CHECK: Final = health_wire.METHOD.encode()
-
-_BACKLOG: Final = 1_024
-"""Connections that may wait to be accepted: after a restart every thread of every Envoy comes at once."""
 
 _HANDSHAKE_S: Final = 10.0
 """For TLS."""
@@ -79,28 +76,29 @@ class LeanTransport:
     # ---- the port
 
     async def start(self) -> None:
-        target = addresses.checked(self._listen)
-        loop = asyncio.get_running_loop()
-        context = _tls(self._listen.tls)
-        listening = _bound(target, self._listen.socket_mode)
-        self._mark = addresses.mark(target)
-        self._address = target
-        if not target.startswith(addresses.UNIX):
-            self._address = f"{target.rpartition(':')[0]}:{listening.getsockname()[1]}"
-
-        def made() -> LeanProtocol:
-            return LeanProtocol(self, loop)
-
-        handshake_s = _HANDSHAKE_S if context is not None else None
-        if listening.family == socket.AF_UNIX:
-            self._server = await loop.create_unix_server(
-                made, sock=listening, backlog=_BACKLOG, ssl=context, ssl_handshake_timeout=handshake_s
-            )
+        listen = self._listen
+        target = addresses.checked(listen)
+        context = _tls(listen.tls)
+        if listen.inherited_fd is None:
+            listening = addresses.listening(listen)
+            self._mark = addresses.mark(target)
         else:
-            self._server = await loop.create_server(made, sock=listening, backlog=_BACKLOG, ssl=context, ssl_handshake_timeout=handshake_s)
+            listening = addresses.adopted(listen.inherited_fd)
+        self._address = target
+        if listening.family != socket.AF_UNIX:
+            self._address = f"{target.rpartition(':')[0]}:{listening.getsockname()[1]}"
+        loop = asyncio.get_running_loop()
+        options: dict[str, Any] = {"sock": listening, "backlog": addresses.BACKLOG, "ssl": context}
+        if context is not None:
+            options["ssl_handshake_timeout"] = _HANDSHAKE_S
+        if listening.family != socket.AF_UNIX:
+            self._server = await loop.create_server(lambda: LeanProtocol(self, loop), **options)
+            return
+        if sys.version_info >= (3, 13):
+            options["cleanup_socket"] = False  # by default the file of a socket that others listen with would go, too
+        self._server = await loop.create_unix_server(lambda: LeanProtocol(self, loop), **options)
 
     def stop_accepting(self) -> None:
-        self._health.withdraw()
         if self._server is None or self._stopping:
             return
         self._stopping = True
@@ -152,11 +150,11 @@ class LeanTransport:
     def arrived(self, protocol: LeanProtocol, transport: asyncio.Transport) -> bool:
         self._connections.add(protocol)
         self._disconnected.clear()
-        if self._stopping or len(self._connections) > limits.CONNECTIONS_MAX:
+        if self._refusing or len(self._connections) > limits.CONNECTIONS_MAX:
             return False
-        if self._listen.tls is not None:
-            return _speaks_h2(transport)
-        return self._known(transport)
+        if self._stopping:  # it was accepted, or shook hands, while the first GOAWAYs went out: served until the final ones do
+            protocol.drain()
+        return (self._listen.tls is None or _speaks_h2(transport)) and self._known(transport)
 
     def _known(self, transport: asyncio.Transport) -> bool:
         """Whether the peer's user may talk to us (ENVOY.md: who may connect to us)."""
@@ -213,54 +211,6 @@ def _speaks_h2(transport: asyncio.Transport) -> bool:
     if not chosen:
         _log.warning("a TLS connection without ALPN h2 was refused: Envoy's cluster needs alpn_protocols: [h2]")
     return chosen
-
-
-def _bound(target: str, socket_mode: int) -> socket.socket:
-    """A socket that does not listen yet: its mode is set before anybody can connect. Raises UsageError."""
-    addresses.prepare(target)
-    host, _, port = target.rpartition(":")
-    unix = target.startswith(addresses.UNIX)
-    family = socket.AF_UNIX if unix else socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        if unix:
-            _clear(target)
-            bound.bind(target.removeprefix(addresses.UNIX))
-            addresses.protect(target, socket_mode)
-        else:
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            bound.bind((host.strip("[]"), int(port)))
-    except OSError as error:
-        bound.close()
-        raise UsageError(f"cannot listen on {target}: {error.strerror}; is another process there?") from error
-    except UsageError:
-        bound.close()
-        raise
-    return bound
-
-
-def _clear(target: str) -> None:
-    """Remove the socket that a killed worker left; nothing else. Raises UsageError."""
-    path = Path(target.removeprefix(addresses.UNIX))
-    if not path.exists():
-        return
-    if not path.is_socket():
-        raise UsageError(f"cannot listen on {target}: there is a file of that name that is no socket")
-    if _somebody_listens(str(path)):
-        raise UsageError(f"cannot listen on {target}: another process does; stop it first")
-    path.unlink()
-
-
-def _somebody_listens(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except BlockingIOError:  # somebody who is very busy
-            return True
-        except (FileNotFoundError, ConnectionRefusedError):
-            return False
-    return True
 
 
 def _tls(files: TlsFiles | None) -> ssl.SSLContext | None:
