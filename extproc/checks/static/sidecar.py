@@ -15,7 +15,12 @@ MESSAGE_TIMEOUT_MS_DEFAULT = 200
 PHASE_MS = 1_000  # after it the sidecar gives its own 503
 STORE_CALLS_A_PHASE = 2  # the longest phase waits for the store twice: amend, then a lower amend of the clamp
 REQUESTS_DEFAULT = 1_024  # of every breaker
-HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+HTTP2_OPTIONS = (
+    "typed_extension_protocol_options",
+    "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+    "explicit_http_config",
+    "http2_protocol_options",
+)
 FRAMES_MIN = 100_000  # forty clients with 250 resets each stay far below it
 RETRIES_DEFAULT = 3
 
@@ -101,11 +106,10 @@ def sidecar_breakers(world: World) -> Findings:
 
 def sidecar_frames(world: World) -> Findings:
     """A client that gives up is a frame that waits for us; above its limit Envoy closes the connection, with everybody's streams."""
-    way = ("typed_extension_protocol_options", HTTP_OPTIONS, "explicit_http_config", "http2_protocol_options")
     for cluster in _sidecars(world):
         for key, least in (("max_outbound_control_frames", FRAMES_MIN), ("max_outbound_frames", FRAMES_MIN)):
-            node = at(cluster.node, *way, key)
-            value = whole(node) if cluster.node.get(*way, key) is not None else None
+            node = at(cluster.node, *HTTP2_OPTIONS, key)
+            value = whole(node) if cluster.node.get(*HTTP2_OPTIONS, key) is not None else None
             if value is None or value < least:
                 what = f"{key} is so low that clients who reset fast close the connection to a worker for everybody"
                 yield error("sidecar_frames", node, what, f"{key}: {2 * least if key == 'max_outbound_frames' else least}")
@@ -135,13 +139,16 @@ def sidecar_workers(world: World) -> Findings:
 
 
 def backend_breakers(world: World) -> Findings:
-    """1024 is Envoy's default, not a decision."""
+    """1024 is Envoy's default, not a decision. Over HTTP/1.1, which vLLM speaks, each open stream is a connection too."""
     for cluster in world.backends():
-        value = _breaker(cluster, "max_requests")
-        if value is None or value <= REQUESTS_DEFAULT:
-            place = _threshold(cluster, "max_requests") or at(cluster.node, "circuit_breakers", "thresholds")
-            what = f"cluster {cluster.name}: max_requests is not above Envoy's default of {REQUESTS_DEFAULT}"
-            yield warning("backend_breakers", place, what, "say how many requests its backends may hold; vLLM queues")
+        multiplexed = cluster.node.get(*HTTP2_OPTIONS) is not None
+        keys = ("max_requests", "max_pending_requests", *(() if multiplexed else ("max_connections",)))
+        for key in keys:
+            value = _breaker(cluster, key)
+            if value is None or value <= REQUESTS_DEFAULT:
+                place = _threshold(cluster, key) or at(cluster.node, "circuit_breakers", "thresholds")
+                what = f"cluster {cluster.name}: {key} is not above Envoy's default of {REQUESTS_DEFAULT}"
+                yield warning("backend_breakers", place, what, "say how many requests its backends may hold; vLLM queues")
 
 
 def lonely_outlier(world: World) -> Findings:
