@@ -97,9 +97,8 @@ class StreamMeter:
         insides = bytes(self._kept[: -len(BETWEEN)])
         self._kept.clear()
         if texts is None:
-            for raw in shape.events(insides):
-                for event in self._sse.feed(raw):
-                    self._look(event)
+            for event in SseDecoder().feed(shape.events(insides)):
+                self._look(event)
             return
         if len(texts) > 1:
             self._tries = SHAPES_TRIED_MAX
@@ -174,8 +173,10 @@ class StreamMeter:
         running.feed(text)
 
     def _learn(self, raw: bytes, piece: Piece) -> None:
-        """Take this event's shape, if all that it says is a text."""
-        if self._tries and len(piece.texts) == 1 and piece == Piece(texts=piece.texts, index=piece.index):
+        """Take this event's shape, if it is another one, and all that the event says is a text."""
+        if not self._tries or len(piece.texts) != 1 or piece != Piece(texts=piece.texts, index=piece.index):
+            return
+        if self._shape is None or self._shape.insides(raw) is None:
             self._tries -= 1
             self._shape = shape_of(raw, *piece.texts[0], self._read_alone)
 
@@ -236,7 +237,6 @@ def without_usage(event: SseEvent) -> bytes:
         return event.raw
     try:
         msgspec.json.decode(data[start + 9 : -1])
-        msgspec.json.decode(data[:start] + b"}")
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return event.raw
     return event.raw.replace(data, data[:start] + b"}", 1)

@@ -54,14 +54,13 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         parts = middle.split(back + front)
         return BETWEEN.join(parts) if all(map(_inside, parts)) else None
 
+    def events(self, insides: bytes) -> bytes:
+        """These events as they came."""
+        return self.front + insides.replace(BETWEEN, self.back + self.front) + self.back
+
     def shown(self, insides: bytes) -> bytes:
         """What the client gets of these events."""
-        front, back = self.shown_front, self.shown_back
-        return front + insides.replace(BETWEEN, back + front) + back
-
-    def events(self, insides: bytes) -> list[bytes]:
-        """These events as they came."""
-        return [self.front + inside + self.back for inside in insides.split(BETWEEN)]
+        return self.shown_front + insides.replace(BETWEEN, self.shown_back + self.shown_front) + self.shown_back
 
 
 def texts_of(insides: bytes) -> list[str] | None:
