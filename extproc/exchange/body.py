@@ -42,7 +42,7 @@ def understand(tab: Tab, data: bytes) -> None:
     assert model is not None, "the endpoint has refused a body without a model"
     if tab.priority not in model.priority_factors:
         raise _not_found(f"{model.name} is not sold at priority {tab.priority!r}.", param="x-priority")
-    tab.ask, tab.model = ask, model
+    tab.ask, tab.stream, tab.model = ask, ask.stream, model
     tab.counter = pinned.counters.get(model.tokenizer, model.chat_template)
 
 

@@ -222,17 +222,9 @@ def _amend(exchange: Exchange, counted: int | None) -> Step:
 
 
 def _amended(exchange: Exchange, event: Amended) -> Step:
-    tab, ask, model, sized, worst, price = exchange.tab, exchange.tab.ask, exchange.tab.model, *_priced(exchange.tab)
-    assert ask is not None
+    tab, model, (_, worst, price) = exchange.tab, exchange.tab.model, _priced(exchange.tab)
     assert model is not None
     assert tab.key is not None
-    data = ask.endpoint.canonical(
-        ask,
-        served_name=model.served_name,
-        output_max=sized.output_each,
-        usage=ask.wants_usage or tab.injects_usage,
-        continuous=ask.wants_continuous_usage or tab.injects_continuous,
-    )
     headers: tuple[tuple[str, str], ...] = (
         ("x-model", model.name),
         ("x-priority", tab.priority),
@@ -246,7 +238,7 @@ def _amended(exchange: Exchange, event: Amended) -> Step:
     )
     if sticky := tab.sticky():
         headers = (*headers, ("x-sticky", sticky))
-    return State.FORWARDED, (PassBody(data=data, set_headers=headers, metadata=metadata),)
+    return State.FORWARDED, (PassBody(data=tab.forward(), set_headers=headers, metadata=metadata),)
 
 
 def _not_amended(exchange: Exchange, event: Refused) -> Step:

@@ -12,18 +12,18 @@ from extproc.exchange.tab import Tab
 
 def begin(tab: Tab, event: ResponseHeaders) -> PassResponseHeaders:
     """Give the tab its meter; the reply to the headers of a success."""
+    expected = tab.expected
+    assert expected is not None
     assert tab.sized is not None
     headers: tuple[tuple[str, str], ...] = (("x-request-id", tab.request_id),) if tab.request_id else ()
     if tab.clamped:
         headers = (*headers, ("x-max-tokens-clamped", str(tab.sized.output_each)))
-    expected = tab.expected()
     if event.headers.get("content-encoding", "identity").lower() != "identity":
         tab.meter = OpaqueMeter(expected)
         return PassResponseHeaders(set_headers=headers)
     length = event.headers.get("content-length", "")
     content_type = event.headers.get("content-type", "").lower()
-    assert tab.ask is not None
-    if content_type.startswith("text/event-stream") or (tab.ask.stream and "json" not in content_type):
+    if content_type.startswith("text/event-stream") or (tab.stream and "json" not in content_type):
         tab.meter = StreamMeter(expected)
         return PassResponseHeaders(set_headers=headers, remove_headers=("content-length",) if length else ())
     tab.meter = AnswerMeter(expected)

@@ -52,9 +52,9 @@ class Tab:
     """Facts in the order in which they become known; ``None`` until then."""
 
     __slots__ = (
-        "ask", "attempts", "beat_ns", "checkpoint", "clamped", "client_ip", "counter", "created_ms", "door", "hold_id",
-        "key", "meter", "model", "owner", "pinned", "price", "priority", "quote", "request_id", "sized", "started_ns",
-        "status", "tier", "ttft_ns", "upstream",
+        "ask", "attempts", "beat_ns", "checkpoint", "clamped", "client_ip", "counter", "created_ms", "door", "expected",
+        "hold_id", "key", "meter", "model", "owner", "pinned", "price", "priority", "quote", "request_id", "sized", "started_ns",
+        "status", "stream", "tier", "ttft_ns", "upstream",
     )  # fmt: skip
 
     def __init__(self, pinned: Pinned, headers: Headers) -> None:
@@ -68,12 +68,14 @@ class Tab:
         self.door: Door | None = None
         self.key: Key | None = None
         self.tier: Tier | None = None
-        self.ask: Ask | None = None
+        self.ask: Ask | None = None  # until it is forwarded
+        self.stream = False
         self.model: Model | None = None
         self.counter: Counter | None = None
         self.price: Price | None = None
         self.sized: Size | None = None
         self.quote: Quote | None = None
+        self.expected: Expected | None = None
         self.meter: Meter | None = None
         self.clamped = False
         self.status = 0
@@ -191,11 +193,22 @@ class Tab:
         demand = self.sized.demand
         return Usage(input_tokens=demand.input_tokens, output_tokens=demand.output_tokens, source=UsageSource.NONE, flags=("held",))
 
-    def expected(self) -> Expected:
-        """What the meter must know."""
+    def forward(self) -> bytes:
+        """The body for the backend. Only what the meter must know is kept of the ask: a prompt need not live as long as its answer."""
         ask, model, sized = self.ask, self._model(), self.sized
         assert ask is not None
         assert sized is not None
+        body = ask.endpoint.canonical(
+            ask,
+            served_name=model.served_name,
+            output_max=sized.output_each,
+            usage=ask.wants_usage or self.injects_usage,
+            continuous=ask.wants_continuous_usage or self.injects_continuous,
+        )
+        self.expected, self.ask = self._expected(ask, model, sized), None
+        return body
+
+    def _expected(self, ask: Ask, model: Model, sized: Size) -> Expected:
         rename = (model.served_name, ask.model) if model.served_name != ask.model else None
         forced = model.usage == "forced"
         return Expected(
@@ -245,7 +258,7 @@ class Tab:
 
     def _begun(self, end_reason: EndReason) -> Record:
         """The row of a request that has come to nothing yet: who asks for what, as far as that is known."""
-        key, model, ask, price = self.key, self.model, self.ask, self.price
+        key, model, price = self.key, self.model, self.price
         known = price is None or key is None or self.pinned.price_known(key.payer_id, price.price_id)
         return Record(
             id=self.hold_id,
@@ -256,7 +269,7 @@ class Tab:
             endpoint=self.door.endpoint.name if self.door and self.door.endpoint else "",
             priority=self.priority if model else "",
             tier=self.tier.name if self.tier else "",
-            stream=ask.stream if ask else False,
+            stream=self.stream,
             end_reason=end_reason.value,
             hold_nanos=self.quote.reserved_nanos if self.quote else 0,
             price_id=price.price_id if price else "",

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from concurrent.futures import Executor, Future
 from types import SimpleNamespace
 from typing import Any
@@ -45,7 +44,7 @@ def test_more_chunks_than_the_mailbox_takes_end_the_stream_but_its_end_is_heard(
     closed: list[StatusCode] = []
     driver = Driver.__new__(Driver)
     driver._call = SimpleNamespace(close=lambda code, _: closed.append(code))
-    driver._mailbox = deque()
+    driver._mailbox = []
     driver._rest = ()  # an ending is on its way
     chunks = [Chunk(at_ns=number, data=b"", end_of_stream=False) for number in range(3)]
     for chunk in chunks:
@@ -53,4 +52,4 @@ def test_more_chunks_than_the_mailbox_takes_end_the_stream_but_its_end_is_heard(
     assert closed == [StatusCode.RESOURCE_EXHAUSTED]
     gone = Gone(at_ns=4, reason="closed")
     driver.push(gone)
-    assert list(driver._mailbox) == [*chunks[:2], gone]
+    assert driver._mailbox == [*chunks[:2], gone]
