@@ -239,12 +239,12 @@ def _window(limit: int, remaining: int, reset_ms: int) -> Window | None:
 
 def _verdict(reply: list[Any]) -> Verdict:
     if reply[0] == b"granted":
-        _, hold_id, spendable, *windows = reply
+        _, hold_id, spendable, limit, remaining, reset_ms, *tokens = reply
         return Granted(
             hold_id=hold_id.decode(),
             spendable_nanos=int(spendable),
-            requests=_window(*windows[:3]),
-            tokens=_window(*windows[3:]),
+            requests=_window(limit, remaining, reset_ms),
+            tokens=_window(*tokens),
         )
     _, reason, source, required, spendable, retry_after_ms, *window = reply
     return Denied(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from extproc.errors import StoreError, StoreRefused
-from extproc.stores.redis_link import Call, Link, as_it_is, pack
+from extproc.stores.redis_link import Link, as_it_is
 from extproc.stores.redis_url import Address
 from extproc.stores.scripts import Script
 
@@ -66,20 +66,18 @@ class Pipeline:
         self, script: Script, key: str, args: Iterable[str | bytes | int], decode: Callable[[Any], Any] = as_it_is
     ) -> asyncio.Future[Any]:
         """Run a script on one key. The future is resolved with ``decode(reply)``."""
-        future = asyncio.get_running_loop().create_future()
-        return self._send(Call(future, pack(("EVALSHA", script.sha, 1, key, *args)), decode=decode, script=script))
+        link = self._link
+        return self._refused() if link is None else link.call(("EVALSHA", script.sha, 1, key, *args), decode, script=script)
 
     def execute(self, *command: str | bytes | int, allow_ms: int = 0) -> asyncio.Future[Any]:
         """Any command. ``allow_ms`` is what it may take beyond the time-out (a blocking read)."""
-        future = asyncio.get_running_loop().create_future()
-        return self._send(Call(future, pack(command), allow_ms=allow_ms))
+        link = self._link
+        return self._refused() if link is None else link.call(command, allow_ms=allow_ms)
 
-    def _send(self, call: Call) -> asyncio.Future[Any]:
-        if self._link is None:
-            call.fail(StoreRefused(f"Redis is not connected: {self._why_not}"))
-        else:
-            self._link.send(call)
-        return call.future
+    def _refused(self) -> asyncio.Future[Any]:
+        future = asyncio.get_running_loop().create_future()
+        future.set_exception(StoreRefused(f"Redis is not connected: {self._why_not}"))
+        return future
 
     async def _keep_connected(self) -> None:
         delay_s = RECONNECT_FIRST_S
@@ -115,12 +113,7 @@ class Pipeline:
 
     async def _greet(self, link: Link) -> None:
         loads = (("SCRIPT", "LOAD", script.text) for script in self._scripts.values())
-        calls = [
-            Call(asyncio.get_running_loop().create_future(), pack(command)) for command in (*self._address.greeting, *loads, ("PING",))
-        ]
-        for call in calls:
-            link.send(call)
-        await asyncio.gather(*(call.future for call in calls))
+        await asyncio.gather(*(link.call(command) for command in (*self._address.greeting, *loads, ("PING",))))
         fault = await self._fault_of(link)
         if fault and fault != self.fault:
             log.error("%s", fault)
@@ -130,10 +123,8 @@ class Pipeline:
 
     async def _fault_of(self, link: Link) -> str:
         """An unsuitable server, by what it says of itself. One that does not let us ask is believed to be a good one."""
-        call = Call(asyncio.get_running_loop().create_future(), pack(("INFO", "memory")), decode=_info)
-        link.send(call)
         try:
-            memory = await call.future
+            memory = await link.call(("INFO", "memory"), _info)
         except StoreError as error:
             if link.lost.is_set():
                 raise

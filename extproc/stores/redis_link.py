@@ -35,13 +35,7 @@ class Call:
     __slots__ = ("allow_ms", "data", "decode", "future", "script")
 
     def __init__(
-        self,
-        future: asyncio.Future[Any],
-        data: bytes,
-        *,
-        decode: Callable[[Any], Any] = as_it_is,
-        script: Script | None = None,
-        allow_ms: int = 0,
+        self, future: asyncio.Future[Any], data: bytes, decode: Callable[[Any], Any], script: Script | None, allow_ms: int
     ) -> None:
         self.future = future
         self.data = data
@@ -85,7 +79,15 @@ class Link(asyncio.Protocol):
         self.fail(f"connection lost: {exc or 'closed by the server'}")
         self.gone.set()
 
-    def send(self, call: Call) -> None:
+    def call(
+        self, command: Command, decode: Callable[[Any], Any] = as_it_is, *, script: Script | None = None, allow_ms: int = 0
+    ) -> asyncio.Future[Any]:
+        """``decode(reply)``, later. ``script``: what to load if the server does not know it; ``allow_ms`` prolongs the time-out."""
+        future = self._loop.create_future()
+        self._send(Call(future, pack(command), decode, script, allow_ms))
+        return future
+
+    def _send(self, call: Call) -> None:
         """Queue for the write at the end of this tick."""
         if self.lost.is_set():
             call.fail(StoreRefused(f"Redis is not connected: {self.why}"))
@@ -155,10 +157,9 @@ class Link(asyncio.Protocol):
         call.script = None
         if script.sha not in self._loading:
             self._loading.add(script.sha)
-            load = Call(self._loop.create_future(), pack(("SCRIPT", "LOAD", script.text)))
-            load.future.add_done_callback(lambda done: self._loaded(script.sha, done))
-            self.send(load)
-        self.send(call)
+            load = self.call(("SCRIPT", "LOAD", script.text))
+            load.add_done_callback(lambda done: self._loaded(script.sha, done))
+        self._send(call)
 
     def _loaded(self, sha: str, done: asyncio.Future[Any]) -> None:
         """Whatever came of it: the calls behind it meet the same fate, or NOSCRIPT for good."""
