@@ -95,7 +95,7 @@ class Watched:
     async def _kill_if_silent(self) -> None:
         """A stopped supervisor must not blame its children, so silence is counted in small steps."""
         silent_s, seen = 0.0, 0
-        while not self.ended.done() and silent_s <= (SILENCE_S_MAX if self.ready.done() else START_S_MAX):
+        while not self.ended.done() and silent_s < (SILENCE_S_MAX if self.ready.done() else START_S_MAX):
             await asyncio.wait({self.ended}, timeout=HEARTBEAT_S)
             silent_s = 0.0 if self._beats != seen else silent_s + HEARTBEAT_S
             seen = self._beats

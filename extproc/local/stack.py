@@ -19,6 +19,7 @@ from typing import Any, Final
 from extproc.app.desk import Desk, desk
 from extproc.app.launch import migrate
 from extproc.app.offers import Offer, Offers, offers
+from extproc.app.process import ALL_LEAVE_S
 from extproc.errors import ConfigError, UsageError
 from extproc.local import envoy, postgres, simulator, tls, valkey
 from extproc.local.engine import Engine, EngineFailed
@@ -32,9 +33,6 @@ READY_S: Final = 90.0
 
 PORT_TRIES: Final = 5
 """For the ops port: it is chosen free, and somebody else may be faster."""
-
-LEAVE_S: Final = 30.0
-"""Beyond ``drain.grace_s``: for the sidecar to flush."""
 
 HEALTH_S: Final = 2.0
 """Between two health checks of a backend: on one machine it costs nothing to know sooner than in 10 s."""
@@ -219,7 +217,7 @@ class Stack:
     def _stop_sidecar(self) -> None:
         if self.sidecar is not None:
             self._say("stopping the sidecar")
-            self.sidecar.stop(self._drain_s() + LEAVE_S)
+            self.sidecar.stop(self._drain_s() + ALL_LEAVE_S)
 
     def _stop_envoy(self) -> None:
         assert self.envoy is not None

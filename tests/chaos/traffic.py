@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
@@ -17,12 +18,18 @@ TOKENS = 5
 
 
 class Traffic:
-    """Streams and JSON answers in turn, ``a_second`` of them, from entry to exit; then all are awaited. Connections are used again."""
+    """Streams and JSON answers in turn, ``a_second`` of them, from entry to exit; then all are awaited. Connections are used again.
 
-    def __init__(self, house: House, guest: Guest, *, a_second: float, stream_orders: Mapping[str, str] | None = None) -> None:
+    ``json``: ``False`` = streams only.
+    """
+
+    def __init__(
+        self, house: House, guest: Guest, *, a_second: float, stream_orders: Mapping[str, str] | None = None, json: bool = True
+    ) -> None:
         self._house = house
         self._guest = guest
         self._pause_s = 1 / a_second
+        self._json = json
         self._stream_orders = stream_orders or steering(tokens=TOKENS, delay_ms=20)
         self._idle: list[Line] = []
         self._running: set[asyncio.Task[None]] = set()
@@ -53,7 +60,7 @@ class Traffic:
         for number in itertools.count():
             await asyncio.sleep(max(0.0, begun + number * self._pause_s - loop.time()))
             assert len(self._running) < IN_FLIGHT_MAX
-            task = asyncio.create_task(self._one(stream=number % 2 == 0))
+            task = asyncio.create_task(self._one(stream=number % 2 == 0 or not self._json))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
@@ -62,6 +69,7 @@ class Traffic:
         self.told.append(told)
         orders = self._stream_orders if stream else steering(tokens=TOKENS)
         line = None
+        began_s = told.began_s = time.monotonic()
         try:
             line = self._idle.pop() if self._idle else await Line.open(self._house)
             await line.send({**self._guest.headers, **orders}, chat(SMALL, stream=stream, max_tokens=1_000))
@@ -71,6 +79,7 @@ class Traffic:
                 pass
         except BROKEN:
             pass
+        told.took_s = time.monotonic() - began_s
         if told.whole and told.status == 200 and not stream:
             told.tokens = json.loads(told.body)["usage"]["completion_tokens"]
         if line is not None and told.whole and told.headers.get("connection") != "close":

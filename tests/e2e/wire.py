@@ -35,6 +35,8 @@ class Told:
     done: bool = False  # [DONE] was read
     error: str = ""  # code of an error event, or of an error answer
     whole: bool = False  # the answer ended as HTTP says it must
+    began_s: float = 0.0  # on the monotonic clock, if somebody looked at it; likewise took_s: to the end of the answer
+    took_s: float = 0.0
 
     @property
     def request_id(self) -> str:

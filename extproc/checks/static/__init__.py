@@ -47,6 +47,7 @@ CHECKS: tuple[Callable[[World], Findings], ...] = (
     sidecar.sidecar_frames,
     sidecar.sidecar_health,
     sidecar.sidecar_workers,
+    sidecar.sidecar_tls,
     sidecar.backend_breakers,
     sidecar.lonely_outlier,
     routes.model_without_route,

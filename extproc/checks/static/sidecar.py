@@ -121,7 +121,7 @@ def sidecar_health(world: World) -> Findings:
         checks = members(cluster.node, "health_checks")
         if not any(check.get("grpc_health_check") is not None for check in checks):
             place = at(cluster.node, "health_checks")
-            yield warning("sidecar_health", place, "workers are not health checked", "health_checks with grpc_health_check, interval 1s")
+            yield warning("sidecar_health", place, "workers are not health checked", "health_checks with grpc_health_check, interval 0.3s")
         if plain(cluster.node, "common_lb_config", "healthy_panic_threshold", "value") not in (0, 0.0):
             place = at(cluster.node, "common_lb_config", "healthy_panic_threshold")
             yield warning("sidecar_health", place, "in panic Envoy sends to hung workers too", "healthy_panic_threshold: {value: 0}")
@@ -136,6 +136,20 @@ def sidecar_workers(world: World) -> Findings:
             place = at(cluster.node, "load_assignment", "endpoints")
             what = f"{count} endpoints for listen.workers: {workers}"
             yield error("sidecar_workers", place, what, "one endpoint for each worker's address")
+
+
+def sidecar_tls(world: World) -> Findings:
+    """Both speak it, or none; and Envoy offers no ALPN by itself where the protocol is explicit: every connection is refused (seen)."""
+    wanted = world.settings.listen.tls is not None
+    for cluster in _sidecars(world):
+        context = cluster.node.get("transport_socket", "typed_config")
+        if wanted and (context is None or "h2" not in _alpn(context)):
+            what = "workers speak TLS (listen.tls) and insist on ALPN h2; this cluster does not offer it"
+            todo = "UpstreamTlsContext with common_tls_context: {alpn_protocols: [h2], tls_certificates: […]}"
+            yield error("sidecar_tls", at(cluster.node, "transport_socket", "typed_config", "common_tls_context"), what, todo)
+        elif context is not None and not wanted:
+            what = "Envoy speaks TLS to the workers, and they do not"
+            yield error("sidecar_tls", at(cluster.node, "transport_socket"), what, "set listen.tls in extproc.yaml, or take it out here")
 
 
 def backend_breakers(world: World) -> Findings:
@@ -162,6 +176,10 @@ def lonely_outlier(world: World) -> Findings:
 
 def _sidecars(world: World) -> list[Cluster]:
     return [cluster for cluster in world.clusters() if cluster.name in world.sidecar_names()]
+
+
+def _alpn(context: Node) -> list[object]:
+    return [node.value for node in members(context, "common_tls_context", "alpn_protocols")]
 
 
 def _threshold(cluster: Cluster, key: str) -> Node | None:

@@ -106,6 +106,10 @@ LUA = "- {name: lua, typed_config: {'@type': type.googleapis.com/envoy.extension
 ROUTER = "- name: envoy.filters.http.router"
 REMOVED = "request_headers_to_remove: ["
 BREAKERS = "{max_connections: 1024, max_pending_requests: 100000, max_requests: 100000, max_retries: 10000}"
+TLS = (
+    "transport_socket: {{name: envoy.transport_sockets.tls, typed_config: {{"
+    "'@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext, common_tls_context: {{{}}}}}}}"
+)
 # check, file, what is replaced, by what, and a text on the line that must be named
 BREAKS = [
     ("model_without_route", "routes", SPOT, SPOT.replace("exact: qwen3-72b", "exact: qwen3"), ("models", "  qwen3-72b:")),
@@ -156,6 +160,7 @@ BREAKS = [
     ("deadlines", "envoy", "message_timeout: 3s", "message_timeout: 1s", "message_timeout: 1s"),
     ("deadlines", "envoy", "message_timeout: 3s", "stat_prefix: a", ("envoy", "filters.http.ext_proc", 1)),
     ("sidecar_cluster", "envoy", "envoy_grpc: {cluster_name: extproc}", "envoy_grpc: {cluster_name: other}", "cluster_name: other"),
+    ("sidecar_tls", "envoy", "lb_policy: LEAST_REQUEST\n      load", f"lb_policy: LEAST_REQUEST\n      {TLS.format('')}\n      load", "transport_socket: {"),
     ("sidecar_frames", "envoy", "max_outbound_control_frames: 100000", "max_outbound_control_frames: 1000", "max_outbound_control_frames: 1000"),
     ("sidecar_breakers", "envoy", "max_requests: 100000", "max_requests: 1024", "max_requests: 1024"),
     ("sidecar_breakers", "envoy", "max_retries: 10000", "max_retries: 3", "max_retries: 3"),
@@ -272,21 +277,38 @@ def test_the_sidecar_in_a_cds_file(shipped):
     assert "not static" in finding.what
 
 
+LISTEN_TLS = "listen: {tls: {cert_file: a.pem, key_file: a.key, client_ca_file: ca.pem}}"
+
+
 @pytest.mark.parametrize(
     ("settings", "check", "part"),
     [
         ("body: {bytes_max: 3_000_000}", "buffer_limit", "body.bytes_max (3000000)"),
         ("redis: {timeout_ms: 2_000}", "deadlines", "4000 ms"),
         ("listen: {max_open_exchanges: 200_000}", "sidecar_breakers", "listen.max_open_exchanges (200000)"),
+        (LISTEN_TLS, "sidecar_tls", "insist on ALPN h2"),
         ("listen: {workers: 3}", "sidecar_workers", "2 endpoints for listen.workers: 3"),
     ],
 )
 def test_settings_that_do_not_fit_envoy(shipped, settings, check, part):
     with (shipped.directory / "extproc.yaml").open("a") as file:
         file.write(settings + "\n")
-    findings = shipped.new_findings()
+    findings = [finding for finding in shipped.new_findings() if finding.severity is not Severity.INFO]
     assert {finding.check for finding in findings} == {check}
     assert all(part in finding.what for finding in findings)
+
+
+@pytest.mark.parametrize(
+    ("offered", "found"), [("alpn_protocols: [h2]", set()), ("alpn_protocols: [http/1.1]", {"sidecar_tls"}), ("", {"sidecar_tls"})]
+)
+def test_tls_to_the_workers(shipped, offered, found):
+    with (shipped.directory / "extproc.yaml").open("a") as file:
+        file.write(LISTEN_TLS + "\n")
+    shipped.replace("envoy", "lb_policy: LEAST_REQUEST\n      load", f"lb_policy: LEAST_REQUEST\n      {TLS.format(offered)}\n      load")
+    findings = shipped.new_findings()
+    assert {finding.check for finding in findings} == {"transport"} | found
+    assert "lean transport: it asks for a client certificate" in next(one.what for one in findings if one.check == "transport")
+    assert {finding.line for finding in findings if finding.check == "sidecar_tls"} <= {shipped.line("envoy", "transport_socket: {")}
 
 
 @pytest.mark.parametrize(
