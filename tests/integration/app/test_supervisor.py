@@ -1,0 +1,241 @@
+"""Who serves, who follows, who leaves: the supervisor over children that behave and children that do not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from extproc.app import watched
+from extproc.app.endpoint import Endpoint, listen_of
+from extproc.app.post import Post
+from extproc.app.supervisor import Supervisor
+from extproc.errors import UsageError
+from extproc.settings import load_settings
+
+CHILD = Path(__file__).parent / "scripted_child.py"
+
+
+class House:
+    """A directory with settings, and the mode of children that start from now on."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.config = directory / "extproc.yaml"
+        self.configure("")
+        self.mode("well")
+
+    def configure(self, more: str) -> None:
+        self.config.write_text(f"listen: {{workers: 2, ops_address: '127.0.0.1:0'}}\n{more}")
+
+    def mode(self, mode: str) -> None:
+        (self.directory / "mode").write_text(mode)
+
+    @property
+    def argv(self) -> list[str]:
+        return [sys.executable, str(CHILD), str(self.directory / "mode")]
+
+    def socket_file(self, slot: int) -> Path:
+        return self.directory / f"run/gate-{slot}.sock"
+
+
+@pytest.fixture
+def house() -> Iterator[House]:
+    directory = Path(tempfile.mkdtemp(prefix="xs-", dir="/tmp"))
+    yield House(directory)
+    shutil.rmtree(directory)
+
+
+async def until(condition: Callable[[], Any], within_s: float = 20) -> None:
+    async with asyncio.timeout(within_s):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def manned(house: House, *, shared: bool = True, patience_s: float = 10) -> AsyncIterator[tuple[Post, list[int]]]:
+    """A post with somebody ready in it, and the pids of those who have ended."""
+    endpoint = Endpoint(listen_of(load_settings(house.config, {}), 0)) if shared else None
+    buried: list[int] = []
+    post = Post("gate-0", house.argv, endpoint=endpoint, environ=dict(os.environ), patience_s=patience_s, buried=buried.append)
+    await post.open()
+    await until(lambda: post.serving is not None and post.serving.is_ready)
+    yield post, buried
+    await post.close()
+    assert post.pids() == {}
+    assert not house.socket_file(0).exists()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+async def test_another_one_serves(house: House, shared: bool) -> None:
+    async with manned(house, shared=shared) as (post, buried):
+        old = post.pids()["gate-0"]
+        assert await post.replace()
+        assert post.serving is not None
+        assert post.serving.is_ready
+        assert post.serving.pid != old
+        await until(lambda: buried == [old])
+        assert post.pids() == {"gate-0": post.serving.pid}
+
+
+@pytest.mark.parametrize("mode", ["dies", "mute"])
+async def test_a_successor_that_does_not_become_ready_changes_nothing(house: House, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watched, "START_S_MAX", 0.3)
+    monkeypatch.setattr(watched, "HEARTBEAT_S", 0.1)
+    async with manned(house) as (post, buried):
+        old = post.serving
+        house.mode(mode)
+        assert not await post.replace()
+        assert post.serving is old
+        assert old is not None
+        assert old.is_ready
+        assert len(buried) == 1
+        assert old.pid not in buried
+
+
+async def test_who_does_not_leave_is_killed_and_the_next_round_waits_for_it(house: House) -> None:
+    house.mode("stubborn")
+    async with manned(house, patience_s=1.0) as (post, buried):
+        old = post.pids()["gate-0"]
+        house.mode("well")
+        assert await post.replace()
+        assert post.pids() == {"gate-0": post.serving.pid, "gate-0 leaving": old}  # type: ignore[union-attr]
+        assert await post.replace()
+        assert buried[0] == old
+        assert len(post.children) <= 2
+
+
+async def test_who_ends_is_followed(house: House) -> None:
+    async with manned(house) as (post, buried):
+        old = post.pids()["gate-0"]
+        os.kill(old, signal.SIGKILL)
+        await until(lambda: post.pids().get("gate-0", old) != old)
+        assert buried == [old]
+
+
+async def test_who_quits_is_followed_before_it_has_ended(house: House) -> None:
+    house.mode("quits")
+    async with manned(house) as (post, buried):
+        quitter = post.pids().get("gate-0")
+        house.mode("well")
+        await until(lambda: post.serving is not None and post.serving.is_ready and post.serving.pid != quitter)
+        await until(lambda: buried)
+
+
+async def test_connections_wait_while_nobody_serves(house: House) -> None:
+    """The listening socket is not the child's: whoever comes next finds them."""
+    async with manned(house) as (post, _):
+        os.kill(post.pids()["gate-0"], signal.SIGKILL)
+        await until(lambda: not post.pids())
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(house.socket_file(0)))
+            assert post.endpoint is not None
+            accepted, _ = await asyncio.to_thread(post.endpoint.socket.accept)
+            accepted.close()
+
+
+async def test_somebody_elses_socket_is_not_taken(house: House) -> None:
+    async with manned(house):
+        with pytest.raises(UsageError, match="another process"):
+            Endpoint(listen_of(load_settings(house.config, {}), 0))
+
+
+# ---- signals
+
+
+class Scripted(Supervisor):
+    """With children of ours."""
+
+    def __init__(self, house: House) -> None:
+        super().__init__(load_settings(house.config, {}))
+        self.house = house
+        self.rounds = 0
+
+    def _post(self, name: str, slot: int, endpoint: Endpoint | None) -> Post:
+        return Post(name, self.house.argv, endpoint=endpoint, environ=dict(os.environ), patience_s=self._patience_s(slot), buried=id)
+
+    async def _round(self) -> None:
+        self.rounds += 1
+        await super()._round()
+
+    def all_ready(self) -> bool:
+        return len(self._posts) == 3 and all(post.serving is not None and post.serving.is_ready for post in self._posts)
+
+    def settled(self) -> bool:
+        """Nobody starts, nobody leaves."""
+        return self.all_ready() and self._pids().keys() == {"gate-0", "gate-1", "settler"}
+
+
+@asynccontextmanager
+async def running(house: House) -> AsyncIterator[Scripted]:
+    supervisor = Scripted(house)
+    run = asyncio.create_task(supervisor.run())
+    await until(supervisor.all_ready)
+    try:
+        yield supervisor
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert await asyncio.wait_for(run, 20) == 0
+    assert supervisor._pids() == {}
+    assert not house.socket_file(0).exists()
+    assert not supervisor._metrics_dir.exists()
+
+
+async def test_sigusr2_is_remembered_once(house: House) -> None:
+    async with running(house) as supervisor:
+        before = supervisor._pids()
+        os.kill(os.getpid(), signal.SIGUSR2)
+        await until(lambda: supervisor.rounds == 1)
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGUSR2)
+            await asyncio.sleep(0)
+        await until(lambda: supervisor.rounds == 2 and supervisor.settled() and not supervisor._wanted.is_set())
+        await until(lambda: set(supervisor._pids().values()).isdisjoint(before.values()))
+        assert supervisor.rounds == 2
+
+
+async def test_sigterm_in_the_middle_of_a_round_leads_all_out(house: House) -> None:
+    async with running(house) as supervisor:
+        house.mode("mute")
+        os.kill(os.getpid(), signal.SIGUSR2)
+        await until(lambda: "gate-0 starting" in supervisor._pids())
+        began = time.monotonic()
+    assert time.monotonic() - began < 5, "it waited for somebody who never becomes ready"
+
+
+async def test_a_bad_release_stops_at_the_first_worker(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    async with running(house) as supervisor:
+        before = supervisor._pids()
+        house.mode("dies")
+        os.kill(os.getpid(), signal.SIGUSR2)
+        await until(lambda: "those after it were not replaced" in caplog.text)
+        assert supervisor._pids() == before
+
+
+@pytest.mark.parametrize(("more", "why"), [("holds: {lease_s: never}", "never"), ("settler: {enabled: false}", "needs a restart")])
+async def test_settings_that_cannot_be_taken_replace_nobody(house: House, more: str, why: str, caplog: pytest.LogCaptureFixture) -> None:
+    async with running(house) as supervisor:
+        house.configure(more)
+        os.kill(os.getpid(), signal.SIGUSR2)
+        await until(lambda: "nothing is replaced" in caplog.text)
+        assert why in caplog.text
+        assert supervisor.rounds == 0
+
+
+async def test_patience_is_longer_than_the_grace_of_the_settings(house: House) -> None:
+    async with running(house) as supervisor:
+        house.configure("drain: {grace_s: 7}")
+        os.kill(os.getpid(), signal.SIGUSR2)
+        await until(lambda: supervisor.rounds == 1)
+        assert {gate.patience_s for gate in supervisor._gates} == {7 + 2 + 10 + 12}
