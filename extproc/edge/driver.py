@@ -159,8 +159,10 @@ class Driver:
 
     def message(self, data: bytes) -> None:
         """One message of Envoy. What cannot be read ends the stream with an error: never an early OK."""
-        unix_ms = time.time_ns() // 1_000_000
-        hold_id = uuid7(unix_ms=unix_ms, random_bits=self._gate.random.getrandbits(74)) if self._exchange.state == "fresh" else ""
+        unix_ms, hold_id = 0, ""
+        if self._exchange.state == "fresh":
+            unix_ms = time.time_ns() // 1_000_000
+            hold_id = uuid7(unix_ms=unix_ms, random_bits=self._gate.random.getrandbits(74))
         try:
             event = decode(data, at_ns=time.monotonic_ns(), unix_ms=unix_ms, hold_id=hold_id)
         except MalformedMessage as error:

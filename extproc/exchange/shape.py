@@ -33,25 +33,25 @@ _LIST = msgspec.json.Decoder(list[str])
 class Shape(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """``front`` + inside + ``back`` is one event of choice ``index`` with one text.
 
-    The client gets ``shown_front`` + inside + ``shown_back``; ``unchanged``: that is the same.
+    ``around_bytes``: of front and back. The client gets ``shown_front`` + inside + ``shown_back``; ``unchanged``: that is the same.
     """
 
     index: int
     front: bytes
     back: bytes
+    around_bytes: int
     shown_front: bytes
     shown_back: bytes
     unchanged: bool
 
     def insides(self, chunk: bytes) -> bytes | None:
         """The insides of a chunk of such events, joined by ``BETWEEN``; ``None``: something else is in it."""
-        front, back = self.front, self.back
-        if not (chunk.startswith(front) and chunk.endswith(back)):
+        middle = chunk.removeprefix(self.front).removesuffix(self.back)
+        if len(chunk) - len(middle) != self.around_bytes:
             return None
-        middle = chunk[len(front) : -len(back)]
         if _inside(middle):
             return middle
-        parts = middle.split(back + front)
+        parts = middle.split(self.back + self.front)
         return BETWEEN.join(parts) if all(map(_inside, parts)) else None
 
     def events(self, insides: bytes) -> bytes:
@@ -82,8 +82,15 @@ def shape_of(raw: bytes, index: int, text: str, read: Callable[[bytes], tuple[Pi
     shown_front, hole, shown_back = probed[1].partition(_PROBE.encode())
     if not hole:
         return None
-    unchanged = (front, back) == (shown_front, shown_back)
-    return Shape(index=index, front=front, back=back, shown_front=shown_front, shown_back=shown_back, unchanged=unchanged)
+    return Shape(
+        index=index,
+        front=front,
+        back=back,
+        around_bytes=len(front) + len(back),
+        shown_front=shown_front,
+        shown_back=shown_back,
+        unchanged=(front, back) == (shown_front, shown_back),
+    )
 
 
 def _around(raw: bytes, text: str) -> tuple[bytes, bool, bytes]:
