@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -61,4 +62,20 @@ def test_a_refusal_costs_nothing(visitor: Guest):
         answer = visitor.house.client().post("/v1/chat/completions", content=b"{", headers=visitor.headers)
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_json")
     until(visitor.rows, "a row")
+    visitor.check()
+
+
+def test_workers_are_replaced_one_after_the_other(grpcio_house: House, visitor: Guest):
+    """Each ends before the next one starts, since two processes cannot share its address: the other worker serves meanwhile."""
+    before = grpcio_house.pids()
+
+    def replaced() -> bool:
+        now = grpcio_house.pids()
+        return now.keys() == before.keys() and set(now.values()).isdisjoint(before.values())
+
+    grpcio_house.sidecar.signal(signal.SIGUSR2)
+    until(replaced, "everybody is replaced")
+    grpcio_house.envoy.wait_healthy({"extproc": grpcio_house.workers})
+    answers = [visitor.openai().chat.completions.create(**ASK) for _ in range(6)]
+    assert all(answer.choices for answer in answers)
     visitor.check()
