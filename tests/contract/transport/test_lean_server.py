@@ -21,6 +21,7 @@ from client_certificate import client_certificate
 from scripted_handler import Factory, silent
 
 from extproc.edge.health import Health
+from extproc.edge.transport import address as addresses
 from extproc.edge.transport.lean import limits, protocol
 from extproc.edge.transport.lean.server import LeanTransport
 from extproc.edge.transport.port import METHOD, Listen, StatusCode, TlsFiles
@@ -318,6 +319,51 @@ async def test_a_successors_socket_is_left_alone(directory: Path) -> None:
             raw = await Raw.to(successor, HELLO + opened(1, b"x"))
             await raw.until(DATA)
             raw.close()
+
+
+async def test_an_inherited_socket_outlives_its_transport(directory: Path) -> None:
+    """Who connects while nobody accepts is served by the next one; the file stays where it is."""
+    where = Listen(address=f"unix:{directory}/run/gate-0.sock")
+    with addresses.listening(where) as held:
+        async with serving(directory, inherited_fd=os.dup(held.fileno())) as transport:
+            raw = await Raw.to(transport, HELLO + opened(1, b"x"))
+            await raw.until(DATA)
+            raw.close()
+        assert Path(where.address.removeprefix("unix:")).is_socket()
+        waiting = await Raw.to(transport, HELLO + opened(1, b"y"))
+        async with serving(directory, inherited_fd=os.dup(held.fileno())):
+            assert (await waiting.until(DATA))[3] == message(b"y")
+            waiting.close()
+
+
+async def test_two_transports_share_a_socket_and_one_leaves(directory: Path) -> None:
+    factory = Factory()
+    with addresses.listening(Listen(address=f"unix:{directory}/run/gate-0.sock")) as held:
+        fds = [os.dup(held.fileno()) for _ in range(2)]
+        async with serving(directory, inherited_fd=fds[0]) as old, serving(directory, factory, inherited_fd=fds[1]):
+            old.stop_accepting()
+            for number in range(20):
+                raw = await Raw.to(old, HELLO + opened(1, b"%d" % number))
+                await raw.until(DATA)
+                raw.close()
+    assert len(factory.made) == 20
+
+
+async def test_a_connection_that_was_accepted_before_the_final_goaway_is_served(directory: Path) -> None:
+    async with serving(directory) as transport:
+        first = await Raw.to(transport, HELLO + opened(1, b"x"))
+        await first.until(DATA)
+        transport.stop_accepting()
+        near, far = socket.socketpair(socket.AF_UNIX)
+        loop = asyncio.get_running_loop()
+        await loop.connect_accepted_socket(lambda: protocol.LeanProtocol(transport, loop), sock=near)
+        late = Raw(*await asyncio.open_unix_connection(sock=far))
+        late.writer.write(HELLO + opened(1, b"late"))
+        assert (await late.until(GOAWAY))[3][:4] == b"\x7f\xff\xff\xff"
+        assert (await late.until(DATA))[3] == message(b"late")
+        assert (await late.until(GOAWAY))[3][:4] == b"\0\0\0\1"
+        first.close()
+        late.close()
 
 
 # ---- TLS
