@@ -3,7 +3,7 @@
 #   make test    lint, types, every test suite; below ten minutes on two cores.  ARGS="-k holds" for a part
 #   make lint    ruff and mypy alone
 #   make proto   generate extproc/edge/wire from proto/
-#   make bench   what it costs in CPU, as a table and as JSON
+#   make bench   every bound of speed, as tables, JSON, README's table and plot: 25 minutes.  QUICK=1: tables and JSON, below three
 #   make fuzz    a million mutated connections (EXAMPLES=, SEED=), then every property test with many more examples
 
 SHELL := /bin/bash
@@ -33,7 +33,7 @@ proto: $(STAMP)
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. proto/extproc/edge/wire/ext_proc.proto
 
 bench: $(STAMP)
-	$(BIN)/python -m tests.bench $(ARGS)
+	QUICK=$(QUICK) $(BIN)/python -m tests.bench $(if $(QUICK),,--readme) $(ARGS)
 
 fuzz: $(STAMP)
 	$(BIN)/python tests/contract/transport/lean_fuzz.py $(EXAMPLES) $(SEED)

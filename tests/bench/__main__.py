@@ -1,25 +1,51 @@
-"""``python -m tests.bench``: measures, prints the table, writes ``result.json``. ``QUICK=1`` takes less than three minutes."""
+"""``python -m tests.bench [--readme]``: measures, prints, writes ``result.json``; ``QUICK=1`` takes less than three minutes.
+
+``--readme``: the table in README.md and the plot are made anew, from what was measured. Exit code 1: a figure is missing.
+"""
 
 # ruff: noqa: T201 - it is there to print
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import os
 import sys
 
-from .figures import RESULT, figures, table, write
+from .bounds import absent
+from .figures import RESULT, result, write
+from .open_streams import FULL_CROWD, Crowd, open_streams
 from .plan import FULL, QUICK
+from .readme import publish
 from .run import measure
 from .stage import stage
+from .tables import whole
+
+CROWDS = {
+    FULL.name: (FULL_CROWD, dataclasses.replace(FULL_CROWD, hold_s=5.0), dataclasses.replace(FULL_CROWD, hold_s=5.0)),
+    QUICK.name: (Crowd(count=2_000, first=500, delay_ms=400, hold_s=2.0),),
+}
 
 
 def main() -> None:
     plan = QUICK if os.environ.get("QUICK", "0") not in ("", "0") else FULL
     with stage(plan) as running:
-        measured = measure(running, plan, lambda words: print(words, file=sys.stderr, flush=True))
-    made = figures(measured)
-    write(measured, made)
-    print(table(measured, made))
-    print(f"\n{plan.name}, {plan.rounds} rounds, {measured.took_s:.0f} s; all of it in {RESULT.relative_to(RESULT.parents[2])}")
+        measured = measure(running, plan, say)
+    for crowd in CROWDS[plan.name]:
+        say(f"{crowd.count} open streams")
+        with stage(plan) as running, measured.part("open streams"):  # a worker whose memory has held nothing yet
+            measured.crowds.append(asyncio.run(open_streams(running, crowd)))
+    told = result(measured)
+    write(told)
+    print(whole(told))
+    print(f"\n{plan.name}, {plan.rounds} rounds, {told['about']['took_s']} s; all of it in {RESULT.relative_to(RESULT.parents[2])}")
+    if missing := absent(told):
+        sys.exit(f"not measured: {', '.join(missing)}")
+    if "--readme" in sys.argv[1:]:
+        publish(told)
+
+
+def say(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from time import perf_counter
 
 HEADER_END = b"\r\n\r\n"
@@ -24,13 +24,19 @@ class RequestFailed(Exception):
 
 @dataclass(slots=True, kw_only=True)
 class Answer:
-    """Times are ``perf_counter`` seconds; ``first_s`` is when the first byte of the body came."""
+    """Times are ``perf_counter`` seconds (CLOCK_MONOTONIC); ``first_s`` is when the first byte of the body came.
+
+    ``raw`` is the answer as it was read; ``reads`` tells when it was so long. ``done_s`` stays 0 when the client left.
+    """
 
     sent_s: float
     first_s: float = 0.0
     done_s: float = 0.0
     status: int = 0
-    body: bytes = b""
+    raw: bytes = b""
+    body_at: int = 0
+    chunked: bool = False
+    reads: list[tuple[float, int]] = field(default_factory=list)
 
     @property
     def ttft_ms(self) -> float:
@@ -40,6 +46,21 @@ class Answer:
     def latency_ms(self) -> float:
         return (self.done_s - self.sent_s) * 1e3
 
+    @property
+    def request_id(self) -> str:
+        return self.raw[: self.body_at].lower().partition(b"\r\nx-request-id: ")[2].partition(b"\r\n")[0].decode()
+
+    @property
+    def body(self) -> bytes:
+        """Without the framing of chunks; of an answer that broke off, what is whole."""
+        return b"".join(_chunks(self.raw, self.body_at)) if self.chunked else self.raw[self.body_at :]
+
+    @property
+    def tokens(self) -> int:
+        """Events with text: as many as tokens."""
+        body = self.body
+        return body.count(b'"delta":{"content":"') - body.count(b'"delta":{"content":""')
+
 
 class Connection(asyncio.Protocol):
     """One connection, one request at a time."""
@@ -48,10 +69,11 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._buffer = bytearray()
-        self._body_at = 0
         self._length: int | None = None
+        self._leave_after = 0
         self._answer: Answer
         self._future: asyncio.Future[Answer] | None = None
+        self.left = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
@@ -60,10 +82,12 @@ class Connection(asyncio.Protocol):
         if self._future is not None and not self._future.done():
             self._future.set_exception(RequestFailed(f"the connection broke: {exc}, after {bytes(self._buffer[:300])!r}"))
 
-    def request(self, data: bytes) -> asyncio.Future[Answer]:
+    def request(self, data: bytes, *, leave_after: int = 0) -> asyncio.Future[Answer]:
+        """``leave_after``: hang up as soon as so many events with text were read."""
         assert self._future is None, "one at a time"
+        assert not self.left
         self._buffer.clear()
-        self._body_at = 0
+        self._leave_after = leave_after
         self._future = self._loop.create_future()
         self._answer = Answer(sent_s=perf_counter())
         self._transport.write(data)
@@ -73,35 +97,57 @@ class Connection(asyncio.Protocol):
         self._transport.close()
 
     def data_received(self, data: bytes) -> None:
-        buffer = self._buffer
-        buffer += data
-        if not self._body_at and not self._head():
+        if self.left:
             return
-        if not self._answer.first_s and len(buffer) > self._body_at:
-            self._answer.first_s = perf_counter()
-        if buffer.endswith(CHUNKED_END) if self._length is None else len(buffer) >= self._body_at + self._length:
+        answer, buffer = self._answer, self._buffer
+        buffer += data
+        if not answer.body_at and not self._head():
+            return
+        if not answer.first_s and len(buffer) > answer.body_at:
+            answer.first_s = perf_counter()
+        answer.reads.append((perf_counter(), len(buffer)))
+        if buffer.endswith(CHUNKED_END) if self._length is None else len(buffer) >= answer.body_at + self._length:
+            answer.done_s = perf_counter()
             self._done()
+        elif self._leave_after and len(answer.reads) >= self._leave_after:
+            self._perhaps_leave()
 
     def _head(self) -> bool:
         end = self._buffer.find(HEADER_END)
         if end < 0:
             return False
-        head = bytes(self._buffer[:end]).lower()
-        self._answer.status = int(head[9:12])
+        head, answer = bytes(self._buffer[:end]).lower(), self._answer
+        answer.status = int(head[9:12])
         _, found, length = head.partition(b"\r\ncontent-length: ")
         self._length = int(length.partition(b"\r\n")[0]) if found else None
-        self._body_at = end + len(HEADER_END)
+        answer.chunked = self._length is None
+        answer.body_at = end + len(HEADER_END)
         return True
+
+    def _perhaps_leave(self) -> None:
+        self._answer.raw = bytes(self._buffer)
+        if self._answer.tokens >= self._leave_after:
+            self.left = True
+            self._transport.abort()
+            self._done()
 
     def _done(self) -> None:
         answer, future, self._future = self._answer, self._future, None
         assert future is not None
-        answer.done_s = perf_counter()
-        answer.body = bytes(self._buffer[self._body_at :])
+        answer.raw = bytes(self._buffer)
         if answer.status == 200:
             future.set_result(answer)
         else:
             future.set_exception(RequestFailed(f"status {answer.status}: {answer.body[:300]!r}"))
+
+
+def _chunks(raw: bytes, at: int) -> Iterator[bytes]:
+    while (line_end := raw.find(b"\r\n", at)) > 0:
+        size = int(raw[at:line_end], 16)
+        data, at = line_end + 2, line_end + 4 + size
+        if not size or at > len(raw):
+            return
+        yield raw[data : data + size]
 
 
 def request_bytes(*, secret: str, body: dict[str, object], headers: dict[str, str]) -> bytes:
@@ -118,7 +164,7 @@ def request_bytes(*, secret: str, body: dict[str, object], headers: dict[str, st
     return f"POST /v1/chat/completions HTTP/1.1\r\n{head}\r\n".encode() + content
 
 
-async def closed_loop(port: int, requests: Sequence[bytes], *, clients: int) -> list[Answer]:
+async def closed_loop(port: int, requests: Sequence[bytes], *, clients: int, leave_after: int = 0) -> list[Answer]:
     """Every request once; ``clients`` of them at any time, each as soon as the one before was answered."""
     assert clients <= CONNECTIONS_MAX
     waiting = iter(requests)
@@ -128,7 +174,9 @@ async def closed_loop(port: int, requests: Sequence[bytes], *, clients: int) -> 
         connection = await _connect(port)
         try:
             for data in waiting:
-                answers.append(await connection.request(data))  # noqa: PERF401 - one after the other
+                if connection.left:
+                    connection = await _connect(port)
+                answers.append(await connection.request(data, leave_after=leave_after))
         finally:
             connection.close()
 

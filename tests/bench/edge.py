@@ -1,7 +1,7 @@
-"""An Envoy for the bench: the shipped files, with three listeners in place of one, in plain text.
+"""An Envoy for the bench: the shipped files, with a listener for each target in place of one, in plain text.
 
-``ours`` asks the gate workers, as shipped; ``empty`` asks the empty server instead; ``direct`` is Envoy without us: no ext_proc filter, and
-``x-model`` is believed, so that the same route is chosen. All else is equal, routes, clusters, access log and breakers included.
+``ours`` asks the gate workers, as shipped; ``empty_lean`` and ``empty_grpcio`` ask an empty server instead; ``direct`` is Envoy without us: no
+ext_proc filter, and ``x-model`` is believed, so that the same route is chosen. All else is equal, routes, clusters, access log and breakers included.
 """
 
 from __future__ import annotations
@@ -28,15 +28,25 @@ class Target(StrEnum):
     """What stands between client and backend."""
 
     OURS = "ours"
-    EMPTY = "empty"
+    EMPTY_LEAN = "empty_lean"
+    EMPTY_GRPCIO = "empty_grpcio"
     DIRECT = "direct"
+
+
+EMPTY = (Target.EMPTY_LEAN, Target.EMPTY_GRPCIO)
 
 
 class Edge:
     """Running Envoy; ``ports`` by target. ``concurrency`` 1: with two cores for everything, a second thread of it only adds noise."""
 
     def __init__(
-        self, directory: Path, *, gates: Sequence[Path], empty: Path, backends: Mapping[str, str], certificate: tuple[Path, Path]
+        self,
+        directory: Path,
+        *,
+        gates: Sequence[Path],
+        empty: Mapping[Target, Path],
+        backends: Mapping[str, str],
+        certificate: tuple[Path, Path],
     ) -> None:
         directory.mkdir()
         cert_file, key_file = certificate
@@ -48,14 +58,14 @@ class Edge:
             health_interval_s=1,
         )
         files = envoy_files.render(site, directory)
-        files["envoy.yaml"] = json.dumps(with_three_listeners(yaml.safe_load(files["envoy.yaml"]), empty))
+        files["envoy.yaml"] = json.dumps(with_targets(yaml.safe_load(files["envoy.yaml"]), empty))
         for name, text in files.items():
             (directory / name).write_text(text)
         self._admin_file = directory / "admin.address"
         words = [str(envoy.program()), "-c", str(directory / "envoy.yaml"), "--admin-address-path", str(self._admin_file)]
         words += ["--concurrency", "1", "--log-level", "warning", "--disable-hot-restart"]
         self.engine = Engine.start("bench envoy", words, log_file=directory / "envoy.log")
-        wanted = {"extproc": len(gates), "empty": 1, **dict.fromkeys(backends, 1)}
+        wanted = {"extproc": len(gates), **dict.fromkeys([*empty, *backends], 1)}
         self.engine.wait_ready(lambda: self._is_ready(wanted), deadline_s=READY_S)
         statuses = json.loads(self._ask("/listeners?format=json"))["listener_statuses"]
         self.ports = {Target(one["name"]): int(one["local_address"]["socket_address"]["port_value"]) for one in statuses}
@@ -87,13 +97,13 @@ class Edge:
         return all(healthy.get(name, 0) >= count for name, count in wanted.items())
 
 
-def with_three_listeners(bootstrap: dict[str, Any], empty: Path) -> dict[str, Any]:
+def with_targets(bootstrap: dict[str, Any], empty: Mapping[Target, Path]) -> dict[str, Any]:
     """The shipped bootstrap, changed as the module says and in nothing else."""
     static = bootstrap["static_resources"]
     (shipped,) = static["listeners"]
     static["listeners"] = [_listener(copy.deepcopy(shipped), target) for target in Target]
     (gates,) = [cluster for cluster in static["clusters"] if cluster["name"] == "extproc"]
-    static["clusters"].append(_empty_cluster(copy.deepcopy(gates), empty))
+    static["clusters"] += [_empty_cluster(copy.deepcopy(gates), target, path) for target, path in empty.items()]
     return bootstrap
 
 
@@ -105,16 +115,16 @@ def _listener(listener: dict[str, Any], target: Target) -> dict[str, Any]:
     manager = chain["filters"][0]["typed_config"]
     manager["stat_prefix"] = target.value
     (ext_proc,) = [one for one in manager["http_filters"] if one["name"] == EXT_PROC]
-    if target is Target.EMPTY:
-        ext_proc["typed_config"]["grpc_service"]["envoy_grpc"]["cluster_name"] = "empty"
+    if target in EMPTY:
+        ext_proc["typed_config"]["grpc_service"]["envoy_grpc"]["cluster_name"] = target.value
     if target is Target.DIRECT:
         manager["http_filters"].remove(ext_proc)
         manager["early_header_mutation_extensions"][0]["typed_config"]["mutations"].remove({"remove": "x-model"})
     return listener
 
 
-def _empty_cluster(cluster: dict[str, Any], path: Path) -> dict[str, Any]:
-    cluster["name"] = cluster["load_assignment"]["cluster_name"] = "empty"
+def _empty_cluster(cluster: dict[str, Any], target: Target, path: Path) -> dict[str, Any]:
+    cluster["name"] = cluster["load_assignment"]["cluster_name"] = target.value
     endpoint = {"endpoint": {"address": {"pipe": {"path": str(path)}}}}
     cluster["load_assignment"]["endpoints"] = [{"lb_endpoints": [endpoint]}]
     return cluster

@@ -1,6 +1,6 @@
-"""The yardstick: an ext_proc server that does nothing, over the very transport that gate workers use, with the same modes and the same messages.
+"""The yardsticks: an ext_proc server that does nothing, over either transport of ours, with the modes and messages of a gate worker.
 
-    python -m tests.bench.empty SOCKET
+    python -m tests.bench.empty lean|grpcio SOCKET
 
 Replies are constants; a message's kind is read off its first byte. What a gate worker costs above this is what *we* do.
 """
@@ -8,19 +8,22 @@ Replies are constants; a message's kind is read off its first byte. What a gate 
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import sys
 
 import uvloop
 
+from extproc.app.compose import TRANSPORTS
+from extproc.app.worker import GC_YOUNG
 from extproc.edge.envoy_codec import encode
 from extproc.edge.health import Health
-from extproc.edge.transport.grpcio import GrpcioTransport
 from extproc.edge.transport.port import Call, GoneReason, Listen
 from extproc.edge.wire import ext_proc_pb2 as wire
 from extproc.exchange.actions import PassChunk, PassHeaders, PassResponseHeaders
 
-MODEL = "qwen2.5-7b"
+from .plan import SMALL
+
 REQUEST_ID = ("x-request-id", "00000000-0000-4000-8000-000000000000")
 
 # The tag of the oneof's field: 2 = request_headers … 5 = response_body, each length-delimited.
@@ -31,7 +34,7 @@ def body_reply() -> bytes:
     """The body as it came; the route is chosen anew by x-model."""
     reply = wire.ProcessingResponse()
     reply.request_body.response.clear_route_cache = True
-    for name, value in (("x-model", MODEL), ("x-priority", "standard")):
+    for name, value in (("x-model", SMALL), ("x-priority", "standard")):
         option = reply.request_body.response.header_mutation.set_headers.add()
         option.append_action = wire.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
         option.header.key, option.header.raw_value = name, value.encode()
@@ -67,9 +70,12 @@ class Constant:
         """Nothing was held."""
 
 
-async def serve(path: str) -> None:
+async def serve(transport_name: str, path: str) -> None:
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_YOUNG, 20, 50)  # as a gate worker does
     health = Health()
-    transport = GrpcioTransport(Listen(address=f"unix:{path}"), Constant, health)
+    transport = TRANSPORTS[transport_name](Listen(address=f"unix:{path}"), Constant, health)
     await transport.start()
     health.serve()
     stop = asyncio.Event()
@@ -79,4 +85,4 @@ async def serve(path: str) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(serve(sys.argv[1]))
+    uvloop.run(serve(*sys.argv[1:]))

@@ -33,10 +33,9 @@ from extproc.money.hold import Admission, Amendment, Checkpoint, Ending, EndResu
 from extproc.settings import load_settings
 from extproc.stores.shards import shard_of
 
-from .plan import JSON_TOKENS, STREAM_TOKENS, Workload, prompt
+from .plan import NAMED, SMALL, Workload, prompt
 
 ROOT = Path(__file__).parents[2]
-MODEL = "qwen2.5-7b"
 FILTER = "envoy.filters.http.ext_proc"
 TURNS = 4  # of the loop, for answers of stores to arrive
 PLENTY = 10**15
@@ -128,8 +127,8 @@ async def exchange(gate: Gate, messages: Sequence[bytes]) -> None:
 
 def messages_of(workload: Workload) -> list[bytes]:
     """What Envoy sends of one request: as recorded, in substance."""
-    stream = workload is not Workload.JSON
-    asked = {"model": MODEL, "messages": [{"role": "user", "content": prompt()}], "max_tokens": 200}
+    stream = workload.stream
+    asked = {"model": SMALL, "messages": [{"role": "user", "content": prompt(workload.prompt_bytes)}], "max_tokens": 200}
     body = json.dumps(asked | ({"stream": True} if stream else {})).encode()
     headers = wire.ProcessingRequest(request_headers=wire.HttpHeaders(headers=_headers(
         {":authority": "bench", ":path": "/v1/chat/completions", ":method": "POST", ":scheme": "https", "authorization": "Bearer sk-of-nobody",
@@ -147,7 +146,7 @@ def messages_of(workload: Workload) -> list[bytes]:
     answerer["upstream.request_attempt_count"].number_value = 1
     answerer["response.code_details"].string_value = "via_upstream"
     asking = wire.ProcessingRequest(request_body=wire.HttpBody(body=body, end_of_stream=True))
-    chunks = _events() if stream else [_answer()]
+    chunks = _events(workload.tokens) if stream else [_answer(workload.tokens)]
     last = len(chunks) - 1
     bodies = [wire.HttpBody(body=chunk, end_of_stream=place == last) for place, chunk in enumerate(chunks)]
     whole = [headers, asking, answer, *(wire.ProcessingRequest(response_body=one) for one in bodies)]
@@ -158,25 +157,25 @@ def _headers(pairs: dict[str, str]) -> wire.HeaderMap:
     return wire.HeaderMap(headers=[wire.HeaderValue(key=name, raw_value=value.encode()) for name, value in pairs.items()])
 
 
-def _events() -> list[bytes]:
+def _events(tokens: int) -> list[bytes]:
     def event(**members: Any) -> bytes:
-        head = {"id": "chatcmpl-6f0e0c1e6d5f", "object": "chat.completion.chunk", "created": 1_760_000_000, "model": MODEL}
+        head = {"id": "chatcmpl-6f0e0c1e6d5f", "object": "chat.completion.chunk", "created": 1_760_000_000, "model": SMALL}
         return b"data: " + json.dumps(head | members, separators=(",", ":")).encode() + b"\n\n"
 
     def choice(text: str, finish: str | None = None, **more: str) -> list[dict[str, Any]]:
         return [{"index": 0, "delta": {**more, "content": text}, "logprobs": None, "finish_reason": finish}]
 
-    usage = {"prompt_tokens": 240, "total_tokens": 240 + STREAM_TOKENS, "completion_tokens": STREAM_TOKENS}
-    texts = [event(choices=choice(" word")) for _ in range(STREAM_TOKENS)]
+    usage = {"prompt_tokens": 240, "total_tokens": 240 + tokens, "completion_tokens": tokens}
+    texts = [event(choices=choice(" word")) for _ in range(tokens)]
     ends = [event(choices=choice("", "stop")), event(choices=[], usage=usage) + b"data: [DONE]\n\n", b""]
     return [event(choices=choice("", role="assistant")), *texts, *ends]
 
 
-def _answer() -> bytes:
-    message = {"role": "assistant", "content": " word" * JSON_TOKENS}
-    usage = {"prompt_tokens": 240, "total_tokens": 240 + JSON_TOKENS, "completion_tokens": JSON_TOKENS}
+def _answer(tokens: int) -> bytes:
+    message = {"role": "assistant", "content": " word" * tokens}
+    usage = {"prompt_tokens": 240, "total_tokens": 240 + tokens, "completion_tokens": tokens}
     choices = [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}]
-    head = {"id": "chatcmpl-6f0e0c1e6d5f", "object": "chat.completion", "created": 1_760_000_000, "model": MODEL}
+    head = {"id": "chatcmpl-6f0e0c1e6d5f", "object": "chat.completion", "created": 1_760_000_000, "model": SMALL}
     return json.dumps(head | {"choices": choices, "usage": usage}).encode()
 
 
@@ -196,13 +195,13 @@ async def inside_us(workload: Workload, count: int) -> float:
 def alone(workload: Workload, count: int) -> float:
     """``inside_us`` in a process of its own, with its metrics in files, as a worker has them (a choice that is made at import)."""
     with tempfile.TemporaryDirectory() as directory:
-        argv = [sys.executable, "-m", "tests.bench.inside", str(workload), str(count)]
+        argv = [sys.executable, "-m", "tests.bench.inside", workload.name, str(count)]
         told = subprocess.run(argv, cwd=ROOT, env={**os.environ, MULTIPROCESS: directory}, check=True, capture_output=True, timeout=120)
     return float(told.stdout)
 
 
 def main() -> None:
-    workload, count = Workload(sys.argv[1]), int(sys.argv[2])
+    workload, count = NAMED[sys.argv[1]], int(sys.argv[2])
     print(uvloop.run(inside_us(workload, count)) if MULTIPROCESS in os.environ else alone(workload, count))
 
 

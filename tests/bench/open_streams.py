@@ -29,7 +29,6 @@ from .plan import QUICK, prompt
 from .stage import GATE, Stage, stage
 
 TURN_S = 0.02
-SLACK_S = 12.0  # the last stream ends so long after the hold, or a slow machine would end some before it
 PATIENCE_S = 60.0  # for streams to see their events
 
 
@@ -43,6 +42,7 @@ class Crowd:
     rate: int = 500
     delay_ms: int = 900
     hold_s: float = 60.0
+    slack_s: float = 12.0  # the last stream ends so long after the hold, or a slow machine would end some before it
 
     @property
     def gap_s(self) -> float:
@@ -51,7 +51,7 @@ class Crowd:
     @property
     def until_s(self) -> float:
         """From the first stream to the end of all."""
-        return self.count / self.rate + 2 * (self.seen + 1) * self.gap_s + self.hold_s + SLACK_S
+        return self.count / self.rate + 2 * (self.seen + 1) * self.gap_s + self.hold_s + self.slack_s
 
 
 FULL_CROWD = Crowd()

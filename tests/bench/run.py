@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import time
-from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import uvloop
@@ -17,8 +20,9 @@ from .client import Answer, closed_loop, open_loop
 from .cpu import cpu_ns, tree_ns
 from .edge import Target
 from .inside import alone
-from .plan import FIRST_TOKENS, JSON_TOKENS, STREAM_TOKENS, Plan, Workload
+from .plan import JSON, STREAM100_JOINED, Paced, Plan, Workload
 from .stage import Stage
+from .stamping import stamps
 from .stores import Rate, pg_rows, redis_pairs
 
 Result = TypeVar("Result")
@@ -26,104 +30,151 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One workload on one target in one round. ``cpu_ms`` is CPU per request by group of processes. Latencies are sorted."""
+    """One workload on one target in one round. ``cpu_ms`` is CPU per request by group of processes; ``busy``: cores that a group kept busy.
+
+    Latencies are sorted; of requests whose client left they mean nothing. ``billed_off``: of those, events billed less events read, the worst.
+    """
 
     round: int
     target: Target
-    count: int
+    workload: Workload
     per_s: float
     cpu_ms: dict[str, float]
+    busy: dict[str, float]
     messages: float
-    ttft_ms: list[float]
     latency_ms: list[float]
+    billed_off: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Timed:
+    """Sorted times of one target in one round: to the first token, or of events on their way."""
+
+    round: int
+    target: Target
+    times_ms: list[float]
+
+
+@dataclass(slots=True, kw_only=True)
 class Measured:
-    """Everything that was measured, by round."""
+    """Everything that was measured, by round. ``took_s``: what each part of the plan took, in all rounds. ``crowds``: figures by name."""
 
     plan: Plan
-    loads: dict[Workload, list[Sample]]
-    first: list[Sample]
-    inside: dict[Workload, list[float]]
-    redis: list[Rate]
-    redis_short: list[Rate]
-    postgres: list[Rate]
-    took_s: float
+    transport: str
+    samples: list[Sample] = field(default_factory=list)
+    first: list[Timed] = field(default_factory=list)
+    stamped: list[Timed] = field(default_factory=list)
+    inside: dict[Workload, list[float]] = field(default_factory=dict)
+    redis: list[Rate] = field(default_factory=list)
+    redis_short: list[Rate] = field(default_factory=list)
+    postgres: list[Rate] = field(default_factory=list)
+    crowds: list[dict[str, float]] = field(default_factory=list)
+    took_s: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        start_s = time.monotonic()
+        yield
+        self.took_s[name] = self.took_s.get(name, 0.0) + time.monotonic() - start_s
 
 
 def measure(stage: Stage, plan: Plan, say: Callable[[str], None]) -> Measured:
     """The whole plan. Raises when an answer was not as it must be, or was not billed."""
-    start_s = time.monotonic()
-    loads: dict[Workload, list[Sample]] = {workload: [] for workload in plan.counts}
-    first: list[Sample] = []
+    made = Measured(plan=plan, transport=stage.transport)
+    gc.freeze()
     for target in Target:
-        for workload in plan.counts:
-            closed(stage, plan, target, workload, count=plan.clients, place=-1)
+        for workload in (JSON, STREAM100_JOINED):
+            closed(stage, target, workload, count=workload.clients, place=-1)
     for place in range(plan.rounds):
         say(f"round {place + 1} of {plan.rounds}")
-        for workload in plan.counts:
-            loads[workload] += [closed(stage, plan, target, workload, place=place) for target in _turned(place)]
-        first += [paced(stage, plan, target, place=place) for target in _turned(place)]
+        for load in plan.loads:
+            if place < load.rounds:
+                with made.part(load.workload.name):
+                    made.samples += [
+                        closed(stage, one, load.workload, place=place, count=load.count) for one in turned(tuple(Target), place)
+                    ]
+        with made.part("first tokens"):
+            made.first += paced(stage, plan.first, tuple(Target), _first_ms, place=place)
+        with made.part("delays of events"):
+            made.stamped += paced(stage, plan.stamped, (Target.OURS, Target.DIRECT), _delays_ms, place=place)
     stage.check_billed()
     say("our code alone, and the stores")
-    inside_us = {workload: [alone(workload, count) for _ in range(plan.rounds)] for workload, count in plan.inside.items()}
-    redis, short, postgres = _stores(stage, plan)
-    return Measured(
-        plan=plan,
-        loads=loads,
-        first=first,
-        inside=inside_us,
-        redis=redis,
-        redis_short=short,
-        postgres=postgres,
-        took_s=time.monotonic() - start_s,
-    )
+    with made.part("our code alone"):
+        made.inside = {workload: [alone(workload, count) for _ in range(plan.rounds)] for workload, count in plan.inside.items()}
+    with made.part("stores"):
+        _stores(stage, plan, made)
+    return made
 
 
-def closed(stage: Stage, plan: Plan, target: Target, workload: Workload, *, place: int, count: int = 0) -> Sample:
+def closed(stage: Stage, target: Target, workload: Workload, *, place: int, count: int) -> Sample:
     """So many clients, each asking again as soon as it was answered."""
-    requests = stage.requests(workload, count or plan.counts[workload])
-    tokens = JSON_TOKENS if workload is Workload.JSON else STREAM_TOKENS
-    load = closed_loop(stage.edge.ports[target], requests, clients=plan.clients)
-    sample, answers = _sample(stage, target, load, place=place, tokens=tokens)
-    for answer in answers:
-        told = answer.body.count(b'data: {"') if workload is not Workload.JSON else tokens
-        assert told >= tokens, f"{target}, {workload}: an answer with {told} events: {answer.body[-300:]!r}"
-    return sample
-
-
-def paced(stage: Stage, plan: Plan, target: Target, *, place: int) -> Sample:
-    """Short streams at a fixed rate, for the time to the first token."""
-    load = open_loop(stage.edge.ports[target], stage.requests(None, plan.first_count), rate=plan.first_rate)
-    return _sample(stage, target, load, place=place, tokens=FIRST_TOKENS)[0]
-
-
-def _sample(
-    stage: Stage, target: Target, load: Coroutine[Any, Any, list[Answer]], *, place: int, tokens: int
-) -> tuple[Sample, list[Answer]]:
-    messages = stage.edge.messages(target)
-    before = stage.accounts.read()
-    start_s = time.perf_counter()
-    answers = run(load)
-    wall_s = time.perf_counter() - start_s
-    if target is Target.OURS:
-        stage.sent += len(answers)
-        stage.tokens += tokens * len(answers)
-        stage.wait_settled()
+    requests = stage.requests(workload, count)
+    load = closed_loop(stage.edge.ports[target], requests, clients=min(count, workload.clients), leave_after=workload.leave_after)
+    gc.collect()
+    messages, before = stage.edge.messages(target), stage.accounts.read()
+    answers, wall_s = _drive(stage, target, load)
     after = stage.accounts.read()
-    count = len(answers)
-    sample = Sample(
+    _check(stage, target, workload, answers)
+    off = None
+    if workload.leave_after and target is Target.OURS:
+        off = max(map(abs, (billed - answer.tokens for billed, answer in zip(stage.billed_tokens(answers), answers, strict=True))))
+    return Sample(
         round=place,
         target=target,
-        count=count,
+        workload=workload,
         per_s=count / wall_s,
         cpu_ms={name: (after[name] - before[name]) / count / 1e6 for name in after},
+        busy={name: (after[name] - before[name]) / wall_s / 1e9 for name in after},
         messages=(stage.edge.messages(target) - messages) / count,
-        ttft_ms=sorted(answer.ttft_ms for answer in answers),
         latency_ms=sorted(answer.latency_ms for answer in answers),
+        billed_off=off,
     )
-    return sample, answers
+
+
+def paced(stage: Stage, load: Paced, targets: Sequence[Target], times_ms: Callable[[Answer], list[float]], *, place: int) -> list[Timed]:
+    """A fixed rate. Targets take turns several times a round: what disturbs for a second disturbs each of them."""
+    found: dict[Target, list[float]] = {target: [] for target in targets}
+    for turn in range(load.slices):
+        for target in turned(targets, place + turn):
+            requests = stage.requests(load.workload, load.count)
+            gc.collect()
+            answers, _ = _drive(stage, target, open_loop(stage.edge.ports[target], requests, rate=load.rate))
+            _check(stage, target, load.workload, answers)
+            found[target] += [ms for answer in answers for ms in times_ms(answer)]
+    return [Timed(round=place, target=target, times_ms=sorted(times)) for target, times in found.items()]
+
+
+def _first_ms(answer: Answer) -> list[float]:
+    return [answer.ttft_ms]
+
+
+def _delays_ms(answer: Answer) -> list[float]:
+    """Of every event: from the write of the upstream to the read of the client."""
+    lengths = [length for _, length in answer.reads]
+    return [(answer.reads[bisect_left(lengths, end)][0] - sent_s) * 1e3 for sent_s, end in stamps(answer.raw)]
+
+
+def _drive(stage: Stage, target: Target, load: Coroutine[Any, Any, list[Answer]]) -> tuple[list[Answer], float]:
+    """Answers and the seconds that they took. What went through ``ours`` is posted when this returns."""
+    gc.disable()  # a pause of the load generator would look like one of what is measured
+    start_s = time.perf_counter()
+    try:
+        answers = run(load)
+    finally:
+        gc.enable()
+    wall_s = time.perf_counter() - start_s
+    if target is Target.OURS:
+        stage.wait_settled()
+    return answers, wall_s
+
+
+def _check(stage: Stage, target: Target, workload: Workload, answers: list[Answer]) -> None:
+    """Each is as it must be."""
+    for answer in answers if workload.stream else ():
+        enough = answer.tokens >= workload.leave_after if workload.leave_after else answer.tokens == workload.tokens
+        assert enough, f"{target}, {workload.name}: an answer with {answer.tokens} events: {answer.raw[-300:]!r}"
+    if target is Target.OURS:
+        stage.served(workload, answers)
 
 
 def run(work: Coroutine[Any, Any, Result]) -> Result:
@@ -132,26 +183,22 @@ def run(work: Coroutine[Any, Any, Result]) -> Result:
         return runner.run(work)
 
 
-def _turned(place: int) -> Iterator[Target]:
-    targets = list(Target)
-    yield from targets[place % len(targets) :] + targets[: place % len(targets)]
+def turned(targets: Sequence[Target], place: int) -> Iterator[Target]:
+    first = place % len(targets)
+    yield from [*targets[first:], *targets[:first]]
 
 
-def _stores(stage: Stage, plan: Plan) -> tuple[list[Rate], list[Rate], list[Rate]]:
+def _stores(stage: Stage, plan: Plan, made: Measured) -> None:
     """A Valkey and a database of their own: the house's settler reads the house's."""
     house = stage.house
     server = valkey_engine.start(house.directory / "bench-valkey", durable=True)
-    redis: list[Rate] = []
-    short: list[Rate] = []
-    postgres: list[Rate] = []
     try:
         for place in range(plan.rounds):
-            redis.append(run(redis_pairs(server.url, plan.redis_pairs, lambda: cpu_ns(server.pid))))
-            short.append(run(redis_pairs(server.url, plan.redis_pairs, lambda: cpu_ns(server.pid), scripts=2)))
+            made.redis.append(run(redis_pairs(server.url, plan.redis_pairs, lambda: cpu_ns(server.pid))))
+            made.redis_short.append(run(redis_pairs(server.url, plan.redis_pairs, lambda: cpu_ns(server.pid), scripts=2)))
             dsn = house.postgres.create_database(name=f"bench_{place}")
             migrations.migrate(dsn)
             rows = pg_rows(dsn, batches=plan.pg_batches, batch_rows=plan.pg_batch_rows, server_ns=lambda: tree_ns(house.postgres.pid))
-            postgres.append(run(rows))
+            made.postgres.append(run(rows))
     finally:
         server.stop()
-    return redis, short, postgres

@@ -7,40 +7,49 @@ import os
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1] / "e2e"))
-from house import NANOS_IN, NANOS_OUT, ROOT, SMALL, House
+from house import NANOS_IN, NANOS_OUT, ROOT, SMALL, UNLIMITED, House, until
 
 from extproc.local.engine import Engine
+from extproc.settings import load_settings
 from extproc.stores.shards import tag_of
 
-from .client import request_bytes
+from .client import Answer, request_bytes
 from .cpu import Accounts
-from .edge import Edge
-from .plan import DELAY_MS, FIRST_TOKENS, JSON_TOKENS, STREAM_TOKENS, Plan, Workload, prompt
+from .edge import EMPTY, Edge
+from .plan import STAMPING, Plan, Workload, prompt
 
-SETTLED_S = 30.0  # for the settler to post what a run left behind
-LOAD, GATE = "load", "gate"
+SETTLED_S = 60.0  # for the settler to post what a run left behind
+LOAD, GATE, STAMPER = "load", "gate", "stamper"
 
 
 class Stage:
-    """One house for the whole bench. ``sent`` and ``tokens`` are what was asked through ``ours``: all of it must be billed in the end."""
+    """One house for the whole bench. ``sent`` and ``tokens`` are what was asked through ``ours``: all of it must be billed in the end.
+
+    ``left``: tokens that were read of each request whose client hung up, by request id.
+    """
 
     def __init__(self, directory: Path, plan: Plan) -> None:
         with contextlib.ExitStack() as stack:
-            self.house = House(directory, workers=plan.workers, durable=True)
+            self.house = House(directory, workers=plan.workers, durable=True, models=catalog())
             stack.callback(self.house.stop)
-            self.empty = _start_empty(directory)
-            stack.callback(self.empty.stop)
+            self.empty = {target: directory / f"{target}.sock" for target in EMPTY}
+            words = {target.value: ["empty", target.removeprefix("empty_"), str(path)] for target, path in self.empty.items()}
+            ready = {target.value: path for target, path in self.empty.items()}
+            words[STAMPER], ready[STAMPER] = ["stamping", str(directory / "stamping.port")], directory / "stamping.port"
+            self._started = {name: _start(name, argv, directory, ready[name]) for name, argv in words.items()}
+            for engine in self._started.values():
+                stack.callback(engine.stop)
+            simulators = {name: one.url.removeprefix("http://") for name, one in self.house.simulators.items()}
             self.edge = Edge(
                 directory / "edge",
                 gates=[directory / f"run/gate-{slot}.sock" for slot in range(plan.workers)],
-                empty=directory / "empty.sock",
-                backends={name: one.url.removeprefix("http://") for name, one in self.house.simulators.items()},
+                empty=self.empty,
+                backends=simulators | {STAMPING: f"127.0.0.1:{ready[STAMPER].read_text()}"},
                 certificate=(self.house.certificates.cert_file, self.house.certificates.key_file),
             )
             stack.callback(self.edge.stop)
@@ -48,12 +57,18 @@ class Stage:
             self.accounts = Accounts(self._groups(), trees=("postgres",))
             self.sent = 0
             self.tokens = 0
+            self.left: dict[str, int] = {}
             self._redis = self.house.redis()
             stack.callback(self._redis.close)
             self._stack = stack.pop_all()
 
     def stop(self) -> None:
         self._stack.close()
+
+    @property
+    def transport(self) -> str:
+        """Of the gate workers."""
+        return load_settings(self.house.settings_file, {}).listen.chosen_transport[0]
 
     def _groups(self) -> dict[str, list[int]]:
         pids = self.house.pids()
@@ -65,41 +80,77 @@ class Stage:
             "valkey": [self.house.valkey.pid],
             "postgres": [self.house.postgres.pid],
             "simulator": [one.pid for one in self.house.simulators.values()],
-            "empty": [self.empty.pid],
             LOAD: [os.getpid()],
+            **{name: [engine.pid] for name, engine in self._started.items()},
         }
 
-    def requests(self, workload: Workload | None, count: int) -> list[bytes]:
-        """Payers take turns. ``None``: short streams whose first token is timed."""
-        body: dict[str, Any] = {"model": SMALL, "messages": [{"role": "user", "content": prompt()}], "max_tokens": 2 * STREAM_TOKENS}
-        if workload is not Workload.JSON:
+    def requests(self, workload: Workload, count: int) -> list[bytes]:
+        """Payers take turns."""
+        content = prompt(workload.prompt_bytes)
+        body: dict[str, Any] = {
+            "model": workload.model,
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": 2 * workload.tokens,
+        }
+        headers = {"x-model": workload.model, "x-sim-tokens": str(workload.tokens)}
+        if workload.stream:
             body["stream"] = True
-        tokens = FIRST_TOKENS if workload is None else JSON_TOKENS if workload is Workload.JSON else STREAM_TOKENS
-        headers = {"x-model": SMALL, "x-sim-tokens": str(tokens)}
-        if workload is not Workload.JSON:
-            headers["x-sim-delay-ms"] = str(5 if workload is None else DELAY_MS[workload])
+            headers["x-sim-delay-ms"] = str(workload.delay_ms)
         made = [request_bytes(secret=guest.secret, body=body, headers=headers) for guest in self.guests]
         return [made[place % len(made)] for place in range(count)]
+
+    def served(self, workload: Workload, answers: list[Answer]) -> None:
+        """Remember what has to be billed. Called for what went through ``ours``."""
+        if workload.leave_after:
+            self.left |= {answer.request_id: answer.tokens for answer in answers}
+        else:
+            self.sent += len(answers)
+            self.tokens += workload.tokens * len(answers)
 
     def wait_settled(self) -> None:
         """Until every event of our payers is in PostgreSQL (the poster trims what it has committed)."""
         streams = {f"{tag_of(guest.id)}:events" for guest in self.guests}
-        end = time.monotonic() + SETTLED_S
-        while any(self._redis.xlen(stream) for stream in streams):
-            assert time.monotonic() < end, "the settler does not keep up"
-            time.sleep(0.02)
+        until(lambda: not any(self._redis.xlen(stream) for stream in streams), "everything posted", SETTLED_S)
+
+    def billed_tokens(self, answers: list[Answer]) -> list[int]:
+        """What was billed of each of them, in their order; waits for the rows."""
+        ids = [answer.request_id for answer in answers]
+
+        def look() -> dict[str, int]:
+            rows = self.house.rows("SELECT request_id, output_tokens FROM requests WHERE request_id = ANY(%s)", ids)
+            return {row["request_id"]: row["output_tokens"] for row in rows}
+
+        until(lambda: len(look()) == len(ids), f"{len(ids)} rows", SETTLED_S)
+        billed = look()
+        return [billed[one] for one in ids]
 
     def check_billed(self) -> None:
         """What was served is what was billed: a bench of a gate that forgets to charge would be fast."""
-        self.wait_settled()
-        (row,) = self.house.rows(
-            """SELECT count(*) AS requests, count(*) FILTER (WHERE usage_source <> 'upstream') AS guessed, sum(output_tokens) AS tokens,
-                      sum(cost) AS cost, sum(input_tokens) * %s + sum(output_tokens) * %s AS worth FROM requests""",
-            NANOS_IN,
-            NANOS_OUT,
-        )
+        until(lambda: self._billed()["requests"] >= self.sent, f"{self.sent} rows", SETTLED_S)
+        row = self._billed()
         assert (row["requests"], row["guessed"], row["tokens"]) == (self.sent, 0, self.tokens), (row, self.sent, self.tokens)
         assert row["cost"] == row["worth"] > 0, row
+
+    def _billed(self) -> dict[str, Any]:
+        (row,) = self.house.rows(
+            """SELECT count(*) AS requests, count(*) FILTER (WHERE usage_source <> 'upstream') AS guessed, sum(output_tokens) AS tokens,
+                      sum(cost) AS cost, sum(input_tokens) * %s + sum(output_tokens) * %s AS worth
+               FROM requests WHERE NOT request_id = ANY(%s)""",
+            NANOS_IN,
+            NANOS_OUT,
+            list(self.left),
+        )
+        return row
+
+
+def catalog() -> str:
+    """The shipped one, with a tier that has no limits, and a window that a prompt of a megabyte fits in: the simulator's."""
+    shipped = (ROOT / "examples/models.yaml").read_text()
+    _, found, rest = shipped.partition(f"\n  {SMALL}:\n")
+    wider = rest.replace("context_tokens: 32_768", "context_tokens: 131_072", 1)
+    assert found
+    assert wider != rest
+    return shipped.replace(found + rest, found + wider).replace("\n  business:", UNLIMITED + "\n  business:", 1)
 
 
 @contextlib.contextmanager
@@ -117,9 +168,9 @@ def stage(plan: Plan) -> Iterator[Stage]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _start_empty(directory: Path) -> Engine:
-    path = directory / "empty.sock"
-    argv = [sys.executable, "-m", "tests.bench.empty", str(path)]
-    engine = Engine.start("empty server", argv, log_file=directory / "empty.log", cwd=ROOT)
-    engine.wait_ready(path.exists, deadline_s=30)
+def _start(name: str, words: list[str], directory: Path, ready: Path) -> Engine:
+    """``python -m tests.bench.…``, until its file is there."""
+    argv = [sys.executable, "-m", f"tests.bench.{words[0]}", *words[1:]]
+    engine = Engine.start(name, argv, log_file=directory / f"{name}.log", cwd=ROOT)
+    engine.wait_ready(ready.exists, deadline_s=30)
     return engine
