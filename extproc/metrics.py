@@ -405,6 +405,32 @@ class Metrics:
         self._reloaded.set(0)
 
 
+class Processes:
+    """What the supervisor counts of its children: it lives as long as they all, so its numbers need no file."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._registry = registry()
+        name = "extproc_processes_ended_total"
+        self._ended = Counter(
+            name, "Processes that ended, or were killed, though nobody asked them to.", ("process",), registry=self._registry
+        )
+        name = "extproc_replacements_failed_total"
+        self._failed = Counter(name, "Rounds of replacements that were given up; the old processes serve.", registry=self._registry)
+
+    def ended(self, process: str) -> None:
+        """``process``: a name of the closed set gate-0 … settler."""
+        self._ended.labels(process).inc()
+
+    def replacement_failed(self) -> None:
+        """Bad settings, or a process that did not become ready."""
+        self._failed.inc()
+
+    def render(self) -> bytes:
+        """To stand below the page of all workers."""
+        return generate_latest(self._registry)
+
+
 def registry() -> CollectorRegistry:
     """A fresh registry, so that nobody else needs the library."""
     return CollectorRegistry()

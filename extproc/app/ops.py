@@ -6,7 +6,6 @@ import json
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 from extproc import __version__, metrics
@@ -19,10 +18,13 @@ REQUEST_S_MAX = 5  # a client that sends nothing is let go
 class Ops:
     """An HTTP server in a thread of the supervisor."""
 
-    def __init__(self, settings: Settings, *, metrics_dir: Path, is_ready: Callable[[], bool], pids: Callable[[], dict[str, int]]) -> None:
+    def __init__(
+        self, settings: Settings, *, render: Callable[[], bytes], is_ready: Callable[[], bool], pids: Callable[[], dict[str, int]]
+    ) -> None:
+        """``render`` makes the page of /metrics."""
         host, _, port = settings.listen.ops_address.rpartition(":")
         self._pages: dict[str, Callable[[], tuple[int, str, bytes]]] = {
-            "/metrics": lambda: (200, metrics.CONTENT_TYPE, metrics.render_merged(metrics_dir)),
+            "/metrics": lambda: (200, metrics.CONTENT_TYPE, render()),
             "/livez": lambda: (200, "text/plain", b"ok\n"),
             "/readyz": lambda: (200, "text/plain", b"ready\n") if is_ready() else (503, "text/plain", b"not ready\n"),
             "/debug/config": lambda: _json({"version": __version__, "settings": settings.masked(), "pids": pids()}),

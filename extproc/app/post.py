@@ -35,8 +35,9 @@ class Post:
         environ: Mapping[str, str],
         patience_s: float,
         buried: Callable[[int], None],
+        lost: Callable[[str], None],
     ) -> None:
-        """``buried`` is told the pid of every child that has ended."""
+        """``buried`` is told the pid of every child that has ended, ``lost`` the name of the post when nobody asked it to."""
         self.name = name
         self.patience_s = patience_s
         self.endpoint = endpoint
@@ -45,6 +46,7 @@ class Post:
         self._argv = argv
         self._environ = environ
         self._buried = buried
+        self._lost = lost
         self._changing = asyncio.Lock()  # held by whoever chooses who serves here
         self._closed = False
         self._pause_s = PAUSE_S_FIRST
@@ -133,6 +135,7 @@ class Post:
         lived_s = time.monotonic() - child.started_s
         how = f"ended with code {child.ended.result()}" if child.ended.done() else "leaves"
         log.error("%s (%d) %s after %.0f s; another one starts", self.name, child.pid, how, lived_s)
+        self._lost(self.name)
         pause_s = 0.0
         if lived_s > LIVED_S:
             self._pause_s = PAUSE_S_FIRST

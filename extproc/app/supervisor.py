@@ -37,6 +37,7 @@ class Supervisor:
         self._posts: list[Post] = []  # the gates, then the settler
         self._leaving = asyncio.Event()
         self._wanted = asyncio.Event()  # a round of replacements: asked for twice while one is under way, there is one more
+        self._processes = metrics.Processes()
         self._metrics_dir = Path(tempfile.mkdtemp(prefix="extproc-metrics-"))
 
     async def run(self) -> int:
@@ -49,7 +50,7 @@ class Supervisor:
         metrics.wipe(self._metrics_dir)
         with contextlib.ExitStack() as stack:
             stack.callback(shutil.rmtree, self._metrics_dir, ignore_errors=True)
-            ops = Ops(self._settings, metrics_dir=self._metrics_dir, is_ready=self._is_ready, pids=self._pids)
+            ops = Ops(self._settings, render=self._render, is_ready=self._is_ready, pids=self._pids)
             stack.callback(ops.stop)
             ops.start()
             self._gates = [self._post(f"gate-{slot}", slot, endpoint) for slot, endpoint in enumerate(endpoints_of(self._settings))]
@@ -77,6 +78,7 @@ class Supervisor:
             environ={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(self._metrics_dir)},
             patience_s=self._patience_s(slot),
             buried=lambda pid: metrics.reap(self._metrics_dir, pid),
+            lost=self._processes.ended,
         )
 
     def _patience_s(self, slot: int) -> float:
@@ -87,8 +89,8 @@ class Supervisor:
         while True:
             await self._wanted.wait()
             self._wanted.clear()
-            if self._reread():
-                await self._round()
+            if not (self._reread() and await self._round()):
+                self._processes.replacement_failed()
 
     def _reread(self) -> bool:
         """The settings as they are now. What the supervisor itself has made of them cannot change while it lives."""
@@ -105,13 +107,14 @@ class Supervisor:
             gate.patience_s = self._patience_s(0)
         return True
 
-    async def _round(self) -> None:
+    async def _round(self) -> bool:
         log.info("replacing %d processes, one after the other", len(self._posts))
         for post in self._posts:
             if not await post.replace():
                 log.error("the new %s did not become ready; it and those after it were not replaced", post.name)
-                return
+                return False
         log.info("all processes are replaced")
+        return True
 
     def _hang_up(self) -> None:
         for child in [child for post in self._posts for child in post.children]:
@@ -120,6 +123,9 @@ class Supervisor:
 
     def _is_ready(self) -> bool:
         return not self._leaving.is_set() and any(gate.serving is not None and gate.serving.is_ready for gate in self._gates)
+
+    def _render(self) -> bytes:
+        return metrics.render_merged(self._metrics_dir) + self._processes.render()
 
     def _pids(self) -> dict[str, int]:
         return {name: pid for post in self._posts for name, pid in post.pids().items()}

@@ -68,7 +68,10 @@ async def manned(house: House, *, shared: bool = True, patience_s: float = 10) -
     """A post with somebody ready in it, and the pids of those who have ended."""
     endpoint = Endpoint(listen_of(load_settings(house.config, {}), 0)) if shared else None
     buried: list[int] = []
-    post = Post("gate-0", house.argv, endpoint=endpoint, environ=dict(os.environ), patience_s=patience_s, buried=buried.append)
+    lost: list[str] = []
+    post = Post(
+        "gate-0", house.argv, endpoint=endpoint, environ=dict(os.environ), patience_s=patience_s, buried=buried.append, lost=lost.append
+    )
     await post.open()
     await until(lambda: post.serving is not None and post.serving.is_ready)
     yield post, buried
@@ -163,11 +166,19 @@ class Scripted(Supervisor):
         self.rounds = 0
 
     def _post(self, name: str, slot: int, endpoint: Endpoint | None) -> Post:
-        return Post(name, self.house.argv, endpoint=endpoint, environ=dict(os.environ), patience_s=self._patience_s(slot), buried=id)
+        return Post(
+            name,
+            self.house.argv,
+            endpoint=endpoint,
+            environ=dict(os.environ),
+            patience_s=self._patience_s(slot),
+            buried=id,
+            lost=self._processes.ended,
+        )
 
-    async def _round(self) -> None:
+    async def _round(self) -> bool:
         self.rounds += 1
-        await super()._round()
+        return await super()._round()
 
     def all_ready(self) -> bool:
         return len(self._posts) == 3 and all(post.serving is not None and post.serving.is_ready for post in self._posts)
@@ -200,6 +211,7 @@ async def test_sigusr2_is_remembered_once(house: House) -> None:
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGUSR2)
             await asyncio.sleep(0)
+        assert "\nextproc_replacements_failed_total 0.0\n" in supervisor._processes.render().decode()
         await until(lambda: supervisor.rounds == 2 and supervisor.settled() and not supervisor._wanted.is_set())
         await until(lambda: set(supervisor._pids().values()).isdisjoint(before.values()))
         assert supervisor.rounds == 2
@@ -221,6 +233,7 @@ async def test_a_bad_release_stops_at_the_first_worker(house: House, caplog: pyt
         os.kill(os.getpid(), signal.SIGUSR2)
         await until(lambda: "those after it were not replaced" in caplog.text)
         assert supervisor._pids() == before
+        assert "\nextproc_replacements_failed_total 1.0\n" in supervisor._processes.render().decode()
 
 
 @pytest.mark.parametrize(("more", "why"), [("holds: {lease_s: never}", "never"), ("settler: {enabled: false}", "needs a restart")])
@@ -231,6 +244,17 @@ async def test_settings_that_cannot_be_taken_replace_nobody(house: House, more: 
         await until(lambda: "nothing is replaced" in caplog.text)
         assert why in caplog.text
         assert supervisor.rounds == 0
+
+
+async def test_who_ends_unasked_is_counted(house: House) -> None:
+    async with running(house) as supervisor:
+        os.kill(supervisor._pids()["gate-1"], signal.SIGKILL)
+        page = lambda: supervisor._render().decode()  # noqa: E731
+        await until(lambda: '\nextproc_processes_ended_total{process="gate-1"} 1.0\n' in page() and supervisor.settled())
+        before = supervisor._pids().values()
+        os.kill(os.getpid(), signal.SIGUSR2)
+        await until(lambda: supervisor.settled() and set(supervisor._pids().values()).isdisjoint(before))
+        assert page().count("extproc_processes_ended_total{") == 1, "who was replaced is not counted"
 
 
 async def test_patience_is_longer_than_the_grace_of_the_settings(house: House) -> None:
