@@ -70,7 +70,9 @@ class Reading:
 
     @property
     def status(self) -> int:
-        return 200 if self.block.lstrip(b"\x20").startswith(b"\x88") else int(self.headers[":status"])  # 0x20: "the table is empty"
+        """0: there is none."""
+        # 0x20: "the table is empty"; 0x88: 200
+        return 200 if self.block.lstrip(b"\x20").startswith(b"\x88") else int(self.headers.get(":status", "0"))
 
     @property
     def headers(self) -> dict[str, str]:
@@ -147,6 +149,7 @@ class Line(asyncio.Protocol):
 
     def ask(self, block: bytes, body: bytes, on_event: Callable[[Reading], None] | None = None) -> Reading:
         """Send a request (:func:`block_of`). ``on_event`` is called after each piece of a stream."""
+        assert not self._transport.is_closing(), "the server has closed this connection"
         assert len(self.open) < self.streams_max, "the server takes no more streams on this connection"
         assert len(body) <= min(FRAME_BYTES_MAX, self._credit), "the server does not read"
         stream_id, self._next_id = self._next_id, self._next_id + 2
