@@ -6,6 +6,7 @@ It needs neither Envoy nor the gate workers, and they do not need it to serve: w
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
 from collections.abc import Coroutine, Sequence
@@ -25,6 +26,7 @@ from extproc.stores.shards import SHARDS
 
 log = logging.getLogger(__name__)
 
+GC_YOUNG = 100_000  # allocations between collections: a batch is some ten thousand values without circles, gone when it is committed
 ALARMS = frozenset({Series.CONFLICTS, Series.QUARANTINED, Series.FENCE_VIOLATIONS, Series.MISSING_PAYERS, Series.OVERAGE_NANOS})
 
 
@@ -65,6 +67,8 @@ async def main(settings: Settings, child: Child) -> None:
     sweep = Sweep(
         ledger=stores.ledger, registry=stores.registry, delivery=stores.holds, housekeep=stores.ledger.housekeep, meter=meter, pace=pace
     )
+    gc.freeze()
+    gc.set_threshold(GC_YOUNG)
     async with event_stream(settings) as stream:
         poster = Poster(
             stream=stream,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from extproc.money.hold import Admission, Amendment, Checkpoint, Ending, EndResult, Verdict
+from extproc.money.posting import Posting
 
 
 class Holds(Protocol):
@@ -35,28 +36,10 @@ class Holds(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StreamEvent:
-    """One entry of a shard's event stream, in order. ``kind``: settle, void, expire, or ``note`` (then amounts are 0, ``seq`` 0)."""
-
-    shard: int
-    stream_id: str
-    kind: str
-    hold_id: str
-    payer_id: str
-    key_id: str
-    charge_nanos: int
-    reserved_nanos: int
-    epoch: str
-    seq: int
-    occurred_ms: int
-    row: bytes
-
-
 class EventStream(Protocol):
     """What the poster needs."""
 
-    async def read(self, cursors: Mapping[int, str], *, count: int, block_ms: int) -> list[StreamEvent]:
+    async def read(self, cursors: Mapping[int, str], *, count: int, block_ms: int) -> list[Posting]:
         """Events after each shard's cursor (``"0-0"`` = from the start), in order per shard, at most ``count`` a shard."""
 
     async def trim(self, shard: int, stream_id: str) -> None:

@@ -6,9 +6,10 @@ Violations are told, never acted upon: the poster goes on, the operator is alarm
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from extproc.ledger.port import Cursor, Posting
+from extproc.ledger.port import Cursor
+from extproc.money.posting import Posting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,36 +37,39 @@ def advance(postings: Iterable[Posting], cursors: Mapping[int, Cursor]) -> tuple
     """
     ahead: list[Posting] = []
     moved = dict(cursors)
+    reached = {shard: position(cursor.stream_id) for shard, cursor in cursors.items()}
     violations: list[Violation] = []
     for posting in postings:
         if not posting.stream_id:
             ahead.append(posting)
             continue
-        cursor = moved[posting.shard]
-        if position(posting.stream_id) <= position(cursor.stream_id):
+        place = position(posting.stream_id)
+        if place <= reached[posting.shard]:
             continue
+        reached[posting.shard] = place
         ahead.append(posting)
-        moved[posting.shard], violation = _step(cursor, posting)
+        moved[posting.shard], violation = _step(moved[posting.shard], posting)
         if violation is not None:
             violations.append(violation)
     return ahead, moved, violations
 
 
 def _step(cursor: Cursor, posting: Posting) -> tuple[Cursor, Violation | None]:
-    if posting.seq <= 0:  # a note has no number
-        return replace(cursor, stream_id=posting.stream_id), None
+    seq = posting.seq
+    if seq <= 0:  # a note has no number
+        return Cursor(cursor.shard, posting.stream_id, cursor.epoch, cursor.seq), None
     expected = 1 if not cursor.epoch else cursor.seq + 1
     if cursor.epoch not in ("", posting.epoch):
-        expected = posting.seq  # after a restart or a promotion nobody can say where the numbers went on
-    moved = Cursor(shard=cursor.shard, stream_id=posting.stream_id, epoch=posting.epoch, seq=max(posting.seq, expected - 1))
-    if posting.seq == expected:
+        expected = seq  # after a restart or a promotion nobody can say where the numbers went on
+    moved = Cursor(cursor.shard, posting.stream_id, posting.epoch, max(seq, expected - 1))
+    if seq == expected:
         return moved, None
     violation = Violation(
         shard=posting.shard,
-        kind="gap" if posting.seq > expected else "duplicate",
+        kind="gap" if seq > expected else "duplicate",
         epoch=posting.epoch,
         expected_seq=expected,
-        seq=posting.seq,
+        seq=seq,
         stream_id=posting.stream_id,
     )
     return moved, violation

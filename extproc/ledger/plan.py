@@ -22,14 +22,15 @@ from __future__ import annotations
 import base64
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 
 from extproc.ledger import entries as book
-from extproc.ledger.port import ENDINGS, NOTE, ConflictReason, EventType, Posting, derived_id, id_at
-from extproc.ledger.rows import INT8_MAX, UNIX_MS_MAX, empty_row, is_uuid, parse_row
+from extproc.ledger.port import ENDINGS, NOTE, ConflictReason, EventType, derived_id, id_at
+from extproc.ledger.rows import INT8_MAX, UNIX_MS_MAX, are_uuids_or_empty, empty_row, is_uuid, parse_row
+from extproc.money.posting import Posting
 
 REFUSALS_PER_MINUTE = 10  # rows per key, reason and minute (MONEY.md); the rest share one row with a count
 MINUTE_MS = 60_000
@@ -40,8 +41,7 @@ Record = dict[str, Any]  # one row for a table, by column
 RefusalKey = tuple[str, str, int]  # key (or payer, or ""), reason, start of the minute in unix ms
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
+class Ended(NamedTuple):
     """An ending that is in the ledger. ``adjusted_to`` is what an adjust has made of it; ``overage`` whether that was booked."""
 
     kind: str
@@ -59,13 +59,18 @@ class Funds:
     credit_nanos: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Screened:
+class Screened(NamedTuple):
     """A posting whose fields make sense, with its row. ``row_fault``: the row was unreadable and replaced by an empty one."""
 
     posting: Posting
     row: Record
     row_fault: str = ""
+
+    @property
+    def row_id(self) -> str:
+        """Of the row that it may leave in ``requests``: its hold's, or that of an exchange which never had one; "" if it has none."""
+        hold_id = self.posting.hold_id
+        return hold_id if self.posting.kind != NOTE or is_uuid(hold_id) else str(self.row["id"])
 
 
 @dataclass(slots=True)
@@ -100,7 +105,7 @@ def screen(postings: Iterable[Posting]) -> tuple[list[Screened], list[Record]]:
             row, row_fault = parse_row(posting.row), ""
         except ValueError as error:
             row, row_fault = empty_row(), str(error)
-        good.append(Screened(posting=posting, row=row, row_fault=row_fault))
+        good.append(Screened(posting, row, row_fault))
     return good, bad
 
 
@@ -112,11 +117,17 @@ def refusal_key(screened: Screened) -> RefusalKey:
 
 
 class Planner:
-    """Decides one batch. ``ended`` is kept up to date while it goes, so that two endings of one hold may share a batch."""
+    """Decides one batch. ``ended`` and ``rows`` are kept up to date while it goes, so that two endings of one hold may share a batch.
 
-    def __init__(self, *, funds: Mapping[str, Funds], ended: Mapping[str, Ended], refused: Mapping[RefusalKey, int]) -> None:
+    ``rows``: ids that ``requests`` has already: the first row of a request stays (a refusal may have left it before its hold was voided).
+    """
+
+    def __init__(
+        self, *, funds: Mapping[str, Funds], ended: Mapping[str, Ended], rows: Collection[str], refused: Mapping[RefusalKey, int]
+    ) -> None:
         self._funds = funds
         self._ended = dict(ended)
+        self._rows = set(rows)
         self._refused = defaultdict(int, refused)
         self.plan = Plan()
 
@@ -148,11 +159,11 @@ class Planner:
         # Redis has taken the charge with the ending; of one that came past it, it knows nothing.
         self._tell_redis(posting.payer_id, (charge if posting.seq else 0) - taken)
         overage = self._overage(posting, row)
-        self.plan.requests.append(_request(posting, row, cost=taken, loss=charge - taken, overage=overage))
+        self._row(_request(posting, row, cost=taken, loss=charge - taken, overage=overage))
         self._price(row)
         self.plan.booked += 1
         self.plan.loss_nanos += charge - taken
-        self._ended[posting.hold_id] = Ended(kind=posting.kind, payer_id=posting.payer_id, charge_nanos=charge, has_overage=overage > 0)
+        self._ended[posting.hold_id] = Ended(posting.kind, posting.payer_id, charge, None, overage > 0)
 
     def _second(self, screened: Screened, before: Ended) -> None:
         posting = screened.posting
@@ -257,6 +268,11 @@ class Planner:
     def _tell_redis(self, payer_id: str, nanos: int) -> None:
         self.plan.deltas[payer_id][1] += nanos
 
+    def _row(self, request: Record) -> None:
+        if request["id"] not in self._rows:
+            self._rows.add(request["id"])
+            self.plan.requests.append(request)
+
     def _price(self, row: Record) -> None:
         """Price texts are kept only if they are what their id says; a row may name a price that another row brought."""
         text = row["price"]
@@ -271,9 +287,8 @@ class Planner:
         self._price(row)
         key = refusal_key(screened)
         self._refused[key] += 1
-        note_id = posting.hold_id if is_uuid(posting.hold_id) else row["id"]
-        if key[0] and note_id and self._refused[key] <= REFUSALS_PER_MINUTE:
-            self.plan.requests.append({**_request(posting, row, cost=0, loss=0, overage=0), "id": note_id, "ending": "none"})
+        if key[0] and screened.row_id and self._refused[key] <= REFUSALS_PER_MINUTE:
+            self._row({**_request(posting, row, cost=0, loss=0, overage=0), "id": screened.row_id, "ending": "none"})
             return
         self._crowd(posting, row, key)
 
@@ -327,7 +342,7 @@ def conflict(posting: Posting, reason: ConflictReason, detail: str) -> Record:
     }
 
 
-_POSTING_FIELDS = tuple(name for name in Posting.__slots__ if name != "row")
+_POSTING_FIELDS = tuple(name for name in Posting._fields if name != "row")
 
 
 def _plain(value: object) -> str:
@@ -341,12 +356,10 @@ def _fault(posting: Posting) -> str:
         return "" if _is_time(posting.occurred_ms) else "no time"
     if posting.kind not in ENDINGS:
         return f"no such ending: {posting.kind}"
-    if not (is_uuid(posting.hold_id) and is_uuid(posting.payer_id)):
-        return "hold or payer is not a UUID"
-    if posting.key_id and not is_uuid(posting.key_id):
-        return "key is not a UUID"
+    if not (posting.hold_id and posting.payer_id and are_uuids_or_empty(posting.hold_id, posting.payer_id, posting.key_id)):
+        return "hold, payer or key is not a UUID"
     amounts = (posting.charge_nanos, posting.reserved_nanos, posting.seq)
-    if not all(type(amount) is int and 0 <= amount <= SEQ_MAX for amount in amounts):
+    if {*map(type, amounts)} != {int} or min(amounts) < 0 or max(amounts) > SEQ_MAX:
         return "an amount is not an integer from 0"
     if posting.kind == EventType.VOID and posting.charge_nanos:
         return "a void that charges"

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import sha256
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
 from extproc.money.hold import uuid7
+from extproc.money.posting import Posting
 
 START = "0-0"  # the cursor of a stream of which nothing was read
+POSTINGS_MAX = 5_000  # of one transaction: its payers are locked for a fifth of a second
 
 
 class EventType(StrEnum):
@@ -51,29 +53,7 @@ class ConflictReason(StrEnum):
     REJECTED = "rejected"  # the database rejects it whatever we do
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Posting:
-    """An ending or a note on its way into the ledger. ``stream_id`` "" and ``seq`` 0: it never passed through Redis.
-
-    Not validated: what arrives here may be poison, and poison is booked as a conflict, not raised.
-    """
-
-    shard: int
-    stream_id: str
-    kind: str
-    hold_id: str
-    payer_id: str
-    key_id: str
-    charge_nanos: int
-    reserved_nanos: int
-    epoch: str
-    seq: int
-    occurred_ms: int
-    row: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cursor:
+class Cursor(NamedTuple):
     """Up to where a shard's stream is posted, and the last sequence number seen there."""
 
     shard: int

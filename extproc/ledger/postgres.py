@@ -1,7 +1,7 @@
 """The ledger in PostgreSQL. What a batch means is decided in ``plan``; here it is locked, read, written and committed, once.
 
-Batches go in as one JSON array per table, read by ``json_to_recordset``: a statement per table whatever the batch's size, and all of
-them in one round trip.
+What a batch meets is locked and read in one round trip. The three large tables are written by COPY, everything else as one JSON array per
+table, read by ``json_to_recordset``: a statement per table whatever the batch's size, and all of them in one round trip.
 """
 
 from __future__ import annotations
@@ -9,16 +9,19 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from extproc.errors import StoreRefused, UsageError
+from extproc.errors import UsageError
 from extproc.ledger import entries as book
 from extproc.ledger.fence import Violation, advance
-from extproc.ledger.plan import Ended, Funds, Plan, Planner, RefusalKey, Screened, conflict, entry_rows, refusal_key, screen
+from extproc.ledger.lines import entry_lines, event_lines, request_lines
+from extproc.ledger.plan import Ended, Funds, Plan, Planner, Record, RefusalKey, Screened, conflict, entry_rows, refusal_key, screen
 from extproc.ledger.port import (
     NOTE,
+    POSTINGS_MAX,
     Balance,
     ConflictReason,
     Cursor,
@@ -27,18 +30,27 @@ from extproc.ledger.port import (
     Grant,
     Granted,
     Posted,
-    Posting,
     derived_id,
 )
 from extproc.ledger.rows import is_uuid
+from extproc.money.posting import Posting
 from extproc.stores.postgres import Database, Params, Row, Transaction
 from extproc.stores.queries import Query, load_queries
 
-POSTINGS_MAX = 5_000  # of one transaction; the settler's batches are a fifth of it
 PAGE_MAX = 1_000  # rows of one answer of the reading side
 MONTHS_AHEAD = 3  # partitions made in advance: a settler that is off for a quarter does not matter
 # What is encoded is made here and holds no circles; looking for them costs a tenth of a posting's time.
 _JSON = json.JSONEncoder(check_circular=False, separators=(",", ":"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Met:
+    """What a batch finds in the ledger. ``rows``: ids that ``requests`` has already."""
+
+    cursors: dict[int, Cursor]
+    funds: dict[str, Funds]
+    ended: dict[str, Ended]
+    rows: set[str]
 
 
 class PostgresLedger:
@@ -52,7 +64,7 @@ class PostgresLedger:
 
     async def cursors(self, shards: Sequence[int]) -> dict[int, Cursor]:
         rows = await self._database.fetch(self._queries["read_cursors"], {"shards": list(shards)})
-        found = {row["shard"]: Cursor(**row) for row in rows}
+        found = _cursors(rows)
         return {shard: found.get(shard, Cursor(shard=shard)) for shard in shards}
 
     async def post(self, postings: Sequence[Posting]) -> Posted:
@@ -61,31 +73,19 @@ class PostgresLedger:
         ``StoreRejected``: something in it can never be booked; the caller finds out which, by halves, and quarantines it.
         """
         assert len(postings) <= POSTINGS_MAX
+        screened, bad = screen(postings)  # before anything is locked
         async with self._database.transaction() as transaction:
-            return await self._post(transaction, postings)
-
-    async def quarantine(self, posting: Posting, detail: str) -> Posted:
-        async with self._database.transaction() as transaction:
-            cursors = await self._lock_cursors(transaction, [posting])
-            ahead, moved, violations = advance([posting], cursors)
-            if not ahead:
-                return Posted(repeated=1, cursors=_positions(moved))
-            rows = [conflict(posting, ConflictReason.REJECTED, detail)]
-            await transaction.run(
-                [self._write("insert_conflicts", rows), *self._fence(moved, violations)],
-            )
-            return Posted(conflicts=1, violations=len(violations), cursors=_positions(moved))
-
-    async def _post(self, transaction: Transaction, postings: Sequence[Posting]) -> Posted:
-        cursors = await self._lock_cursors(transaction, postings)
-        ahead, moved, violations = advance(postings, cursors)
-        screened, bad = screen(ahead)
-        planner = await self._planner(transaction, screened)
-        for one in screened:
-            planner.take(one)
-        plan = planner.plan
-        plan.conflicts.extend(bad)
-        new_conflicts = await self._carry_out(transaction, plan, self._fence(moved, violations))
+            met = await self._meet(transaction, postings, screened)
+            ahead, moved, violations = advance(postings, met.cursors)
+            if len(ahead) < len(postings):
+                screened, bad = screen(ahead)
+            refused = await self._count_refusals(transaction, screened)
+            planner = Planner(funds=met.funds, ended=met.ended, rows=met.rows, refused=refused)
+            for one in screened:
+                planner.take(one)
+            plan = planner.plan
+            plan.conflicts.extend(bad)
+            new_conflicts = await self._carry_out(transaction, plan, self._fence(moved, violations))
         return Posted(
             booked=plan.booked,
             noted=plan.noted,
@@ -98,33 +98,50 @@ class PostgresLedger:
             cursors=_positions(moved),
         )
 
-    async def _lock_cursors(self, transaction: Transaction, postings: Sequence[Posting]) -> dict[int, Cursor]:
-        shards = sorted({posting.shard for posting in postings if posting.stream_id})
-        if not shards:
-            return {}
-        made, locked = self._queries["make_cursors"], self._queries["lock_cursors"]
-        _, rows = await transaction.run([(made, {"shards": shards}), (locked, {"shards": shards})])
-        return {row["shard"]: Cursor(**row) for row in rows}
+    async def quarantine(self, posting: Posting, detail: str) -> Posted:
+        async with self._database.transaction() as transaction:
+            _, cursors = await transaction.run(self._lock_cursors([posting]))
+            ahead, moved, violations = advance([posting], _cursors(cursors))
+            if not ahead:
+                return Posted(repeated=1, cursors=_positions(moved))
+            rows = [conflict(posting, ConflictReason.REJECTED, detail)]
+            await transaction.run(
+                [self._write("insert_conflicts", rows), *self._fence(moved, violations)],
+            )
+            return Posted(conflicts=1, violations=len(violations), cursors=_positions(moved))
 
-    async def _planner(self, transaction: Transaction, screened: Sequence[Screened]) -> Planner:
-        """What the batch meets: locked balances first, so that nothing read afterwards can change under it."""
-        endings = [one.posting for one in screened if one.posting.kind != NOTE]
-        payers = sorted({posting.payer_id for posting in endings})
-        counts = Counter(refusal_key(one) for one in screened if one.posting.kind == NOTE and not one.row_fault)
-        funds = await transaction.fetch(self._queries["lock_balances"], {"payers": payers}) if payers else []
-        holds = list({posting.hold_id for posting in endings})
-        found = await transaction.fetch(self._queries["find_endings"], {"ids": holds}) if holds else []
-        followers = await self._followers(transaction, [row["id"] for row in found])
-        return Planner(
+    async def _meet(self, transaction: Transaction, postings: Sequence[Posting], screened: Sequence[Screened]) -> _Met:
+        """Cursors and balances are locked first, so that nothing read after them can change under the batch."""
+        payers = sorted({one.posting.payer_id for one in screened if one.posting.kind != NOTE})
+        holds = list({one.posting.hold_id for one in screened if one.posting.kind != NOTE})
+        rows = list({one.row_id for one in screened} - {""})
+        *_, cursors, funds, endings, found = await transaction.run(
+            [
+                *self._lock_cursors(postings),
+                (self._queries["lock_balances"], {"payers": payers}),
+                (self._queries["find_endings"], {"ids": holds}),
+                (self._queries["find_rows"], {"ids": rows}),
+            ]
+        )
+        return _Met(
+            cursors=_cursors(cursors),
             funds={row["user_id"]: Funds(balance_nanos=row["balance"], credit_nanos=row["credit_nanos"]) for row in funds},
-            ended={row["id"]: _ended(row, followers) for row in found},
-            refused=await self._count_refusals(transaction, counts),
+            ended=await self._ended(transaction, endings),
+            rows={row["id"] for row in found},
         )
 
-    async def _followers(self, transaction: Transaction, ids: list[str]) -> list[Row]:
-        return await transaction.fetch(self._queries["find_followers"], {"ids": ids}) if ids else []
+    def _lock_cursors(self, postings: Sequence[Posting]) -> list[tuple[Query, Params]]:
+        shards = {"shards": sorted({posting.shard for posting in postings if posting.stream_id})}
+        return [(self._queries["make_cursors"], shards), (self._queries["lock_cursors"], shards)]
 
-    async def _count_refusals(self, transaction: Transaction, counts: Mapping[RefusalKey, int]) -> dict[RefusalKey, int]:
+    async def _ended(self, transaction: Transaction, endings: Sequence[Row]) -> dict[str, Ended]:
+        if not endings:
+            return {}
+        followers = await transaction.fetch(self._queries["find_followers"], {"ids": [row["id"] for row in endings]})
+        return {row["id"]: _ended(row, followers) for row in endings}
+
+    async def _count_refusals(self, transaction: Transaction, screened: Sequence[Screened]) -> dict[RefusalKey, int]:
+        counts = Counter(refusal_key(one) for one in screened if one.posting.kind == NOTE and not one.row_fault)
         if not counts:
             return {}
         rows = [{"key": key, "reason": reason, "minute": minute, "n": n} for (key, reason, minute), n in counts.items()]
@@ -134,29 +151,30 @@ class PostgresLedger:
 
     async def _carry_out(self, transaction: Transaction, plan: Plan, fence: list[tuple[Query, Params]]) -> int:
         """Write the plan; how many conflicts were new."""
-        prices = [{"price_id": price_id, "price": price} for price_id, price in plan.prices.items()]
         balances = [
             {"user_id": payer, "amount": amount, "credited": credited}
             for payer, (amount, credited) in plan.deltas.items()
             if amount or credited
         ]
         tables: tuple[tuple[str, list[dict[str, Any]]], ...] = (
-            ("insert_prices", prices),
-            ("insert_events", plan.events),
-            ("insert_entries", plan.entries),
-            ("insert_requests", plan.requests),
+            ("insert_conflicts", plan.conflicts),
+            ("insert_prices", [{"price_id": price_id, "price": price} for price_id, price in plan.prices.items()]),
             ("replace_requests", plan.replaced),
             ("add_refusals", list(plan.refusals.values())),
             ("change_balances", balances),
-            ("insert_conflicts", plan.conflicts),
         )
-        wanted = [(name, rows) for name, rows in tables if rows]
-        answers = await transaction.run([self._write(name, rows) for name, rows in wanted] + fence)
-        added = {name: answer[0]["added"] for (name, _), answer in zip(wanted, answers, strict=False) if answer}
-        if added.get("insert_events", 0) != len(plan.events):
-            # Every writer locks the payer first, so this cannot happen among programs of one version. Nothing of it is kept.
-            raise StoreRefused("an event was booked meanwhile by somebody who did not lock its payer; the batch is tried again")
-        return int(added.get("insert_conflicts", 0))
+        await self._copy(transaction, plan.events, plan.entries, plan.requests)
+        answers = await transaction.run([self._write(name, rows) for name, rows in tables if rows] + fence)
+        return int(answers[0][0]["added"]) if plan.conflicts else 0
+
+    async def _copy(self, transaction: Transaction, events: list[Record], entries: list[Record], requests: list[Record]) -> None:
+        for name, rows, lines in (
+            ("copy_events", events, event_lines),
+            ("copy_entries", entries, entry_lines),
+            ("copy_requests", requests, request_lines),
+        ):
+            if rows:
+                await transaction.copy(self._queries[name], lines(rows))
 
     def _write(self, name: str, rows: Sequence[Mapping[str, Any]]) -> tuple[Query, Params]:
         return self._queries[name], {"rows": _JSON.encode(rows)}
@@ -184,7 +202,9 @@ class PostgresLedger:
             before = await self._granted_before(transaction, grant, event_id)
             if before is not None:
                 return Granted(event_id=before, fresh=False, balance=balance)
-            await transaction.run(self._grant_statements(grant, event_id, balance))
+            lines = book.granted(payer_id=grant.payer_id, provider=grant.provider, amount_nanos=grant.amount_nanos)
+            await self._copy(transaction, [_grant_event(grant, event_id, balance)], entry_rows(event_id, lines), [])
+            await transaction.run(self._grant_statements(grant, event_id))
             return Granted(event_id=event_id, fresh=True, balance=await self._read(transaction, grant.payer_id))
 
     async def set_credit(self, payer_id: str, credit_nanos: int, *, actor: str, reason: str) -> Balance:
@@ -238,24 +258,9 @@ class PostgresLedger:
             raise UsageError(f"{grant.id} was booked before, for another payment: {booked[0]['provider']} {booked[0]['reference']}")
         return str(booked[0]["id"])
 
-    def _grant_statements(self, grant: Grant, event_id: str, balance: Balance) -> list[tuple[Query, Params]]:
-        lines = book.granted(payer_id=grant.payer_id, provider=grant.provider, amount_nanos=grant.amount_nanos)
-        detail = {"provider": grant.provider, "reference": grant.reference, "actor": grant.actor, "reason": grant.reason}
-        event = {
-            "id": event_id,
-            "user_id": grant.payer_id,
-            "event_type": grant.event_type,
-            "amount": grant.amount_nanos,
-            "balance_after": balance.balance_nanos + grant.amount_nanos,
-            "charge_nanos": 0,
-            "epoch": "",
-            "metadata": detail,
-            "occurred_ms": grant.occurred_ms,
-        }
+    def _grant_statements(self, grant: Grant, event_id: str) -> list[tuple[Query, Params]]:
         change = {"user_id": grant.payer_id, "amount": grant.amount_nanos, "credited": grant.amount_nanos}
         statements = [
-            self._write("insert_events", [event]),
-            self._write("insert_entries", entry_rows(event_id, lines)),
             self._write("change_balances", [change]),
             self._audit(
                 derived_id(event_id, "audit"),
@@ -341,6 +346,27 @@ def _plain_value(value: object) -> object:
     if isinstance(value, UUID):
         return str(value)
     return value.isoformat(timespec="milliseconds") if isinstance(value, datetime) else value
+
+
+def _grant_event(grant: Grant, event_id: str, balance: Balance) -> Record:
+    return {
+        "id": event_id,
+        "user_id": grant.payer_id,
+        "event_type": grant.event_type,
+        "amount": grant.amount_nanos,
+        "balance_after": balance.balance_nanos + grant.amount_nanos,
+        "charge_nanos": 0,
+        "of_id": None,
+        "shard": None,
+        "epoch": "",
+        "seq": None,
+        "metadata": {"provider": grant.provider, "reference": grant.reference, "actor": grant.actor, "reason": grant.reason},
+        "occurred_ms": grant.occurred_ms,
+    }
+
+
+def _cursors(rows: Sequence[Row]) -> dict[int, Cursor]:
+    return {row["shard"]: Cursor(**row) for row in rows}
 
 
 def _positions(cursors: Mapping[int, Cursor]) -> dict[int, str]:

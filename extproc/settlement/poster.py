@@ -12,8 +12,10 @@ import contextlib
 from collections.abc import Mapping, Sequence
 
 from extproc.errors import StoreError, StoreRejected
-from extproc.holds.port import EventStream, StreamEvent
-from extproc.ledger.port import START, Leadership, Posted, Posting, Postings
+from extproc.holds.port import EventStream
+from extproc.ledger.port import POSTINGS_MAX, START, Leadership, Posted, Postings
+from extproc.money.posting import Posting
+from extproc.settlement.lanes import Lanes
 from extproc.settlement.meter import Meter, Series
 from extproc.settlement.pace import Pace, keep_doing
 
@@ -24,6 +26,9 @@ SHARD_ROWS_MIN = 16  # of one shard in one read: below it a busy shard would cos
 STALLED_S = LEAD_CHECK_S + 1.0  # without a round that succeeded: from then on the lag grows with the clock
 LAG_EVERY_S = 1.0
 LANES = 2  # connections that post at once: one prepares while the other waits; more would only share the same two processors
+BACKLOG_BATCHES = (
+    4  # batches grow so much while there is a backlog, lest it waits for commits: 4,000 rows are 16 MB here, and a tenth of a second there
+)
 DETAIL_MAX = 500
 
 
@@ -49,7 +54,7 @@ class Poster:
         self._meter = meter
         self._pace = pace
         self._shards = shards
-        self._batch_rows = batch_rows
+        self._batch_rows = min(batch_rows, POSTINGS_MAX)
         self._batch_wait_s = batch_wait_ms / 1000
         self._cursors: dict[int, str] = {}
         self._checked_s: float | None = None
@@ -78,19 +83,50 @@ class Poster:
         """Read and post; how many events."""
         try:
             await self._lead()
-            events = await self._stream.read(self._cursors, count=self._rows_a_shard(), block_ms=block_ms) if self._cursors else []
-            await self._post_lanes(events)
+            count = await self._work_off(block_ms) if self._cursors else 0
         except BaseException:
             # What is committed is the ledger's to say: ask it before reading on. And after an outage every shard has a backlog.
             self._checked_s, self._cursors, self._busy_shards = None, {}, 0
             raise
-        self._busy_shards = len({event.shard for event in events})
-        if not events:
+        if not count:
             oldest_ms = await self._oldest_of_others()
             self._lag_ms = max(0, self._pace.unix_ms() - oldest_ms) if oldest_ms else 0
             self._meter.set(Series.POSTER_LAG_MS, self._lag_ms)
         self._good_s = self._pace.monotonic_s()
-        return len(events)
+        return count
+
+    async def _work_off(self, block_ms: int) -> int:
+        """Post what waits; how many events. A backlog is posted to its end, or until something else has to be looked after.
+
+        Shards are independent of each other, so a backlog goes in lanes: while PostgreSQL works on a batch of one, the next batch of the
+        other is read and prepared.
+        """
+        rows, read_to = self._batch_rows, dict(self._cursors)
+        events = await self._read(read_to, rows, block_ms)
+        if len(events) < rows:
+            await self._post_batches(events, rows)
+            return len(events)
+        count = 0
+        async with Lanes(LANES) as lanes:
+            while True:
+                for lane in range(LANES):
+                    await lanes.begin(lane, self._post_batches, [event for event in events if event.shard % LANES == lane], rows)
+                count += len(events)
+                rows = min(2 * rows, BACKLOG_BATCHES * self._batch_rows, POSTINGS_MAX)
+                events = await self._read(read_to, rows, 0)
+                if len(events) < self._batch_rows or self._pace.is_over or self._is_time_to_lead():
+                    return count
+
+    async def _read(self, read_to: dict[int, str], rows: int, block_ms: int) -> list[Posting]:
+        """What comes next: about ``rows`` for every lane. ``read_to`` is moved on; only what is committed is in ``_cursors``."""
+        events = await self._stream.read(read_to, count=self._rows_a_shard(rows), block_ms=block_ms)
+        read_to |= {event.shard: event.stream_id for event in events}
+        self._busy_shards = len({event.shard for event in events})
+        return events
+
+    async def _post_batches(self, postings: Sequence[Posting], rows: int) -> None:
+        for start in range(0, len(postings), rows):
+            await self._post(postings[start : start + rows])
 
     async def _oldest_of_others(self) -> int:
         """Who leads nothing looks what waits all the same: the locks may be those of a session that is frozen. 0: nothing waits."""
@@ -114,37 +150,24 @@ class Poster:
                 while await self._round(0):
                     pass
 
-    async def _post_lanes(self, events: Sequence[StreamEvent]) -> None:
-        """Shards are independent of each other, so the next batch is prepared while PostgreSQL works on the one before."""
-        lanes: list[list[Posting]] = [[] for _ in range(LANES)]
-        for event in events:
-            lanes[event.shard % LANES].append(_posting(event))
-        results = await asyncio.gather(*(self._post_lane(lane) for lane in lanes if lane), return_exceptions=True)
-        for result in results:  # only now: no lane is left behind that moves cursors while the next round reads them
-            if isinstance(result, BaseException):
-                raise result
-
-    async def _post_lane(self, postings: Sequence[Posting]) -> None:
-        for start in range(0, len(postings), self._batch_rows):
-            await self._post(postings[start : start + self._batch_rows])
-
     async def _lead(self) -> None:
         """Now and then: which shards are ours, and from where those that are new are to be read."""
-        now_s = self._pace.monotonic_s()
-        if self._checked_s is not None and now_s - self._checked_s < LEAD_CHECK_S:
+        if not self._is_time_to_lead():
             return
         held = await self._leadership.held()
         new = held - self._cursors.keys()
         committed = {shard: cursor.stream_id for shard, cursor in (await self._ledger.cursors(sorted(new))).items()} if new else {}
         self._cursors = {shard: cursor for shard, cursor in self._cursors.items() if shard in held} | committed
-        self._checked_s = now_s
+        self._checked_s = self._pace.monotonic_s()
         self._meter.set(Series.LED_SHARDS, len(held))
         await self._trim(committed)  # a poster killed between commit and trim left this to do
 
-    def _rows_a_shard(self) -> int:
+    def _is_time_to_lead(self) -> bool:
+        return self._checked_s is None or self._pace.monotonic_s() - self._checked_s >= LEAD_CHECK_S
+
+    def _rows_a_shard(self, rows: int) -> int:
         """Fair among busy shards, and bounded together: a backlog of all shards must not fill the memory."""
-        busy = self._busy_shards or len(self._cursors)
-        return max(SHARD_ROWS_MIN, min(LANES * self._batch_rows, 2 * LANES * self._batch_rows // busy))
+        return max(SHARD_ROWS_MIN, LANES * rows // (self._busy_shards or len(self._cursors)))
 
     async def _post(self, postings: Sequence[Posting]) -> None:
         try:
@@ -184,7 +207,7 @@ class Poster:
         for series, amount in figures.items():
             if amount:
                 self._meter.add(series, amount)
-        oldest_ms = min((posting.occurred_ms for posting in postings), default=0)
+        oldest_ms = min([posting.occurred_ms for posting in postings], default=0)
         self._lag_ms = max(0, self._pace.unix_ms() - oldest_ms)
         self._meter.set(Series.POSTER_LAG_MS, self._lag_ms)
         self._cursors.update(posted.cursors)
@@ -199,20 +222,3 @@ class Poster:
                 self._meter.add(Series.TRIM_FAILURES)
             elif isinstance(result, BaseException):
                 raise result
-
-
-def _posting(event: StreamEvent) -> Posting:
-    return Posting(
-        shard=event.shard,
-        stream_id=event.stream_id,
-        kind=event.kind,
-        hold_id=event.hold_id,
-        payer_id=event.payer_id,
-        key_id=event.key_id,
-        charge_nanos=event.charge_nanos,
-        reserved_nanos=event.reserved_nanos,
-        epoch=event.epoch,
-        seq=event.seq,
-        occurred_ms=event.occurred_ms,
-        row=event.row,
-    )

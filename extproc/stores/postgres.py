@@ -68,6 +68,15 @@ class Transaction:
         # Only now, after the pipeline's end, does a cursor know whether its statement answers rows.
         return [await cursor.fetchall() if cursor.description else [] for cursor in cursors]
 
+    async def copy(self, query: Query, lines: bytes) -> None:
+        """``COPY … FROM STDIN`` of these lines. A key that is there already is no fault of the data: somebody else wrote it meanwhile."""
+        try:
+            with _within(self._connection, self._limit_s):
+                async with self._connection.cursor().copy(query.sql) as copy:
+                    await copy.write(lines)
+        except psycopg.errors.UniqueViolation as error:
+            raise StoreRefused(f"a row was there already; it is to be tried again: {error}") from error
+
 
 class Database:
     """A pool of connections. Opening it does not need the server: a worker starts, and serves known keys, while PostgreSQL is away."""

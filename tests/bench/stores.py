@@ -4,28 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
+import tempfile
 import time
+import uuid
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import psycopg
 
 from extproc.exchange.record import Record
 from extproc.holds.redis import RedisHolds
-from extproc.ledger.port import EventType, Grant, Posting
+from extproc.holds.stream import RedisEventStream
+from extproc.ledger.leadership import PostgresLeadership
+from extproc.ledger.port import START, EventType, Grant
 from extproc.ledger.postgres import PostgresLedger
+from extproc.local import valkey as valkey_engine
 from extproc.money.hold import NO_LIMITS, Admission, Amendment, Ending, EndKind, EndResult, Granted, uuid7
 from extproc.money.price import Price
 from extproc.money.receipt import receipt
 from extproc.money.usage import Usage
+from extproc.settlement.meter import Series
+from extproc.settlement.pace import Pace
+from extproc.settlement.poster import Poster
 from extproc.stores.pipeline import Pipeline
 from extproc.stores.postgres import Database
+from extproc.stores.shards import SHARDS, TAGS, shard_of
 
 FLIGHTS = 64  # exchanges at the same time: calls that meet in a tick share a write, as they do in a busy worker
 PAYERS = 64
 RESERVED, CHARGE = 200_000, 100_000  # nanos
 PRICE = Price(model="m", priority="standard", tier="t", currency="EUR", input_rate=500_000, cached_input_rate=0, output_rate=1_000_000)
-PG_CLIENT_WARM_ROWS = 100
+PG_WARM_ROWS = 100  # before the clock runs: connections, prepared statements, the price
+PG_PAYERS = 256  # about four a shard
+PG_WRITE_ROWS = 1_000  # sent to Redis at once
+EPOCH = f"{'0' * 40}.1"  # as long as a real one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +52,12 @@ class Rate:
     server_us: float
 
 
+def unix_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
 def new_id() -> str:
-    return uuid7(unix_ms=time.time_ns() // 1_000_000, random_bits=random.getrandbits(74))
+    return uuid7(unix_ms=unix_ms(), random_bits=random.getrandbits(74))
 
 
 async def redis_pairs(url: str, count: int, server_ns: Callable[[], int], *, scripts: int = 3) -> Rate:
@@ -90,19 +109,56 @@ async def _pair(holds: RedisHolds, payer: str, scripts: int) -> None:
 
 
 async def pg_rows(dsn: str, *, batches: int, batch_rows: int, server_ns: Callable[[], int]) -> Rate:
-    """Settlements into a migrated database: request, event, entries, balance and cursor of each, in transactions of ``batch_rows``."""
-    async with Database(dsn) as pool:
-        ledger = PostgresLedger(pool)
-        payers = [await _account(dsn, ledger) for _ in range(PAYERS)]
-        posted = await ledger.post([_posting(payers[0], seq) for seq in range(1, PG_CLIENT_WARM_ROWS + 1)])
-        assert posted.booked == PG_CLIENT_WARM_ROWS
-        first = PG_CLIENT_WARM_ROWS + 1
-        work = [[_posting(payers[row % PAYERS], first + batch * batch_rows + row) for row in range(batch_rows)] for batch in range(batches)]
-        before = (time.perf_counter(), time.process_time_ns(), server_ns())
-        for batch in work:
-            done = await ledger.post(batch)
-            assert (done.booked, done.violations, done.conflicts) == (batch_rows, 0, 0), done
-        return _rate(batches * batch_rows, before, server_ns)
+    """A backlog worked off as the settler does it, into a migrated database: read from Redis's streams, parsed, planned, posted (request, event,
+    entries, balance, cursor), committed, and trimmed from the streams. ``batch_rows`` is the settler's setting; its payers are of all shards.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="xb-", dir="/tmp"))
+    server = valkey_engine.start(directory, durable=True)
+    writing, reading = Pipeline(server.url, timeout_ms=5_000), Pipeline(server.url, timeout_ms=5_000)
+    try:
+        await writing.open()
+        await reading.open()
+        async with Database(dsn) as pool:
+            ledger, tally = PostgresLedger(pool), Posted()
+            leadership = PostgresLeadership(pool, range(SHARDS))
+            pace = Pace(asyncio.Event(), monotonic_s=time.monotonic, unix_ms=unix_ms)
+            stream = RedisEventStream(reading)
+            poster = Poster(
+                stream=stream, ledger=ledger, leadership=leadership, meter=tally, pace=pace, shards=SHARDS, batch_rows=batch_rows
+            )
+            payers = [await _account(dsn, ledger) for _ in range(PG_PAYERS)]
+            seqs: Counter[int] = Counter()
+            await _backlog(writing, payers, seqs, PG_WARM_ROWS, price=PRICE.text)
+            await poster.step()
+            await _backlog(writing, payers, seqs, batches * batch_rows, price="")
+            with psycopg.connect(dsn, autocommit=True) as connection:
+                connection.execute("CHECKPOINT")  # what was written before is not this run's
+            before = (time.perf_counter(), time.process_time_ns(), server_ns())
+            while tally.counts[Series.POSTED_ENDINGS] < PG_WARM_ROWS + batches * batch_rows:
+                await poster.step()
+            rate = _rate(batches * batch_rows, before, server_ns)
+            assert set(tally.counts) == {Series.POSTED_ENDINGS}, tally.counts
+            assert await stream.read(dict.fromkeys(range(SHARDS), START), count=1, block_ms=0) == [], "all of it is trimmed"
+            await leadership.release()
+            return rate
+    finally:
+        await writing.close()
+        await reading.close()
+        server.stop()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+class Posted:
+    """A meter that counts."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[Series] = Counter()
+
+    def add(self, series: Series, amount: int = 1) -> None:
+        self.counts[series] += amount
+
+    def set(self, series: Series, value: int) -> None:
+        """Gauges are not looked at."""
 
 
 def _rate(count: int, before: tuple[float, int, int], server_ns: Callable[[], int]) -> Rate:
@@ -120,7 +176,6 @@ async def _account(dsn: str, ledger: PostgresLedger) -> str:
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute("INSERT INTO users (id, name, tier) VALUES (%s, 'bench', 't')", (payer,))
         connection.execute("INSERT INTO balances (user_id) VALUES (%s)", (payer,))
-    now_ms = time.time_ns() // 1_000_000
     await ledger.grant(
         Grant(
             id=new_id(),
@@ -129,24 +184,32 @@ async def _account(dsn: str, ledger: PostgresLedger) -> str:
             amount_nanos=10**15,
             provider="manual",
             actor="bench",
-            occurred_ms=now_ms,
+            occurred_ms=unix_ms(),
         )
     )
     return payer
 
 
-def _posting(payer: str, seq: int) -> Posting:
-    """A settlement as the settler reads it from a shard's stream, with the row of an ordinary streamed request."""
-    hold, now_ms = new_id(), time.time_ns() // 1_000_000
+async def _backlog(pipeline: Pipeline, payers: list[str], seqs: Counter[int], count: int, *, price: str) -> None:
+    """Settlements as the scripts leave them in the shards' streams, payers taking turns."""
+    for start in range(0, count, PG_WRITE_ROWS):
+        turns = range(start, min(start + PG_WRITE_ROWS, count))
+        await asyncio.gather(*(pipeline.execute(*_event(payers[turn % len(payers)], seqs, price)) for turn in turns))
+
+
+def _event(payer: str, seqs: Counter[int], price: str) -> tuple[str | bytes | int, ...]:
+    """With the row of an ordinary streamed request."""
+    hold, now_ms, shard = new_id(), unix_ms(), shard_of(payer)
     usage = Usage(input_tokens=200, output_tokens=100)
     sum_ = receipt(usage, PRICE, cap_nanos=10**9)
     record = Record(
-        id=hold, request_id=f"envoy-{hold}", user_id=payer, creds_id="", model="m", endpoint="chat.completions", priority="standard", tier="t",
-        stream=True, input_tokens=200, output_tokens=100, usage_source="upstream", events=100, end_reason="stop", hold_nanos=10**9,
-        cost_nanos=sum_.charge_nanos, list_nanos=sum_.cost_nanos, price_id=PRICE.price_id, price=PRICE.text if seq <= PG_CLIENT_WARM_ROWS else "",
+        id=hold, request_id=str(uuid.uuid4()), user_id=payer, creds_id=payer, model="qwen2.5-7b-instruct", endpoint="chat.completions",
+        priority="standard", tier="t", stream=True, input_tokens=200, output_tokens=100, usage_source="upstream", events=100,
+        end_reason="stop", hold_nanos=10**9, cost_nanos=sum_.charge_nanos, list_nanos=sum_.cost_nanos, price_id=PRICE.price_id, price=price,
         status=200, upstream="10.0.0.1:8000", attempts=1, created_ms=now_ms, duration_ms=2_000, ttft_ms=100,
     )  # fmt: skip
-    return Posting(
-        shard=0, stream_id=f"{seq}-0", kind="settle", hold_id=hold, payer_id=payer, key_id="", charge_nanos=sum_.charge_nanos,
-        reserved_nanos=10**9, epoch="0.0", seq=seq, occurred_ms=now_ms, row=record.to_row(),
+    seqs[shard] += 1
+    return (
+        "XADD", f"{TAGS[shard]}:events", "*", "k", "settle", "h", hold, "p", payer, "c", payer, "a", sum_.charge_nanos, "r", 10**9,
+        "e", EPOCH, "s", seqs[shard], "t", now_ms, "d", record.to_row(),
     )  # fmt: skip

@@ -26,6 +26,10 @@ WHERE user_id = ANY(%(payers)s::uuid[]) ORDER BY user_id FOR NO KEY UPDATE;
 -- Which of these holds have an ending already.
 SELECT id::text AS id, event_type, user_id::text AS user_id, charge_nanos FROM billing_events WHERE id = ANY(%(ids)s::uuid[]);
 
+-- name: find_rows
+-- Which of these requests have a row already.
+SELECT id::text AS id FROM requests WHERE id = ANY(%(ids)s::uuid[]);
+
 -- name: find_followers
 -- What was booked after the endings of these holds: adjusts and overages.
 SELECT of_id::text AS of_id, event_type, charge_nanos FROM billing_events
@@ -46,48 +50,21 @@ INSERT INTO price_versions (price_id, price)
 SELECT r.price_id, r.price FROM json_to_recordset(%(rows)s::json) AS r (price_id text, price text) ORDER BY 1
 ON CONFLICT (price_id) DO NOTHING;
 
--- name: insert_events
--- Events of money; answers how many were new, which must be all of them.
-WITH added AS (
-    INSERT INTO billing_events (id, user_id, event_type, amount, balance_after, charge_nanos, of_id, shard, epoch, seq, metadata, occurred_at)
-    SELECT r.id, r.user_id, r.event_type, r.amount, r.balance_after, r.charge_nanos, r.of_id, r.shard, r.epoch, r.seq, r.metadata,
-        timestamptz 'epoch' + r.occurred_ms * interval '1 millisecond'
-    FROM json_to_recordset(%(rows)s::json) AS r (
-        id uuid, user_id uuid, event_type text, amount bigint, balance_after bigint, charge_nanos bigint, of_id uuid, shard smallint,
-        epoch text, seq bigint, metadata jsonb, occurred_ms bigint)
-    ON CONFLICT (id) DO NOTHING
-    RETURNING 1
-)
-SELECT count(*) AS added FROM added;
+-- name: copy_events
+-- Events of money, a line each (ledger/lines.py). One that is there already stops the batch: it is tried again, and meets it.
+COPY billing_events (id, user_id, event_type, amount, balance_after, charge_nanos, of_id, shard, epoch, seq, metadata, occurred_at) FROM STDIN;
 
--- name: insert_entries
+-- name: copy_entries
 -- The lines of these events; a trigger holds each event's sum to zero.
-INSERT INTO entries (event_id, line, kind, name, user_id, unit, amount)
-SELECT r.event_id, r.line, r.kind, r.name, r.user_id, r.unit, r.amount
-FROM json_to_recordset(%(rows)s::json) AS r (
-    event_id uuid, line smallint, kind text, name text, user_id uuid, unit text, amount bigint);
+COPY entries (event_id, line, kind, name, user_id, unit, amount) FROM STDIN;
 
--- name: insert_requests
+-- name: copy_requests
 -- One row per request.
-INSERT INTO requests (
+COPY requests (
     id, request_id, user_id, creds_id, model, endpoint, priority, tier, stream, input_tokens, cached_tokens, output_tokens,
     reasoning_tokens, usage_source, usage_flags, events, ending, end_reason, hold_nanos, cost, refund_nanos, list_nanos, overage_nanos,
     loss_nanos, price_id, status, error_code, error_msg, upstream, attempts, duration_ms, ttft_ms, sandbox, shadow, times, created_at,
-    occurred_at)
-SELECT
-    r.id, r.request_id, r.user_id, r.creds_id, r.model, r.endpoint, r.priority, r.tier, r.stream, r.input_tokens, r.cached_tokens,
-    r.output_tokens, r.reasoning_tokens, r.usage_source, r.usage_flags, r.events, r.ending, r.end_reason, r.hold_nanos, r.cost,
-    r.refund_nanos, r.list_nanos, r.overage_nanos, r.loss_nanos, r.price_id, r.status, r.error_code, r.error_msg, r.upstream, r.attempts,
-    r.duration_ms, r.ttft_ms, r.sandbox, r.shadow, r.times, timestamptz 'epoch' + r.created_ms * interval '1 millisecond',
-    timestamptz 'epoch' + r.occurred_ms * interval '1 millisecond'
-FROM json_to_recordset(%(rows)s::json) AS r (
-    id uuid, request_id text, user_id uuid, creds_id uuid, model text, endpoint text, priority text, tier text, stream boolean,
-    input_tokens integer, cached_tokens integer, output_tokens integer, reasoning_tokens integer, usage_source text, usage_flags text[],
-    events integer, ending text, end_reason text, hold_nanos bigint, cost bigint, refund_nanos bigint, list_nanos bigint,
-    overage_nanos bigint, loss_nanos bigint, price_id text, status integer, error_code text, error_msg text, upstream text,
-    attempts integer, duration_ms integer, ttft_ms integer, sandbox boolean, shadow boolean, times integer, created_ms bigint,
-    occurred_ms bigint)
-ON CONFLICT (id) DO NOTHING;
+    occurred_at) FROM STDIN;
 
 -- name: replace_requests
 -- After an adjust the row is the settle's: what the request really used. Its ending, hold and first moment stay.

@@ -11,9 +11,10 @@ import psycopg
 import pytest
 
 from extproc.exchange.record import Record
-from extproc.ledger.port import EventType, Grant, Posting
+from extproc.ledger.port import EventType, Grant
 from extproc.ledger.postgres import PostgresLedger
 from extproc.money.hold import uuid7
+from extproc.money.posting import Posting
 from extproc.money.price import Price
 from extproc.money.receipt import receipt
 from extproc.money.usage import Usage

@@ -213,7 +213,11 @@ async def test_every_query_is_understood_by_the_database(pool, package):
         names = sorted({name.split(")")[0] for name in sql.split("%(")[1:]})
         for place, name in enumerate(names, 1):
             sql = sql.replace(f"%({name})s", f"${place}")
-        await pool.fetch(query(f"PREPARE q_{one.name} AS {sql}".replace("%", "%%")))
+        if sql.startswith("COPY"):  # cannot be prepared: no lines at all are good ones, and the columns are looked at all the same
+            async with pool.transaction() as transaction:
+                await transaction.copy(one, b"")
+        else:
+            await pool.fetch(query(f"PREPARE q_{one.name} AS {sql}".replace("%", "%%")))
 
 
 def test_query_files_say_what_they_are_for():

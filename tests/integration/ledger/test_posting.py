@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import replace
 
 import psycopg
 import pytest
@@ -49,7 +48,7 @@ async def test_the_stream_and_the_outbox_at_once(bench):
     """The same endings from two writers at the same time: none twice, nobody in a deadlock."""
     payers = [await bench.account(100_000) for _ in range(4)]
     batch = [bench.posting(payer) for _ in range(25) for payer in payers]
-    outbox = [replace(one, stream_id="", seq=0) for one in batch]
+    outbox = [one._replace(stream_id="", seq=0) for one in batch]
     shuffled = random.Random(1).sample(outbox, len(outbox))
     results = await asyncio.gather(bench.ledger.post(batch), bench.ledger.post(outbox), bench.ledger.post(shuffled))
     assert sum(result.booked for result in results) == 100

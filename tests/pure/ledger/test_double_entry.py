@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -50,11 +49,15 @@ def test_what_does_not_sum_to_zero_is_found():
     assert not book.balanced(units), "the sum is per unit"
 
 
-def test_an_entry_is_valid_once_it_is_made():
-    with pytest.raises(AssertionError):
-        Entry(kind=AccountKind.CUSTOMER, amount=1)
-    with pytest.raises(AssertionError):
-        Entry(kind=AccountKind.LOSS, amount=0)
+@given(charge=nanos, overage=nanos)
+def test_a_customers_line_names_him_and_no_other_does(charge, overage):
+    lines = (
+        *book.charged(payer_id=PAYER, model="m", charge_nanos=charge, taken_nanos=charge // 2),
+        *book.overage(model="m", overage_nanos=overage),
+        *book.granted(payer_id=PAYER, provider="stripe", amount_nanos=charge),
+    )
+    assert all((line.kind is AccountKind.CUSTOMER) == (line.payer_id == PAYER) for line in lines)
+    assert all(line.amount for line in lines), "a line without an amount is none"
 
 
 @given(ms=st.integers(min_value=0, max_value=2**48 - 1), bits=st.integers(min_value=0, max_value=2**74 - 1))

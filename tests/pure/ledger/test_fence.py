@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from extproc.ledger.fence import advance, position
-from extproc.ledger.port import Cursor, Posting
+from extproc.ledger.port import Cursor
+from extproc.money.posting import Posting
 
 
 def event(stream_id: str, seq: int, epoch: str = "a.1", shard: int = 3) -> Posting:

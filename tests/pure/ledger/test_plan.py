@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.exchange.record import Record
 from extproc.ledger.plan import REFUSALS_PER_MINUTE, Ended, Funds, Planner, refusal_key, screen
-from extproc.ledger.port import Posting
 from extproc.money.hold import uuid7
+from extproc.money.posting import Posting
 from extproc.money.price import Price
 
 NOW = 1_760_000_000_000
@@ -39,11 +37,14 @@ def posting(kind: str = "settle", charge: int = 70, *, seq: int = 1, **fields: o
     return Posting(**(values | fields))  # type: ignore[arg-type]
 
 
-def plan_of(*postings: Posting, balance: int = 1_000, credit: int = 0, ended: Ended | None = None, refused: int = 0):
+def plan_of(
+    *postings: Posting, balance: int = 1_000, credit: int = 0, ended: Ended | None = None, rows: tuple[str, ...] = (), refused: int = 0
+):
     good, bad = screen(postings)
     planner = Planner(
         funds={PAYER: Funds(balance_nanos=balance, credit_nanos=credit), OTHER: Funds(balance_nanos=0, credit_nanos=0)},
         ended={} if ended is None else {HOLD: ended},
+        rows=rows,
         refused={refusal_key(one): refused for one in good if one.posting.kind == "note"},
     )
     for one in good:
@@ -209,7 +210,7 @@ def test_refusals_of_earlier_batches_count():
 
 
 def test_refusals_of_nobody_share_a_row_from_the_first():
-    nobody = [replace(one, payer_id="", row=Record(id=HOLD, error_code="invalid_api_key", created_ms=NOW).to_row()) for one in notes(4)]
+    nobody = [one._replace(payer_id="", row=Record(id=HOLD, error_code="invalid_api_key", created_ms=NOW).to_row()) for one in notes(4)]
     plan = plan_of(*nobody)
     assert (plan.requests, [row["times"] for row in plan.refusals.values()]) == ([], [4])
 
