@@ -118,7 +118,7 @@ class _Run:
 async def open_streams(running: Stage, crowd: Crowd = FULL_CROWD) -> dict[str, float]:
     """All of it. Raises when a stream was refused, broke or was billed for something else than what was read.
 
-    ``open_streams``, ``kb_per_open_stream``, ``open_streams_ramp_per_s``, ``open_streams_events_per_s``, ``open_streams_events_per_s_min``
+    ``open_streams``, ``kb_per_open_stream``, ``kb_per_open_stream_held`` (after the hold), ``open_streams_ramp_per_s``, ``open_streams_events_per_s``, ``open_streams_events_per_s_min``
     (of the slowest stream), ``open_streams_worker_mb``, and for each group of processes ``open_streams_…_cores`` while held.
     """
     _assert_files(crowd)
@@ -136,6 +136,7 @@ async def open_streams(running: Stage, crowd: Crowd = FULL_CROWD) -> dict[str, f
     await asyncio.sleep(crowd.hold_s)
     run.assert_open()
     end = run.moment()
+    held = rss_bytes(run.worker)
     slowest = min(reading.tokens - tokens for reading, tokens in zip(run.readings, had, strict=True))
     await run.ended()
     for line in lines:
@@ -147,6 +148,7 @@ async def open_streams(running: Stage, crowd: Crowd = FULL_CROWD) -> dict[str, f
     return {
         "open_streams": float(crowd.count),
         "kb_per_open_stream": (large - small) / (crowd.count - crowd.first) / 1_024,
+        "kb_per_open_stream_held": (held - small) / (crowd.count - crowd.first) / 1_024,
         "open_streams_worker_mb": large / 2**20,
         "open_streams_ramp_per_s": (crowd.count - crowd.first) / ramp_s,
         "open_streams_events_per_s": (end.tokens - begin.tokens) / held_s,
