@@ -12,13 +12,14 @@ decides anything. Facts about Envoy that shape it:
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Final
 
 from google.protobuf.message import DecodeError
 
 from extproc.edge.wire import ext_proc_pb2 as wire
+from extproc.edge.wire_format import SIZES, body_of, number, record, tag, text
 from extproc.errors import ExchangeError
 from extproc.exchange import actions, events
 
@@ -34,6 +35,17 @@ HOSTS_REMEMBERED: Final = 4_096
 DENIED: Final = "extproc_denied"
 """``%RESPONSE_CODE_DETAILS%`` of our own denials: the mappers of envoy.yaml leave replies with it alone."""
 
+REMOVALS_REMEMBERED: Final = 64
+"""The sets of headers that are removed are constants of the exchange."""
+
+_REQUEST_BODY_CAME, _RESPONSE_BODY_CAME = ord(tag(4)), ord(tag(5))
+"""Phases of ProcessingRequest that are read by tag: the second one comes a hundred times a stream."""
+
+_PSEUDO: Final = (":authority", ":scheme", ":protocol")
+"""What HTTP knows beside ``:method``, ``:path`` and ``:status``."""
+
+Pairs = tuple[tuple[str, str], ...]
+
 
 class MalformedMessage(ExchangeError):
     """What came is not a ProcessingRequest that Envoy would send. The stream ends with an error close, never with OK."""
@@ -45,6 +57,15 @@ def decode(data: bytes, *, at_ns: int = 0, unix_ms: int = 0, hold_id: str = "") 
     ``at_ns`` (monotonic) goes into every event, ``unix_ms`` and ``hold_id`` (one for each gRPC stream) only into the request headers.
     Raises MalformedMessage.
     """
+    if (body := body_of(data, _RESPONSE_BODY_CAME)) is not None:
+        return events.Chunk(at_ns=at_ns, data=body[0], end_of_stream=body[1])
+    if (body := body_of(data, _REQUEST_BODY_CAME)) is not None:
+        return events.Body(at_ns=at_ns, data=body[0])
+    return _decode_any(data, at_ns=at_ns, unix_ms=unix_ms, hold_id=hold_id)
+
+
+def _decode_any(data: bytes, *, at_ns: int, unix_ms: int, hold_id: str) -> events.Event:
+    """Whatever it is, through the protobuf classes. Headers too: reading a dozen by tag in Python takes as long."""
     try:
         message = wire.ProcessingRequest.FromString(data)
     except DecodeError as error:
@@ -68,64 +89,57 @@ def decode(data: bytes, *, at_ns: int = 0, unix_ms: int = 0, hold_id: str = "") 
 
 
 def _request_headers(message: wire.ProcessingRequest, *, at_ns: int, unix_ms: int, hold_id: str) -> events.Headers:
-    headers = _headers(message.request_headers.headers.headers)
+    found = message.request_headers
+    headers = _headers(found.headers.headers)
     method, path = headers.pop(":method", ""), headers.pop(":path", "")  # CONNECT has no path
     if not method:
         raise MalformedMessage("request headers without :method")
-    attributes = message.attributes[FILTER].fields if FILTER in message.attributes else {}
+    attributes = message.attributes[FILTER].fields  # what is not there is "" or 0
     return events.Headers(
         at_ns=at_ns,
         method=method,
         path=path,
-        headers=_without_pseudo(headers),
-        client_ip=client_ip(_text(attributes, "source.address")),
-        request_id=_text(attributes, "request.id"),
+        headers=headers,
+        client_ip=client_ip(attributes["source.address"].string_value),
+        request_id=attributes["request.id"].string_value,
         hold_id=hold_id,
         unix_ms=unix_ms,
-        end_of_stream=message.request_headers.end_of_stream,
+        end_of_stream=found.end_of_stream,
     )
 
 
 def _response_headers(message: wire.ProcessingRequest, *, at_ns: int) -> events.ResponseHeaders:
-    headers = _headers(message.response_headers.headers.headers)
+    found = message.response_headers
+    headers = _headers(found.headers.headers)
     status = headers.pop(":status", "")
-    if not (status.isascii() and status.isdigit()):
-        raise MalformedMessage(f"response headers with :status {status!r}")
-    attributes = message.attributes[FILTER].fields if FILTER in message.attributes else {}
-    attempts = "upstream.request_attempt_count"
+    attributes = message.attributes[FILTER].fields
+    attempts = attributes["upstream.request_attempt_count"].number_value
+    if not (len(status) == 3 and status.isascii() and status.isdigit() and attempts.is_integer()):
+        raise MalformedMessage(f"response headers with :status {status!r} after {attempts} attempts")
     return events.ResponseHeaders(
         at_ns=at_ns,
         status=int(status),
-        headers=_without_pseudo(headers),
-        end_of_stream=message.response_headers.end_of_stream,
-        upstream=_text(attributes, "upstream.address"),
-        attempts=int(attributes[attempts].number_value) if attempts in attributes else 0,
-        code_details=_text(attributes, "response.code_details"),
+        headers=headers,
+        end_of_stream=found.end_of_stream,
+        upstream=attributes["upstream.address"].string_value,
+        attempts=int(attempts),
+        code_details=attributes["response.code_details"].string_value,
     )
 
 
-def _headers(pairs: Iterable[wire.HeaderValue]) -> dict[str, str]:
+def _headers(pairs: Sequence[wire.HeaderValue]) -> dict[str, str]:
     """Lower-case names; values of one name joined by ``,`` as Envoy joins them. Bytes that are no UTF-8 are read as latin-1."""
     headers: dict[str, str] = {}
     for pair in pairs:
-        raw = pair.raw_value
+        name, raw = pair.key.lower(), pair.raw_value
         try:
             value = raw.decode() if raw else pair.value
         except UnicodeDecodeError:
             value = raw.decode("latin-1")
-        name = pair.key.lower()
         headers[name] = f"{headers[name]},{value}" if name in headers else value
+    for name in _PSEUDO:
+        headers.pop(name, None)
     return headers
-
-
-def _without_pseudo(headers: dict[str, str]) -> dict[str, str]:
-    for name in [name for name in headers if name.startswith(":")]:
-        del headers[name]
-    return headers
-
-
-def _text(attributes: Mapping[str, wire.Value], name: str) -> str:
-    return attributes[name].string_value if name in attributes else ""
 
 
 def client_ip(address: str) -> str:
@@ -162,58 +176,45 @@ def is_reply(action: actions.Action) -> bool:
     return type(action) in _ENCODERS
 
 
+# Tags of the fields of each message that a reply is made of, as proto/ names them; flags and choices are whole fields.
+_REQUEST_HEADERS, _RESPONSE_HEADERS, _REQUEST_BODY, _RESPONSE_BODY = tag(1), tag(2), tag(3), tag(4)  # ProcessingResponse
+_IMMEDIATE_RESPONSE, _DYNAMIC_METADATA = tag(7), tag(8)
+_RESPONSE: Final = tag(1)  # HeadersResponse, BodyResponse
+_HEADER_MUTATION, _BODY_MUTATION, _CLEAR_ROUTE_CACHE = tag(2), tag(3), number(5, 1)  # CommonResponse
+_STATUS, _HEADERS, _CONTENT, _DETAILS = tag(1), tag(2), tag(3), tag(5)  # ImmediateResponse
+_BODY, _CLEAR_BODY = tag(1), number(2, 1)  # BodyMutation
+_SET_HEADERS, _REMOVE_HEADERS = tag(1), tag(2)  # HeaderMutation
+_HEADER, _OVERWRITE = tag(1), number(3, wire.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD)  # HeaderValueOption
+_KEY, _VALUE, _RAW_VALUE = tag(1), tag(2), tag(3)  # HeaderValue, entries of maps
+_FIELDS, _STRING_VALUE, _STRUCT_VALUE = tag(1), tag(3), tag(5)  # Struct, Value
+
+
 def _pass_headers(action: actions.PassHeaders) -> bytes:
     if not action.set_headers and not action.remove_headers:
         return _PASS_HEADERS
-    reply = wire.ProcessingResponse()
-    _mutate(reply.request_headers.response.header_mutation, action.set_headers, action.remove_headers)
-    return reply.SerializeToString()
+    return _reply(_REQUEST_HEADERS, _mutation(_HEADER_MUTATION, action.set_headers, action.remove_headers))
 
 
 def _pass_body(action: actions.PassBody) -> bytes:
-    reply = wire.ProcessingResponse()
-    response = reply.request_body.response
-    response.body_mutation.body = action.data
-    response.clear_route_cache = True
-    _mutate(response.header_mutation, action.set_headers, action.remove_headers)
-    _set(response.header_mutation, "content-length", str(len(action.data)))
-    _annotate(reply, action.metadata)
-    return reply.SerializeToString()
+    mutation = _mutation(_HEADER_MUTATION, (*action.set_headers, ("content-length", str(len(action.data)))), action.remove_headers)
+    return _reply(_REQUEST_BODY, mutation + _CLEAR_ROUTE_CACHE, action.metadata, action.data)
 
 
 def _pass_response_headers(action: actions.PassResponseHeaders) -> bytes:
-    constant = _PASS_RESPONSE_HEADERS_BUFFERED if action.buffer else _PASS_RESPONSE_HEADERS
     if not action.set_headers and not action.remove_headers:
-        return constant
-    reply = wire.ProcessingResponse.FromString(constant)
-    _mutate(reply.response_headers.response.header_mutation, action.set_headers, action.remove_headers)
-    return reply.SerializeToString()
+        return _PASS_RESPONSE_HEADERS_BUFFERED if action.buffer else _PASS_RESPONSE_HEADERS
+    reply = _reply(_RESPONSE_HEADERS, _mutation(_HEADER_MUTATION, action.set_headers, action.remove_headers))
+    return reply + _BUFFERED if action.buffer else reply
 
 
 def _pass_chunk(action: actions.PassChunk) -> bytes:
-    if action.data is None and not action.set_headers and not action.metadata:
-        return _PASS_CHUNK
-    reply = wire.ProcessingResponse()
-    response = reply.response_body.response
-    response.SetInParent()  # metadata alone is a reply too: without this it would be none
-    if action.set_headers:
-        _mutate(response.header_mutation, action.set_headers, ())
-    if action.data is not None:
-        _replace(response, action.data)
-    _annotate(reply, action.metadata)
-    return reply.SerializeToString()
-
-
-def _replace(response: wire.CommonResponse, data: bytes) -> None:
-    """Another chunk in its place. An empty one is a body that is cleared: Envoy takes empty ``body`` bytes for "no change".
-
-    ``content-length`` matters to a buffered body only; the headers of a streamed one are gone, and Envoy ignores it there.
-    """
-    if data:
-        response.body_mutation.body = data
-    else:
-        response.body_mutation.clear_body = True
-    _set(response.header_mutation, "content-length", str(len(data)))
+    """A body needs ``content-length`` if it is a buffered one; the headers of a streamed one are gone, and Envoy ignores it there."""
+    if action.data is None:
+        if not action.set_headers and not action.metadata:
+            return _PASS_CHUNK
+        return _reply(_RESPONSE_BODY, _mutation(_HEADER_MUTATION, action.set_headers), action.metadata)
+    mutation = _mutation(_HEADER_MUTATION, (*action.set_headers, ("content-length", str(len(action.data)))))
+    return _reply(_RESPONSE_BODY, mutation, action.metadata, action.data)
 
 
 def _pass_trailers(action: actions.PassTrailers) -> bytes:
@@ -221,36 +222,51 @@ def _pass_trailers(action: actions.PassTrailers) -> bytes:
 
 
 def _deny(action: actions.Deny) -> bytes:
-    reply = wire.ProcessingResponse()
-    immediate = reply.immediate_response
-    immediate.status.code = action.status  # type: ignore[assignment]  # an open enum: any number is kept
-    immediate.body = action.body
-    immediate.details = DENIED
-    if action.body and all(name.lower() != "content-type" for name, _ in action.headers):
-        _set(immediate.headers, "content-type", "application/json")
-    _mutate(immediate.headers, action.headers, ())
-    return reply.SerializeToString()
+    headers = action.headers
+    if action.body and all(name.lower() != "content-type" for name, _ in headers):
+        headers = (("content-type", "application/json"), *headers)
+    status, body = record(_STATUS, number(1, action.status)), record(_CONTENT, action.body.decode("latin-1"))
+    return record(_IMMEDIATE_RESPONSE, status + _mutation(_HEADERS, headers) + body + record(_DETAILS, DENIED)).encode("latin-1")
 
 
-def _mutate(mutation: wire.HeaderMutation, set_headers: tuple[tuple[str, str], ...], remove_headers: tuple[str, ...]) -> None:
-    for name, value in set_headers:
-        _set(mutation, name, value)
-    mutation.remove_headers.extend(remove_headers)
+def _reply(phase: str, response: str, metadata: Pairs = (), body: bytes | None = None) -> bytes:
+    """A ProcessingResponse with this CommonResponse, and another body, if any.
+
+    The body is the last field of all that is around it: so it is written once, behind the rest. An empty one is a body that is cleared:
+    Envoy takes empty ``body`` bytes for "no change".
+    """
+    size = len(body) if body else 0
+    if body is not None:
+        response += record(_BODY_MUTATION, record(_BODY, "", size) if body else _CLEAR_BODY, size)
+    reply = record(phase, record(_RESPONSE, response, size), size)
+    if metadata:
+        ours = "".join([_field(text(name), _STRING_VALUE, text(value)) for name, value in metadata])
+        reply = record(_DYNAMIC_METADATA, _field(NAMESPACE, _STRUCT_VALUE, ours)) + reply
+    return reply.encode("latin-1") + body if body else reply.encode("latin-1")
 
 
-def _set(mutation: wire.HeaderMutation, name: str, value: str) -> None:
-    option = mutation.set_headers.add()
-    option.append_action = wire.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
-    option.header.key = name
-    option.header.raw_value = value.encode("utf-8", "surrogateescape")
+def _mutation(field: str, set_headers: Pairs, remove_headers: tuple[str, ...] = ()) -> str:
+    """A HeaderMutation, if there is anything to do. Headers are set whatever there was before."""
+    mutation = "".join([_option(text(name), text(value, "surrogateescape")) for name, value in set_headers]) + _removals(remove_headers)
+    return record(field, mutation) if mutation else ""
 
 
-def _annotate(reply: wire.ProcessingResponse, metadata: tuple[tuple[str, str], ...]) -> None:
-    if not metadata:
-        return
-    fields = reply.dynamic_metadata.fields[NAMESPACE].struct_value.fields
-    for name, value in metadata:
-        fields[name].string_value = value
+def _option(name: str, value: str) -> str:
+    header = f"{_KEY}{SIZES[len(name)]}{name}{_RAW_VALUE}{SIZES[len(value)]}{value}"
+    option = f"{_HEADER}{SIZES[len(header)]}{header}{_OVERWRITE}"
+    return f"{_SET_HEADERS}{SIZES[len(option)]}{option}"
+
+
+def _field(name: str, kind: str, value: str) -> str:
+    """Of a Struct."""
+    value = f"{kind}{SIZES[len(value)]}{value}"
+    entry = f"{_KEY}{SIZES[len(name)]}{name}{_VALUE}{SIZES[len(value)]}{value}"
+    return f"{_FIELDS}{SIZES[len(entry)]}{entry}"
+
+
+@lru_cache(maxsize=REMOVALS_REMEMBERED)
+def _removals(names: tuple[str, ...]) -> str:
+    return "".join([record(_REMOVE_HEADERS, text(name)) for name in names])
 
 
 def _modes(response_body: wire.ProcessingMode.BodySendMode) -> wire.ProcessingMode:
@@ -265,13 +281,11 @@ def _modes(response_body: wire.ProcessingMode.BodySendMode) -> wire.ProcessingMo
     )
 
 
-_GO_ON: Final = wire.CommonResponse()
-_PASS_HEADERS: Final = wire.ProcessingResponse(request_headers=wire.HeadersResponse(response=_GO_ON)).SerializeToString()
-_PASS_RESPONSE_HEADERS: Final = wire.ProcessingResponse(response_headers=wire.HeadersResponse(response=_GO_ON)).SerializeToString()
-_PASS_RESPONSE_HEADERS_BUFFERED: Final = wire.ProcessingResponse(
-    response_headers=wire.HeadersResponse(response=_GO_ON), mode_override=_modes(wire.ProcessingMode.BUFFERED)
-).SerializeToString()
-_PASS_CHUNK: Final = wire.ProcessingResponse(response_body=wire.BodyResponse(response=_GO_ON)).SerializeToString()
+_PASS_HEADERS: Final = _reply(_REQUEST_HEADERS, "")
+_PASS_RESPONSE_HEADERS: Final = _reply(_RESPONSE_HEADERS, "")
+_BUFFERED: Final = wire.ProcessingResponse(mode_override=_modes(wire.ProcessingMode.BUFFERED)).SerializeToString()
+_PASS_RESPONSE_HEADERS_BUFFERED: Final = _PASS_RESPONSE_HEADERS + _BUFFERED
+_PASS_CHUNK: Final = _reply(_RESPONSE_BODY, "")
 _PASS_REQUEST_TRAILERS: Final = wire.ProcessingResponse(request_trailers=wire.TrailersResponse()).SerializeToString()
 _PASS_RESPONSE_TRAILERS: Final = wire.ProcessingResponse(response_trailers=wire.TrailersResponse()).SerializeToString()
 

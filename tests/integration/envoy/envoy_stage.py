@@ -131,11 +131,13 @@ class Exchange:
 
     sidecar: Sidecar
     call: Call
+    messages: list[bytes] = field(default_factory=list)
     events: list[events.Event] = field(default_factory=list)
     gones: list[str] = field(default_factory=list)
 
     def message(self, data: bytes) -> None:
         event = decode(data)
+        self.messages.append(data)
         self.events.append(event)
         action = self.sidecar.answer(self, event)
         if action is not None:
