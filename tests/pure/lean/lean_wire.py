@@ -56,10 +56,13 @@ def message(data: bytes) -> bytes:
 HELLO = PREFACE + frame(SETTINGS, 0, 0) + frame(SETTINGS, 1, 0)
 
 
+REQUEST = block()
+
+
 def opened(stream_id: int, *messages: bytes, flags: int = 0) -> bytes:
     """A request and its first messages."""
     data = b"".join(map(message, messages))
-    return frame(HEADERS, 4, stream_id, block()) + (frame(DATA, flags, stream_id, data) if messages else b"")
+    return frame(HEADERS, 4, stream_id, REQUEST) + (frame(DATA, flags, stream_id, data) if messages else b"")
 
 
 def frames_of(data: bytes) -> list[tuple[int, int, int, bytes]]:
@@ -174,8 +177,9 @@ FLOODS = {
     "empty data": opened(1) + frame(DATA, 0, 1) * 2_000,
     "padded empty data": opened(1) + frame(DATA, 8, 1, b"\1\0") * 2_000,
     "continuations": frame(HEADERS, 0, 1, b"") + frame(CONTINUATION, 0, 1, b"") * 20,
-    "resets before a message": b"".join(frame(HEADERS, 4, number, block()) + reset(number) for number in many(2_100)),
+    "resets before a message": b"".join(frame(HEADERS, 4, number, REQUEST) + reset(number) for number in many(10_000)),
     "resets within a message": b"".join(opened(number) + frame(DATA, 0, number, b"\0") + reset(number) for number in many(2_100)),
+    "ends without a message": b"".join(frame(HEADERS, 5, number, block()) + reset(number) for number in many(2_100)),
     "malformed requests": b"".join(frame(HEADERS, 4, number, block(path="")) for number in many(2_100)),
     "not grpc": b"".join(frame(HEADERS, 4, number, block(method="GET")) for number in many(2_100)),
     "resets by us": b"".join(opened(number, b"x") + frame(WINDOW, 0, number, bytes(4)) for number in many(2_100)),

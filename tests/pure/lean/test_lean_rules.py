@@ -276,8 +276,7 @@ def test_two_goaways_and_what_comes_between_them() -> None:
     assert [sent for sent in sent if sent[2] == 5] == [(RST, 0, 5, b"\0\0\0\7")]
     assert ("Message", 3, b"under way") in caller.seen
     caller.feed(frame(DATA, 1, 1) + frame(RST, 0, 3, bytes(4)))
-    assert caller.connection.idle
-    assert caller.connection.refuses
+    assert caller.connection.over
 
 
 def test_a_connection_asks_to_be_replaced_long_before_ids_run_out() -> None:

@@ -63,7 +63,7 @@ class Connection:
         self._events: list[Event] = []
         self._rest = b""
         self._greeted = False
-        self._failed = False
+        self.failed = False  # nothing is listened to any more: take what is left of the output, and close
         self._expected = _FIRST
         self._block = headers.Fragments(b"", 0)  # of _expected
         self._last_id = 0
@@ -77,6 +77,11 @@ class Connection:
     def idle(self) -> bool:
         """No stream is open, and nothing is waiting to be sent on one."""
         return not self._streams
+
+    @property
+    def over(self) -> bool:
+        """To be closed once the output is taken: it has failed, or it refuses more streams and has none."""
+        return self.failed or (self._last_id_allowed != STREAM_ID_MAX and self.idle)
 
     @property
     def greeted(self) -> bool:
@@ -97,20 +102,18 @@ class Connection:
         """Events in the order of the wire. After ``Failed`` nothing is listened to any more."""
         events: list[Event] = []
         self._events = events
-        if self._failed:
+        if self.failed:
             return events
         if self._rest:
             data = self._rest + data
         try:
-            self._rest = data[self._frames(data, self._greet(data)) :]
+            self._rest = data[self._frames(data, 0 if self._greeted else self._greet(data)) :]
         except ConnectionFault as fault:
             self._fail(fault)
         return events
 
     def _greet(self, data: bytes) -> int:
         """Where the frames begin."""
-        if self._greeted:
-            return 0
         preface = frames.PREFACE
         if not preface.startswith(data[: len(preface)]):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "not HTTP/2")
@@ -126,7 +129,7 @@ class Connection:
             start = position + HEAD_BYTES
             stop = start + (word >> 8)
             if stop > end or self._expected or word >= _TOO_LONG:
-                self._look(word, stream_id & STREAM_ID_MAX, flags)
+                self._check_head(word, stream_id & STREAM_ID_MAX, flags)
                 if stop > end:
                     break
             kind = word & 255
@@ -137,7 +140,7 @@ class Connection:
             position = stop
         return position
 
-    def _look(self, word: int, stream_id: int, flags: int) -> None:
+    def _check_head(self, word: int, stream_id: int, flags: int) -> None:
         """Before a frame is waited for, and where only one kind may come."""
         kind = word & 255
         if word >= _TOO_LONG:
@@ -149,7 +152,7 @@ class Connection:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the header block before this frame is not complete")
 
     def _fail(self, fault: ConnectionFault) -> None:
-        self._failed = True
+        self.failed = True
         self._rest = b""
         self.sending.control(frames.goaway(self._last_id, fault.code, fault.reason))
         self._events.append(Failed(fault.code, fault.reason))
@@ -172,7 +175,7 @@ class Connection:
             return
         if flags & PADDED:
             start, stop = unpadded(data, start, stop)
-        length = stop - start - PREFIX_BYTES
+        length = stop - start - PREFIX_BYTES  # of the message, if this frame is exactly one; a low window is renewed with the pieces
         if length < 0 or stream.assembly is not None or read_prefix(data, start) != (0, length) or stream.credit < _LOW:
             self._piece(stream, data, start, stop, flags)
         else:
@@ -208,6 +211,8 @@ class Connection:
         if stream.assembly is not None:
             self._break(stream, INTERNAL, "the stream ended within a message")
             return
+        if not stream.met:
+            self._floods.early_end()
         stream.receiving = False
         self._credit.release(stream)
         self._events.append(Ended(stream))
@@ -325,10 +330,10 @@ class Connection:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS of a broken length")
         self._expected = 0
         for setting, value in frames.read_setting(data[start:stop]):
-            self._set(setting, value)
+            self._apply(setting, value)
         self.sending.control(frames.SETTINGS_ACK)
 
-    def _set(self, setting: int, value: int) -> None:
+    def _apply(self, setting: int, value: int) -> None:
         """What we send needs no table, and frames of the size that everybody takes: only the window matters."""
         if setting == frames.INITIAL_WINDOW_SIZE:
             self.sending.set_initial_window(value)
@@ -389,13 +394,9 @@ class Connection:
             self._last_id_allowed = self._last_id
             self.sending.control(frames.goaway(self._last_id, ErrorCode.NO_ERROR, "draining"))
 
-    @property
-    def refuses(self) -> bool:
-        return self._last_id_allowed != STREAM_ID_MAX
-
     def abandon(self) -> None:
         """The connection is gone: nothing is sent or received any more."""
-        self._failed = True
+        self.failed = True
         self._rest = b""
         for stream in self.streams:
             self.sending.drop(stream)
@@ -405,13 +406,8 @@ class Connection:
         try:
             return self.sending.take()
         except ConnectionFault:
-            self._failed = True
+            self.failed = True
             return b""
-
-    @property
-    def failed(self) -> bool:
-        """Nothing is listened to any more: take what is left of the output, and close."""
-        return self._failed
 
     def _break(self, stream: Stream, code: int, reason: str) -> None:
         """A message that we do not take: an error status."""

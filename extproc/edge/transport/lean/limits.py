@@ -63,7 +63,7 @@ PINGS: Final = (1_000, 100)
 SETTINGS: Final = (100, 10)
 EMPTY_DATA: Final = (1_000, 100)
 EARLY_ENDS: Final = (2_000, 1_000)
-"""Streams reset before their first complete message, and streams that we reset because of what the peer sent on them. Every normal end of
-Envoy is a reset too: those come after a message and are not counted."""
+"""Streams that end before their first complete message, by a reset or without, and streams that we reset because of what the peer sent on
+them. Every normal end of Envoy is a reset too: those come after a message and are not counted."""
 ODD_FRAMES: Final = (10_000, 10_000)
 """WINDOW_UPDATE, PRIORITY, GOAWAY and frames of unknown types."""

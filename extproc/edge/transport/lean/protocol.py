@@ -196,7 +196,7 @@ class LeanProtocol(asyncio.Protocol):
         while data:
             transport.write(data)
             data = connection.take() if self.sending.waiting else b""
-        if connection.failed or (connection.refuses and connection.idle):
+        if connection.over:
             self._close()
 
     # ---- ends
