@@ -37,6 +37,7 @@ from .plan import NAMED, SMALL, Workload, prompt
 
 ROOT = Path(__file__).parents[2]
 FILTER = "envoy.filters.http.ext_proc"
+NO_CONTEXT = b"\x42\x00"  # Envoy puts an empty metadata_context behind every phase
 TURNS = 4  # of the loop, for answers of stores to arrive
 PLENTY = 10**15
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
@@ -150,7 +151,7 @@ def messages_of(workload: Workload) -> list[bytes]:
     last = len(chunks) - 1
     bodies = [wire.HttpBody(body=chunk, end_of_stream=place == last) for place, chunk in enumerate(chunks)]
     whole = [headers, asking, answer, *(wire.ProcessingRequest(response_body=one) for one in bodies)]
-    return [message.SerializeToString() for message in whole]
+    return [message.SerializeToString() + NO_CONTEXT for message in whole]
 
 
 def _headers(pairs: dict[str, str]) -> wire.HeaderMap:
