@@ -13,7 +13,7 @@ import msgspec
 
 from extproc.exchange.ask import Piece
 from extproc.exchange.meter import REASONS, Expected, counted, renamed, usage_of
-from extproc.exchange.shape import BETWEEN, Shape, shape_of, texts_of
+from extproc.exchange.shape import BETWEEN, Shape, events_of, shape_of, texts_of
 from extproc.exchange.sse import SseDecoder, SseEvent
 from extproc.money.hold import EndReason
 from extproc.money.usage import Usage, UsageSource
@@ -76,7 +76,7 @@ class StreamMeter:
                 kept += BETWEEN
                 if len(kept) > KEPT_BYTES_MAX:
                     self._read_kept()
-                return chunk if shape.unchanged else shape.shown(insides)
+                return chunk if shape.shown is None else events_of(insides, *shape.shown)
         events = self._sse.feed(chunk)
         if end_of_stream:
             events += self._sse.flush()
@@ -97,7 +97,7 @@ class StreamMeter:
         insides = bytes(self._kept[: -len(BETWEEN)])
         self._kept.clear()
         if texts is None:
-            for event in SseDecoder().feed(shape.events(insides)):
+            for event in SseDecoder().feed(events_of(insides, shape.front, shape.back)):
                 self._look(event)
             return
         if len(texts) > 1:

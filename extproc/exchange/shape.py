@@ -23,7 +23,10 @@ from extproc.exchange.ask import Piece
 BETWEEN = b'",\n"'
 """Joins insides to the inside of a JSON list. The newline makes it unique: no inside of a string has one."""
 
-_PROBE = "~probe~"
+AROUND_BYTES_MAX = 2_048
+"""Of one event without its text; they have some 250. A shape lives as long as its stream."""
+
+_PROBE = b"~probe~"
 
 # Possessive, so that the work is linear. Line ends cannot be in it, so that an event stays one event.
 _inside = re.compile(rb'(?:[^"\\\x00-\x1f]++|\\["\\/bfnrtu])++').fullmatch
@@ -33,16 +36,14 @@ _LIST = msgspec.json.Decoder(list[str])
 class Shape(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """``front`` + inside + ``back`` is one event of choice ``index`` with one text.
 
-    ``around_bytes``: of front and back. The client gets ``shown_front`` + inside + ``shown_back``; ``unchanged``: that is the same.
+    ``around_bytes``: of front and back. ``shown``: what stands in their places for the client, if something is to be hidden or renamed.
     """
 
     index: int
     front: bytes
     back: bytes
     around_bytes: int
-    shown_front: bytes
-    shown_back: bytes
-    unchanged: bool
+    shown: tuple[bytes, bytes] | None
 
     def insides(self, chunk: bytes) -> bytes | None:
         """The insides of a chunk of such events, joined by ``BETWEEN``; ``None``: something else is in it."""
@@ -54,13 +55,10 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         parts = middle.split(self.back + self.front)
         return BETWEEN.join(parts) if all(map(_inside, parts)) else None
 
-    def events(self, insides: bytes) -> bytes:
-        """These events as they came."""
-        return self.front + insides.replace(BETWEEN, self.back + self.front) + self.back
 
-    def shown(self, insides: bytes) -> bytes:
-        """What the client gets of these events."""
-        return self.shown_front + insides.replace(BETWEEN, self.shown_back + self.shown_front) + self.shown_back
+def events_of(insides: bytes, front: bytes, back: bytes) -> bytes:
+    """The insides, each in its place again."""
+    return front + insides.replace(BETWEEN, back + front) + back
 
 
 def texts_of(insides: bytes) -> list[str] | None:
@@ -73,30 +71,24 @@ def texts_of(insides: bytes) -> list[str] | None:
 
 def shape_of(raw: bytes, index: int, text: str, read: Callable[[bytes], tuple[Piece, bytes] | None]) -> Shape | None:
     """The shape of an event with this text. ``read``: what a chunk says and what the client gets of it, if it is one whole event."""
-    front, quoted, back = _around(raw, text)
-    if not quoted or _PROBE.encode() in raw:
+    around = _around(raw, text)
+    if around is None or sum(map(len, around)) > AROUND_BYTES_MAX or any(_PROBE in side for side in around):
         return None
-    probed = read(front + _PROBE.encode() + back)
-    if probed is None or probed[0] != Piece(texts=((index, _PROBE),), index=index):
+    front, back = around
+    probed = read(front + _PROBE + back)
+    if probed is None or probed[0] != Piece(texts=((index, _PROBE.decode()),), index=index):
         return None
-    shown_front, hole, shown_back = probed[1].partition(_PROBE.encode())
-    if not hole:
+    shown_front, found, shown_back = probed[1].partition(_PROBE)
+    if not found:
         return None
-    return Shape(
-        index=index,
-        front=front,
-        back=back,
-        around_bytes=len(front) + len(back),
-        shown_front=shown_front,
-        shown_back=shown_back,
-        unchanged=(front, back) == (shown_front, shown_back),
-    )
+    shown = None if (shown_front, shown_back) == around else (shown_front, shown_back)
+    return Shape(index=index, front=front, back=back, around_bytes=len(front) + len(back), shown=shown)
 
 
-def _around(raw: bytes, text: str) -> tuple[bytes, bool, bytes]:
-    """What stands before and behind the inside of the string, its quotes included; whether it was found."""
+def _around(raw: bytes, text: str) -> tuple[bytes, bytes] | None:
+    """What stands before and behind the inside of the string, its quotes included."""
     for written in (msgspec.json.encode(text), json.dumps(text).encode()):  # backends that escape what is not ASCII
         before, found, behind = raw.rpartition(written)
         if found:
-            return before + b'"', True, b'"' + behind
-    return b"", False, b""
+            return before + b'"', b'"' + behind
+    return None

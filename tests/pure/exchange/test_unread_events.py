@@ -17,6 +17,7 @@ from extproc.exchange.ask import Piece
 from extproc.exchange.endpoints.chat import ChatCompletions
 from extproc.exchange.meter import Expected
 from extproc.exchange.meter_stream import KEPT_BYTES_MAX, SHAPES_TRIED_MAX, StreamMeter
+from extproc.exchange.shape import AROUND_BYTES_MAX
 
 
 def expected(**changes: Any) -> Expected:
@@ -145,6 +146,15 @@ def test_what_is_kept_is_bounded():
     meter.feed(delta("x" * 50_000), end_of_stream=False)
     assert not meter._kept
     assert meter.usage(ended_early=True).output_tokens == 54_000
+
+
+def test_the_shape_of_a_large_event_is_not_kept():
+    reader = Reader()
+    meter = StreamMeter(expected(endpoint=reader))
+    for _ in range(20):
+        meter.feed(said("word", padding="x" * AROUND_BYTES_MAX), end_of_stream=False)
+    assert reader.events == 20
+    assert meter._shape is None
 
 
 @pytest.mark.parametrize("index", [lambda place: place % 2, lambda place: 0])
