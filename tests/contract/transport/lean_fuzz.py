@@ -142,14 +142,15 @@ def reads(chance: random.Random, data: bytes) -> Iterator[bytes]:
 
 @dataclass(eq=False, slots=True)
 class Moody:
-    """A handler that answers as it likes, now or later, closes or raises."""
+    """A handler that answers as it likes, now or later, closes or raises. What it raises the transport takes, so it notes what is broken."""
 
     life: Life
     call: Call
+    closed: bool = False
     gones: int = 0
 
     def message(self, data: bytes) -> None:
-        assert not self.gones, "a message after the end"
+        self.life.broken += ["a message after the end"] * bool(self.gones or self.closed)
         chance = self.life.chance
         mood = chance.random()
         if mood < 0.9:
@@ -157,13 +158,19 @@ class Moody:
         elif mood < 0.94:
             self.life.later.append(lambda: self.call.send(chance.choice(REPLIES)))
         elif mood < 0.96:
-            self.life.later.append(lambda: self.call.close(StatusCode.UNAVAILABLE, "later"))
+            self.life.later.append(self.close)
         elif mood < 0.98:
-            self.call.close(StatusCode.INTERNAL, "now")
+            self.close()
         elif mood < 0.99:
+            self.closed = True
             raise ValueError("a handler's own fault")
 
+    def close(self) -> None:
+        self.closed = not self.gones
+        self.call.close(StatusCode.UNAVAILABLE, "a whim")
+
     def gone(self, reason: GoneReason) -> None:
+        self.life.broken += [f"{reason}, but it was us"] * (self.closed and reason != "sidecar_error")
         self.gones += 1
         self.call.send(b"too late")  # must be ignored
 
@@ -175,6 +182,7 @@ class Life:
         self.chance = chance
         self.later: list[Callable[[], object]] = []
         self.handlers: list[Moody] = []
+        self.broken: list[str] = []  # promises
         self.sent: list[bytes] = []
         self.closing = False
         health = Health()
@@ -225,17 +233,16 @@ class Life:
             self.turn()
             check_limits(self.protocol)
         self.protocol.resume_writing()
-        self.turn()
         self.closing = True
         self.protocol.connection_lost(None)
-        self.turn()
+        while self.later:
+            self.turn()
 
     def turn(self) -> None:
-        """Of the loop: what was put off; at times the peer's socket is full, or the worker is to end."""
-        while self.later:
-            put_off, self.later = self.later, []
-            for callback in put_off:
-                callback()
+        """Of the loop: what was put off in the one before; at times the peer's socket is full, or the worker is to end."""
+        put_off, self.later = self.later, []
+        for callback in put_off:
+            callback()
         mood = self.chance.random()
         if mood < 0.1:
             self.protocol.pause_writing()
@@ -291,6 +298,7 @@ def one(seed: int, tally: Tally) -> None:
     data = connection(chance)
     life = Life(chance)
     life.live(data)
+    assert not life.broken, life.broken
     assert [handler.gones for handler in life.handlers] == [1] * len(life.handlers)
     assert life.host.open_streams == 0
     assert life.protocol.connection.idle

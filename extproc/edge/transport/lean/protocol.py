@@ -133,7 +133,7 @@ class LeanProtocol(asyncio.Protocol):
 
     def _message(self, stream: Stream, data: bytes) -> None:
         call: LeanCall | None = stream.call
-        if call is None or call.closed:  # not: stream.sending. A reset that came in the same read takes no message away
+        if call is None:  # closed by its handler. Not: stream.sending. A reset that came in the same read takes no message away
             return
         assert call.handler is not None
         try:
