@@ -142,8 +142,11 @@ def test_a_file_that_is_not_there(tmp_path):
         yamlfile.read(tmp_path / "gone.yaml")
 
 
-# PyYAML's own dumper mangles the line breaks of YAML 1.1 (U+0085, U+2028, U+2029)
-TEXTS = st.text(st.characters(exclude_characters="\x85\u2028\u2029", exclude_categories=["Cs"]), max_size=20)
+# PyYAML's own dumper mangles the line breaks of YAML 1.1 (U+0085, U+2028, U+2029), and quotes no text that is a number in 1.2 only (0E0, 0o7).
+NUMBER_SINCE_1_2 = re.compile(r"0o[0-7]+|[-+]?[0-9.]+[eE][-+]?[0-9]+")
+TEXTS = st.text(st.characters(exclude_characters="\x85\u2028\u2029", exclude_categories=["Cs"]), max_size=20).filter(
+    lambda text: not NUMBER_SINCE_1_2.fullmatch(text)
+)
 LEAVES = st.none() | st.booleans() | st.integers(-(10**9), 10**9) | TEXTS
 
 
