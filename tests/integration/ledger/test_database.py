@@ -49,6 +49,27 @@ async def test_a_constraint_is_a_rejection(pool):
         await pool.fetch(INSERT, {"id": "no id"})
 
 
+COPY = query("COPY users (id, name, tier) FROM STDIN")
+
+
+async def test_a_row_that_somebody_else_wrote_meanwhile_is_no_rejection(pool):
+    """Repeating the batch finds it; setting the batch aside would lose the rest."""
+    await pool.fetch(INSERT, {"id": ID})
+    with pytest.raises(StoreRefused) as refused:
+        async with pool.transaction() as transaction:
+            await transaction.copy(COPY, f"{ID}\tn\tt\n".encode())
+    assert not isinstance(refused.value, StoreRejected)
+    assert await users(pool) == 1
+
+
+@pytest.mark.parametrize("lines", [b"no id\tn\tt\n", b"two\tcolumns\n", ID.encode() + b"\t\\N\tt\n", ID.encode() + b"\t\x00\tt\n"])
+async def test_lines_that_are_none_are_a_rejection(pool, lines):
+    with pytest.raises(StoreRejected):
+        async with pool.transaction() as transaction:
+            await transaction.copy(COPY, lines)
+    assert await users(pool) == 0
+
+
 async def test_a_late_schema_is_no_rejection(pool):
     """Else every event that waits for a migration would be set aside as poison."""
     with pytest.raises(StoreRefused) as refused:
@@ -134,7 +155,7 @@ class Frozen:
             os.kill(pid, signal.SIGCONT)
 
 
-@pytest.mark.parametrize("verb", ["fetch", "run"])
+@pytest.mark.parametrize("verb", ["fetch", "run", "copy"])
 async def test_a_server_that_hangs_is_given_up(pool, database, verb):
     async with asyncio.timeout(8):
         with pytest.raises(StoreRefused):  # noqa: PT012 - the block is what is tested
@@ -142,7 +163,8 @@ async def test_a_server_that_hangs_is_given_up(pool, database, verb):
                 await transaction.fetch(INSERT, {"id": ID})
                 with Frozen(database):
                     one = query("SELECT 1 AS n")
-                    await (transaction.fetch(one) if verb == "fetch" else transaction.run([(one, {})]))
+                    verbs = {"fetch": (one,), "run": ([(one, {})],), "copy": (COPY, b"")}
+                    await getattr(transaction, verb)(*verbs[verb])
         assert await users(pool) == 0, "and the pool has another connection"
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 
 import psycopg
 import pytest
 from ledger_invariants import ledger_faults
 
-from extproc.errors import StoreRejected
+from extproc.errors import StoreRefused, StoreRejected
 from extproc.ledger.port import derived_id
+from extproc.money.posting import Posting
 from extproc.stores.queries import Query
 
 
@@ -145,6 +147,44 @@ async def test_poison_is_kept_whole_and_the_rest_is_booked(bench):
     assert {reason for (reason,) in bench.sql("SELECT reason FROM conflicts")} == {"bad_row", "bad_event", "unknown_payer"}
     assert await balance(bench, payer) == 1_000 - 3 * 25
     assert (await bench.ledger.cursors([0]))[0].stream_id == "6-0"
+
+
+async def test_texts_arrive_as_they_were_sent(bench):
+    said = {"model": "\\N", "tier": "None", "error_msg": 'a\tb\nc\r\\d "é" \\.', "upstream": "\\."}
+    posting = bench.posting(await bench.account(), record={**said, "usage_flags": ('x"y\\', "a,b", "\t", "NULL")})
+    await bench.ledger.post([posting])
+    ((*texts, flags),) = bench.sql("SELECT model, tier, error_msg, upstream, usage_flags FROM requests")
+    assert texts == list(said.values())
+    assert flags == ['x"y\\', "a,b", "\t", "NULL"]
+    assert bench.sql("SELECT count(*) FROM entries WHERE name = %s", said["model"]) == [(1,)]
+    assert ledger_faults(bench.dsn) == []
+
+
+async def test_a_hold_whose_refusal_has_a_row_ends_without_another(bench):
+    payer = await bench.account(1_000)
+    void = bench.posting(payer, kind="void")
+    note = bench.note(payer, id=void.hold_id)._replace(hold_id="")
+    await bench.ledger.post([note])
+    assert (await bench.ledger.post([void])).booked == 1
+    assert bench.sql("SELECT ending FROM requests") == [("none",)]
+    assert bench.count("billing_events", "event_type = 'void'") == 1
+
+
+async def test_refusals_from_two_writers_at_once(bench):
+    """No payer is locked for them: who comes second finds the row there, keeps nothing, and comes again."""
+    payer = await bench.account()
+    notes = [bench.note(payer, created_ms=60_000 * n) for n in range(1, 20)]
+    outbox = [note._replace(stream_id="") for note in notes]
+
+    async def post(batch: list[Posting]) -> None:
+        while True:
+            with contextlib.suppress(StoreRefused):
+                await bench.ledger.post(batch)
+                return
+
+    async with asyncio.timeout(20):
+        await asyncio.gather(post(notes), post(outbox), post(outbox[::-1]))
+    assert bench.count("requests") == len(notes)
 
 
 async def test_what_the_database_rejects_keeps_nothing_and_is_quarantined(bench):

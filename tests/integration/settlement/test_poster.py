@@ -13,6 +13,7 @@ from extproc.exchange.record import Record
 from extproc.ledger.leadership import PostgresLeadership
 from extproc.settlement.meter import Series
 from extproc.settlement.pace import Pace
+from extproc.stores.shards import shard_of
 
 
 class Interrupted:
@@ -138,6 +139,72 @@ async def test_poison_does_not_stop_a_shard(town):
     assert (town.meter.counts[Series.CONFLICTS], town.meter.counts[Series.QUARANTINED]) == (3, 1)
     assert town.count("fence_violations") == 0
     assert ledger_faults(town.dsn) == []
+
+
+async def test_an_entry_that_no_script_of_ours_wrote_is_set_aside(town):
+    payer, key = await town.customer()
+    await town.serve(payer, key)
+    shard = (await town.stream.read(dict.fromkeys(range(64), "0-0"), count=1, block_ms=0))[0].shard
+    for strange in (("hello", "world"), ("k", "settle", "h", new_id()), ("k", "\xff")):
+        await town.pipeline.execute("XADD", f"{{s{shard:02d}}}:events", "*", *strange)
+    await town.serve(payer, key)
+    await town.poster().step()
+    assert (town.count("requests"), town.count("conflicts", "reason = 'bad_event'"), await town.waiting()) == (2, 3, 0)
+    assert town.count("fence_violations") == 0
+
+
+async def backlog(town, *, payers: int, requests: int) -> list[str]:
+    """Payer ids: so many of even shards and of odd ones, each with his requests."""
+    found: dict[bool, list[tuple[str, str]]] = {True: [], False: []}
+    while min(map(len, found.values())) < payers:
+        payer, key = await town.customer()
+        found[bool(shard_of(payer) % 2)].append((payer, key))
+    chosen = [*found[True][:payers], *found[False][:payers]]
+    for payer, key in chosen * requests:
+        await town.serve(payer, key)
+    return [payer for payer, _ in chosen]
+
+
+async def test_a_backlog_is_worked_off_in_one_round(town):
+    await backlog(town, payers=2, requests=30)
+    await town.poster(batch_rows=8).step()
+    assert (town.count("requests"), await town.waiting()) == (120, 0)
+    assert ledger_faults(town.dsn) == []
+
+
+@pytest.mark.parametrize("fails", [1, 2, 5])
+async def test_nothing_is_booked_behind_a_batch_that_failed(town, fails):
+    """The other lane may go on; this one begins again where the ledger says. Else the cursor would pass events that nobody booked."""
+    await backlog(town, payers=1, requests=60)
+
+    class Failing:
+        calls = 0
+
+        def __getattr__(self, verb):
+            return getattr(town.ledger, verb)
+
+        async def post(self, postings):
+            self.calls += 1
+            if self.calls == fails:
+                await asyncio.sleep(0.05)  # the other lane is ahead
+                raise StoreRefused("away")
+            return await town.ledger.post(postings)
+
+    poster = town.poster(ledger=Failing(), batch_rows=8)
+    with pytest.raises(StoreRefused):
+        await poster.step()
+    assert 0 < town.count("requests") + await town.waiting() == 120, "what is not booked is still in the stream"
+    await poster.step()
+    assert (town.count("requests"), await town.waiting(), town.count("fence_violations")) == (120, 0, 0)
+    assert ledger_faults(town.dsn) == []
+
+
+async def test_a_backlog_does_not_keep_a_settler_that_is_to_stop(town):
+    await backlog(town, payers=1, requests=60)
+    poster = town.poster(batch_rows=8)
+    town.stop.set()
+    await poster.step()
+    assert 0 < town.count("requests") < 120
 
 
 async def test_a_bug_in_one_event_does_not_stop_the_others(town):

@@ -73,6 +73,15 @@ def test_the_same_event_again_is_nothing(kind, times):
     assert (plan.booked, plan.repeated, len(plan.events), plan.conflicts) == (1, times, 1, [])
 
 
+def test_the_first_row_of_a_request_stays():
+    """A refusal may have left it, before its hold, of which the worker never heard, was voided."""
+    plan = plan_of(posting("void", 0), rows=(HOLD,))
+    assert ([event["event_type"] for event in plan.events], plan.requests) == (["void"], [])
+    refusal = posting("note", 0, seq=0, row=Record(id=HOLD, user_id=PAYER, error_code="unavailable", created_ms=NOW).to_row(), hold_id="")
+    plan = plan_of(refusal, posting("void", 0), refusal)
+    assert ([row["ending"] for row in plan.requests], len(plan.events), plan.noted) == (["none"], 1, 2)
+
+
 def test_a_settle_above_its_expire_is_adjusted_once():
     ended = Ended(kind="expire", payer_id=PAYER, charge_nanos=40)
     plan = plan_of(posting(seq=0), posting(seq=0), posting("expire", 40, seq=2), ended=ended)
