@@ -205,12 +205,13 @@ class Driver:
             log.error("exchange failed at its end: %s", _place_of(again))
 
     def _carry(self, actions: tuple[act.Action, ...]) -> None:
-        for position, action in enumerate(actions):
+        left = iter(actions)
+        for action in left:
             deed = _DEEDS.get(type(action))
             if deed is None:
                 self._reply(action)
             elif deed(self, action):
-                self._wait(actions[position + 1 :])
+                self._wait(tuple(left))
                 return
 
     def _reply(self, action: act.Action) -> None:
