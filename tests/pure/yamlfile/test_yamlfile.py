@@ -1,5 +1,7 @@
 """YAML 1.2 scalars, doubled keys, lines, bounds; both of PyYAML's parsers."""
 
+import re
+
 import pytest
 import yaml
 from hypothesis import given
