@@ -30,6 +30,8 @@ from .stage import GATE, Stage, stage
 
 TURN_S = 0.02
 PATIENCE_S = 60.0  # for streams to see their events
+UNANSWERED_MAX = 100  # more at once would measure how a worker is flooded
+ENDS = 10  # kinds of length, so that not all end in the same second: ten thousand settlements are another bench
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +44,7 @@ class Crowd:
     rate: int = 500
     delay_ms: int = 900
     hold_s: float = 60.0
-    slack_s: float = 12.0  # the last stream ends so long after the hold, or a slow machine would end some before it
+    slack_s: float = 12.0  # answers are so much longer than planned, or a slow machine would end some before the others have begun
 
     @property
     def gap_s(self) -> float:
@@ -54,7 +56,7 @@ class Crowd:
         return self.count / self.rate + 2 * (self.seen + 1) * self.gap_s + self.hold_s + self.slack_s
 
 
-FULL_CROWD = Crowd()
+FULL_CROWD = Crowd(slack_s=30.0)
 QUICK_CROWD = Crowd(count=3_000, first=500, hold_s=5.0)
 
 
@@ -74,6 +76,7 @@ class _Run:
         self.stage = running
         self.crowd = crowd
         self.readings: list[Reading] = []
+        self._unanswered: list[Reading] = []
         self._lines = lines
         self._start_s = time.monotonic()
         (self.worker,) = running.accounts.pids(GATE)
@@ -84,13 +87,21 @@ class _Run:
         begun, start_s = len(self.readings), time.monotonic()
         while (place := len(self.readings)) < count:
             left_s = self._start_s + crowd.until_s - time.monotonic()
-            tokens = max(1, int(left_s / crowd.gap_s))
+            tokens = max(1, int(left_s / crowd.gap_s)) + place % ENDS
             block = block_of(guests[place % len(guests)].secret, {"x-sim-tokens": str(tokens), "x-sim-delay-ms": str(crowd.delay_ms)})
             body = chat_body(SMALL, prompt(), stream=True, max_tokens=2 * tokens)
             self.readings.append(self._lines[place % len(self._lines)].ask(block, body))
+            await self._answered()
             ahead_s = start_s + (place - begun) / crowd.rate - time.monotonic()
             if ahead_s > 0 or place % 16 == 0:
                 await asyncio.sleep(ahead_s)
+
+    async def _answered(self) -> None:
+        """Until few have no answer yet."""
+        self._unanswered.append(self.readings[-1])
+        while len(self._unanswered) > UNANSWERED_MAX:
+            self._unanswered = [reading for reading in self._unanswered if not reading.block]
+            await asyncio.sleep(0)
 
     async def seen(self, tokens: int) -> None:
         """Until each has read so many."""
@@ -104,8 +115,8 @@ class _Run:
         return _Moment(at_s=time.monotonic(), cpu_ns=self.stage.accounts.read(), tokens=sum(one.tokens for one in self.readings))
 
     def assert_open(self) -> None:
-        ended = [reading.fault or "ended" for reading in self.readings if reading.over.done()]
-        assert not ended, f"{len(ended)} of {len(self.readings)} streams are not open: {sorted(set(ended))[:5]}"
+        ended = {f"{one.status} {one.fault or 'ended'} {one.body[:200]!r}" for one in self.readings if one.over.done()}
+        assert not ended, f"of {len(self.readings)} streams some are not open: {sorted(ended)[:5]}"
 
     async def _until(self, condition: Callable[[], bool], what: str) -> None:
         async with asyncio.timeout(PATIENCE_S):
@@ -118,8 +129,9 @@ class _Run:
 async def open_streams(running: Stage, crowd: Crowd = FULL_CROWD) -> dict[str, float]:
     """All of it. Raises when a stream was refused, broke or was billed for something else than what was read.
 
-    ``open_streams``, ``kb_per_open_stream``, ``kb_per_open_stream_held`` (after the hold), ``open_streams_ramp_per_s``, ``open_streams_events_per_s``, ``open_streams_events_per_s_min``
-    (of the slowest stream), ``open_streams_worker_mb``, and for each group of processes ``open_streams_…_cores`` while held.
+    ``open_streams``, ``kb_per_open_stream``, ``kb_per_open_stream_held`` (after the hold), ``open_streams_worker_mb``,
+    ``open_streams_ramp_per_s``, ``open_streams_events_per_s``, ``open_streams_events_per_s_min`` (of the slowest stream), and for each group
+    of processes ``open_streams_…_cores`` while held.
     """
     _assert_files(crowd)
     lines = await connect(running.edge.ports[Target.OURS], streams=crowd.count)
