@@ -130,9 +130,8 @@ class Crowd:
 
     def check_billed(self) -> None:
         """Of what ended by itself."""
-        (row,) = self._house.rows(
-            "SELECT sum(output_tokens) AS tokens FROM requests WHERE usage_source = 'upstream' AND end_reason = 'stop'"
-        )
+        sql = "SELECT sum(output_tokens) AS tokens FROM requests WHERE user_id = ANY(%s) AND usage_source = 'upstream' AND end_reason = 'stop'"
+        (row,) = self._house.rows(sql, [guest.id for guest in self._guests])
         assert row["tokens"] == self.tokens, (row, self.tokens)
 
     def close(self) -> None:
