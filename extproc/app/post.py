@@ -36,8 +36,12 @@ class Post:
         patience_s: float,
         buried: Callable[[int], None],
         lost: Callable[[str], None],
+        elsewhere: Callable[[Post], bool],
     ) -> None:
-        """``buried`` is told the pid of every child that has ended, ``lost`` the name of the post when nobody asked it to."""
+        """``buried`` is told the pid of every child that has ended, ``lost`` the name of the post when nobody asked it to.
+
+        ``elsewhere``: whether another post can take what comes while nobody accepts here.
+        """
         self.name = name
         self.patience_s = patience_s
         self.endpoint = endpoint
@@ -47,6 +51,7 @@ class Post:
         self._environ = environ
         self._buried = buried
         self._lost = lost
+        self._elsewhere = elsewhere
         self._changing = asyncio.Lock()  # held by whoever chooses who serves here
         self._closed = False
         self._pause_s = PAUSE_S_FIRST
@@ -136,6 +141,9 @@ class Post:
         how = f"ended with code {child.ended.result()}" if child.ended.done() else "leaves"
         log.error("%s (%d) %s after %.0f s; another one starts", self.name, child.pid, how, lived_s)
         self._lost(self.name)
+        endpoint = self.endpoint
+        if endpoint is not None:
+            endpoint.turn_away(lambda: self._elsewhere(self))
         pause_s = 0.0
         if lived_s > LIVED_S:
             self._pause_s = PAUSE_S_FIRST
@@ -144,9 +152,11 @@ class Post:
         while not self._closed:
             await asyncio.sleep(pause_s)
             try:
-                self.serving = await self._start()
+                self.serving = new = await self._start()
             except OSError as error:
                 log.error("%s could not be started: %s", self.name, error)
                 pause_s = PAUSE_S_MAX
             else:
+                if endpoint is not None:
+                    new.ready.add_done_callback(lambda _: endpoint.wait())
                 return

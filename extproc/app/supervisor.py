@@ -79,6 +79,7 @@ class Supervisor:
             patience_s=self._patience_s(slot),
             buried=lambda pid: metrics.reap(self._metrics_dir, pid),
             lost=self._processes.ended,
+            elsewhere=self._is_ready,
         )
 
     def _patience_s(self, slot: int) -> float:
@@ -121,8 +122,9 @@ class Supervisor:
             # Before it is ready it would die of it.
             child.ready.add_done_callback(lambda _, child=child: child.signal(signal.SIGHUP))  # type: ignore[misc]
 
-    def _is_ready(self) -> bool:
-        return not self._leaving.is_set() and any(gate.serving is not None and gate.serving.is_ready for gate in self._gates)
+    def _is_ready(self, but: Post | None = None) -> bool:
+        serving = [gate.serving for gate in self._gates if gate is not but]
+        return not self._leaving.is_set() and any(child is not None and child.is_ready for child in serving)
 
     def _render(self) -> bytes:
         return metrics.render_merged(self._metrics_dir) + self._processes.render()

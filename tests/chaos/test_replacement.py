@@ -86,9 +86,9 @@ async def test_one_of_two_workers_hangs(house: BreakableHouse, guest: Guest):
     assert {row["ending"] for row in rows if row["request_id"] not in {told.request_id for told in failed}} == {"settle"}
 
 
-async def test_a_worker_is_killed_and_who_connects_meanwhile_waits_for_the_next_one(house: BreakableHouse, guest: Guest):
+async def test_a_worker_is_killed_and_the_other_one_gets_what_comes_meanwhile(house: BreakableHouse, guest: Guest):
+    """No request that began after it fails, however long the next worker takes to start."""
     old = (await asyncio.to_thread(house.pids))["gate-1"]
-    refused = house.envoy.stat("cluster.extproc.upstream_cx_connect_fail")
     async with Traffic(house, guest, a_second=30, stream_orders=STREAM) as traffic:
         await asyncio.to_thread(until, lambda: traffic.answered >= 60, "load")
         house.kill(old)
@@ -100,5 +100,4 @@ async def test_a_worker_is_killed_and_who_connects_meanwhile_waits_for_the_next_
     slowest_s = max(told.took_s for told in traffic.told)
     figure(f"{len(broken)} of {len(traffic.told)} broken; slowest answer {slowest_s:.1f} s")
     assert [told for told in broken if told.began_s > killed_s] == []
-    assert house.envoy.stat("cluster.extproc.upstream_cx_connect_fail") == refused
     await asyncio.to_thread(house.judge, guest, traffic.told, killed=frozenset(told.request_id for told in broken))

@@ -64,13 +64,22 @@ async def until(condition: Callable[[], Any], within_s: float = 20) -> None:
 
 
 @asynccontextmanager
-async def manned(house: House, *, shared: bool = True, patience_s: float = 10) -> AsyncIterator[tuple[Post, list[int]]]:
+async def manned(
+    house: House, *, shared: bool = True, patience_s: float = 10, elsewhere: bool = False
+) -> AsyncIterator[tuple[Post, list[int]]]:
     """A post with somebody ready in it, and the pids of those who have ended."""
     endpoint = Endpoint(listen_of(load_settings(house.config, {}), 0)) if shared else None
     buried: list[int] = []
     lost: list[str] = []
     post = Post(
-        "gate-0", house.argv, endpoint=endpoint, environ=dict(os.environ), patience_s=patience_s, buried=buried.append, lost=lost.append
+        "gate-0",
+        house.argv,
+        endpoint=endpoint,
+        environ=dict(os.environ),
+        patience_s=patience_s,
+        buried=buried.append,
+        lost=lost.append,
+        elsewhere=lambda _: elsewhere,
     )
     await post.open()
     await until(lambda: post.serving is not None and post.serving.is_ready)
@@ -136,15 +145,34 @@ async def test_who_quits_is_followed_before_it_has_ended(house: House) -> None:
         await until(lambda: buried)
 
 
-async def test_connections_wait_while_nobody_serves(house: House) -> None:
-    """The listening socket is not the child's: whoever comes next finds them."""
-    async with manned(house) as (post, _):
+@pytest.mark.parametrize("elsewhere", [False, True])
+async def test_connections_wait_for_the_next_one_unless_somebody_else_serves(house: House, elsewhere: bool) -> None:
+    async with manned(house, elsewhere=elsewhere) as (post, _):
+        assert post.endpoint is not None
+        house.mode("mute")
         os.kill(post.pids()["gate-0"], signal.SIGKILL)
-        await until(lambda: not post.pids())
+        await until(lambda: "gate-0 starting" in post.pids() or (post.serving is not None and not post.serving.ready.done()))
+        with socket.socket(socket.AF_UNIX) as client:
+            client.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(client, str(house.socket_file(0)))
+            if elsewhere:
+                assert await asyncio.wait_for(asyncio.get_running_loop().sock_recv(client, 1), 10) == b""
+            else:
+                await asyncio.sleep(0.1)  # so long nobody has taken it
+                accepted, _ = post.endpoint.socket.accept()
+                accepted.close()
+
+
+async def test_nobody_is_turned_away_from_the_next_one(house: House) -> None:
+    async with manned(house, elsewhere=True) as (post, _):
+        assert post.endpoint is not None
+        old = post.serving
+        os.kill(post.pids()["gate-0"], signal.SIGKILL)
+        await until(lambda: post.serving is not old and post.serving is not None and post.serving.is_ready)
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(house.socket_file(0)))
-            assert post.endpoint is not None
-            accepted, _ = await asyncio.to_thread(post.endpoint.socket.accept)
+            await asyncio.sleep(0.1)
+            accepted, _ = post.endpoint.socket.accept()
             accepted.close()
 
 
@@ -174,6 +202,7 @@ class Scripted(Supervisor):
             patience_s=self._patience_s(slot),
             buried=id,
             lost=self._processes.ended,
+            elsewhere=self._is_ready,
         )
 
     async def _round(self) -> bool:
