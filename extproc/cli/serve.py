@@ -15,7 +15,8 @@ from extproc.cli.deployment import of_deployment, settings_of
 def serve(*, config: Path | None, data: Path | None, as_json: bool) -> None:
     """The sidecar, against your Redis, PostgreSQL and Envoy, until SIGTERM.
 
-    SIGTERM lets live streams finish (drain.grace_s); SIGHUP reads catalog and policy again. Its log is on stderr, as JSON by default.
+    SIGTERM lets live streams finish (drain.grace_s); SIGHUP reads catalog and policy again; SIGUSR2 replaces one process
+    after the other, without a failed request. Its log is on stderr, as JSON by default.
     """
     from extproc.app.launch import serve as run
 
