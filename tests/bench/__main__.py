@@ -36,10 +36,10 @@ def main() -> None:
             measured.crowds.append(asyncio.run(open_streams(running, crowd)))
     told = result(measured)
     write(told)
-    print(whole(told))
-    print(f"\n{plan.name}, {plan.rounds} rounds, {told['about']['took_s']} s; all of it in {RESULT.relative_to(RESULT.parents[2])}")
     if missing := absent(told):
         sys.exit(f"not measured: {', '.join(missing)}")
+    print(whole(told))
+    print(f"\n{plan.name}, {plan.rounds} rounds, {told['about']['took_s']} s; all of it in {RESULT.relative_to(RESULT.parents[2])}")
     if "--readme" in sys.argv[1:]:
         publish(told)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -87,12 +88,12 @@ def absent(told: Mapping[str, Any]) -> list[str]:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and value == value  # noqa: PLR0124 - not a number is not itself
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def verdicts(told: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Rows: what, measured (lowest – highest), bound, verdict, name."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for bound in BOUNDS:
         verdict = "not tried" if not bound.tried(told) else "met" if bound.met(told) else "**not met**"
         rows.append((bound.what, with_spread(bound.value(told), bound.spread(told)), bound.text, verdict, bound.source))
@@ -101,7 +102,7 @@ def verdicts(told: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def yardsticks(told: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Rows: name, measured with the bench's clients, with 32, first measurement, whether within a quarter of it."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, first in ENVOY_MD.items():
         as_then = told.get(f"{name}_32clients")
         value = told[name] if as_then is None else as_then

@@ -169,10 +169,11 @@ def _drive(stage: Stage, target: Target, load: Coroutine[Any, Any, list[Answer]]
 
 
 def _check(stage: Stage, target: Target, workload: Workload, answers: list[Answer]) -> None:
-    """Each is as it must be."""
+    """Each is as it must be. No client asks for usage, so none sees it, though all are billed by it (``check_billed``): injected, read, hidden."""
     for answer in answers if workload.stream else ():
         enough = answer.tokens >= workload.leave_after if workload.leave_after else answer.tokens == workload.tokens
         assert enough, f"{target}, {workload.name}: an answer with {answer.tokens} events: {answer.raw[-300:]!r}"
+        assert b'"usage":{' not in answer.raw, f"{target}, {workload.name}: usage that nobody asked for: {answer.raw[-300:]!r}"
     if target is Target.OURS:
         stage.served(workload, answers)
 

@@ -63,7 +63,7 @@ def whole(told: Mapping[str, Any]) -> str:
 def _cpu_table(workload: str, told: Mapping[str, Any]) -> str:
     """All processes that have to do with one workload."""
     empty = {target: target.value for target in EMPTY}
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for group, words in GROUPS.items():
         if group == Target.EMPTY_GRPCIO:
             continue  # on the row of the other one
@@ -75,7 +75,7 @@ def _cpu_table(workload: str, told: Mapping[str, Any]) -> str:
 
 def _matrix(told: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """A row for each workload: medians only."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name in told["about"]["rounds_of"]:
         names = [cpu_name(Target.OURS, GATE, name), *(cpu_name(target, target.value, name) for target in EMPTY)]
         names += [f"envoy_cpu_ms_{name}{SUFFIX[target]}" for target in Target]
