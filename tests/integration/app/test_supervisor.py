@@ -292,3 +292,13 @@ async def test_patience_is_longer_than_the_grace_of_the_settings(house: House) -
         os.kill(os.getpid(), signal.SIGUSR2)
         await until(lambda: supervisor.rounds == 1)
         assert {gate.patience_s for gate in supervisor._gates} == {7 + 2 + 10 + 12}
+
+
+def test_what_a_worker_listens_with(house: House) -> None:
+    tls = "{cert_file: a.pem, key_file: a.key, client_ca_file: ca.pem}"
+    house.config.write_text(f"listen: {{allowed_uids: [101, 0], socket_mode: 0600, max_open_exchanges: 7, tls: {tls}}}")
+    listen = listen_of(load_settings(house.config, {}), 3, 9)
+    assert (listen.address, listen.inherited_fd) == (f"unix:{house.socket_file(3)}", 9)
+    assert (listen.allowed_uids, listen.socket_mode, listen.streams_max) == (frozenset({0, 101}), 0o600, 7)
+    assert listen.tls is not None
+    assert listen.tls.client_ca_file == str(house.directory / "ca.pem")
