@@ -129,9 +129,10 @@ class Crowd:
         until(lambda: not any(self._redis.xlen(stream) for stream in self._streams), "everything posted", POSTED_S_MAX)
 
     def check_billed(self) -> None:
-        """Of what ended by itself."""
-        sql = "SELECT sum(output_tokens) AS tokens FROM requests WHERE user_id = ANY(%s) AND usage_source = 'upstream' AND end_reason = 'stop'"
-        (row,) = self._house.rows(sql, [guest.id for guest in self._guests])
+        """What ended by itself. (Who wants to leave may be too late: those streams are billed as well, and are longer.)"""
+        sql = """SELECT sum(output_tokens) AS tokens FROM requests
+                 WHERE user_id = ANY(%s) AND usage_source = 'upstream' AND end_reason = 'stop' AND output_tokens = %s"""
+        (row,) = self._house.rows(sql, [guest.id for guest in self._guests], TOKENS)
         assert row["tokens"] == self.tokens, (row, self.tokens)
 
     def close(self) -> None:
