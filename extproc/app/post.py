@@ -85,6 +85,8 @@ class Post:
             if not new.ready.result():
                 return False
             self.serving = new
+        if self.endpoint is not None:
+            self.endpoint.wait()
         if old is not None and not old.ended.done():
             log.info("%s: %d serves, %d leaves", self.name, new.pid, old.pid)
             self._do(old.leave())
