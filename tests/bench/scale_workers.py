@@ -41,49 +41,47 @@ class Share:
 async def scale_workers(running: Stage, rounds: int = 5, counts: Mapping[Workload, int] = COUNTS) -> dict[str, float]:
     """Medians. For ``json`` and ``stream100``, over a stage with two gate workers:
 
-    ``workers1_rps_…``, ``workers2_rps_…`` and ``workers2_rps_ratio_…``; ``workers1_cpu_ms_…``, ``workers2_cpu_ms_…`` and
+    ``workers1_rps_json``, ``workers2_rps_json`` and ``workers2_rps_ratio_json``; ``workers1_cpu_ms_…``, ``workers2_cpu_ms_…`` and
     ``workers2_cpu_ratio_…``, per request, all workers; ``workers2_busiest_share_…`` (0.5 = even); ``workers2_capacity_ratio_…``: requests a
     second that fill the busiest worker's core, with two ÷ with one. Two workers get twice the clients: a worker with few requests at a time
     wakes up more often for each.
     """
     assert len(running.accounts.pids(GATE)) == 2
+    alone = await asyncio.to_thread(_first_worker_only, running)
+    ports = {1: alone.ports[Target.OURS], 2: running.edge.ports[Target.OURS]}
     found: dict[str, float] = {}
-    with contextlib.closing(await asyncio.to_thread(_alone, running)) as alone:
+    with contextlib.ExitStack() as stack:
+        stack.callback(alone.stop)
         for workload, count in counts.items():
-            both: list[Share] = []
-            single: list[Share] = []
-            for place in range(-1, rounds):
-                for workers in (1, 2) if place % 2 else (2, 1):
-                    port = alone.port if workers == 1 else running.edge.ports[Target.OURS]
-                    share = await _run(
-                        running, port, workload, workers * (WARM if place < 0 else count), clients=workers * workload.clients
-                    )
-                    if place >= 0:
-                        (single if workers == 1 else both).append(share)
-            found |= {f"{name}_{workload.name}": value for name, value in _compared(single, both).items()}
+            shares = await _rounds(running, ports, workload, count, rounds)
+            compared = _cpu(*shares) | ({} if _paced(workload) else _rps(*shares))
+            found |= {f"{name}_{workload.name}": value for name, value in compared.items()}
     await asyncio.to_thread(running.check_billed)
     return found
 
 
-class _Alone:
-    """An Envoy that knows the first worker only."""
-
-    def __init__(self, edge: Edge) -> None:
-        self.port = edge.ports[Target.OURS]
-        self.close = edge.stop
-
-
-def _alone(running: Stage) -> _Alone:
+def _first_worker_only(running: Stage) -> Edge:
+    """An Envoy that knows no other."""
     directory, house = running.house.directory, running.house
-    return _Alone(
-        Edge(
-            directory / "edge-alone",
-            gates=[directory / "run/gate-0.sock"],
-            empty=running.empty,
-            backends={name: one.url.removeprefix("http://") for name, one in house.simulators.items()},
-            certificate=(house.certificates.cert_file, house.certificates.key_file),
-        )
+    return Edge(
+        directory / "edge-alone",
+        gates=[directory / "run/gate-0.sock"],
+        empty=running.empty,
+        backends={name: one.url.removeprefix("http://") for name, one in house.simulators.items()},
+        certificate=(house.certificates.cert_file, house.certificates.key_file),
     )
+
+
+async def _rounds(running: Stage, ports: Mapping[int, int], workload: Workload, count: int, rounds: int) -> tuple[list[Share], list[Share]]:
+    """With one worker and with two, in turning order; ``ports`` by their number. ``count`` and the workload's clients are for each worker."""
+    shares: dict[int, list[Share]] = {1: [], 2: []}
+    for workers in (1, 2):
+        await _run(running, ports[workers], workload, WARM, clients=workload.clients)
+    for place in range(rounds):
+        for workers in (1, 2) if place % 2 else (2, 1):
+            share = await _run(running, ports[workers], workload, workers * count, clients=workers * workload.clients)
+            shares[workers].append(share)
+    return shares[1], shares[2]
 
 
 async def _run(running: Stage, port: int, workload: Workload, count: int, *, clients: int) -> Share:
@@ -98,22 +96,29 @@ async def _run(running: Stage, port: int, workload: Workload, count: int, *, cli
     return Share(per_s=count / wall_s, cpu_ms=sum(used), busiest_ms=max(used))
 
 
-def _compared(single: Sequence[Share], both: Sequence[Share]) -> dict[str, float]:
-    def median(shares: Sequence[Share], name: str) -> float:
-        return float(statistics.median(getattr(share, name) for share in shares))
+def _paced(workload: Workload) -> bool:
+    """The simulator's pauses decide how many a second there are, not we."""
+    return workload.stream and workload.delay_ms > 0
 
-    one_rps, two_rps = median(single, "per_s"), median(both, "per_s")
-    one_ms, two_ms, busiest_ms = median(single, "cpu_ms"), median(both, "cpu_ms"), median(both, "busiest_ms")
+
+def _rps(single: Sequence[Share], both: Sequence[Share]) -> dict[str, float]:
+    one, two = _median(single, "per_s"), _median(both, "per_s")
+    return {"workers1_rps": one, "workers2_rps": two, "workers2_rps_ratio": two / one}
+
+
+def _cpu(single: Sequence[Share], both: Sequence[Share]) -> dict[str, float]:
+    one_ms, two_ms, busiest_ms = _median(single, "cpu_ms"), _median(both, "cpu_ms"), _median(both, "busiest_ms")
     return {
-        "workers1_rps": one_rps,
-        "workers2_rps": two_rps,
-        "workers2_rps_ratio": two_rps / one_rps,
         "workers1_cpu_ms": one_ms,
         "workers2_cpu_ms": two_ms,
         "workers2_cpu_ratio": two_ms / one_ms,
         "workers2_busiest_share": busiest_ms / two_ms,
         "workers2_capacity_ratio": one_ms / busiest_ms,
     }
+
+
+def _median(shares: Sequence[Share], name: str) -> float:
+    return float(statistics.median(getattr(share, name) for share in shares))
 
 
 def main() -> None:
