@@ -26,9 +26,8 @@ SHARD_ROWS_MIN = 16  # of one shard in one read: below it a busy shard would cos
 STALLED_S = LEAD_CHECK_S + 1.0  # without a round that succeeded: from then on the lag grows with the clock
 LAG_EVERY_S = 1.0
 LANES = 2  # connections that post at once: one prepares while the other waits; more would only share the same two processors
-BACKLOG_BATCHES = (
-    4  # batches grow so much while there is a backlog, lest it waits for commits: 4,000 rows are 16 MB here, and a tenth of a second there
-)
+BACKLOG_BATCHES = 4  # so many batches a transaction grows to while all goes well: fewer slow commits; 4,000 rows are 16 MB here
+ROWS_MIN = 8  # to which it is halved while it does not: what takes PostgreSQL too long gets through in smaller pieces
 DETAIL_MAX = 500
 
 
@@ -55,6 +54,8 @@ class Poster:
         self._pace = pace
         self._shards = shards
         self._batch_rows = min(batch_rows, POSTINGS_MAX)
+        self._rows_max = min(BACKLOG_BATCHES * batch_rows, POSTINGS_MAX)
+        self._rows = self._batch_rows  # of one transaction, at present
         self._batch_wait_s = batch_wait_ms / 1000
         self._cursors: dict[int, str] = {}
         self._checked_s: float | None = None
@@ -87,6 +88,7 @@ class Poster:
         except BaseException:
             # What is committed is the ledger's to say: ask it before reading on. And after an outage every shard has a backlog.
             self._checked_s, self._cursors, self._busy_shards = None, {}, 0
+            self._rows = max(ROWS_MIN, self._rows // 2)
             raise
         if not count:
             oldest_ms = await self._oldest_of_others()
@@ -101,30 +103,30 @@ class Poster:
         Shards are independent of each other, so a backlog goes in lanes: while PostgreSQL works on a batch of one, the next batch of the
         other is read and prepared.
         """
-        rows, read_to = self._batch_rows, dict(self._cursors)
-        events = await self._read(read_to, rows, block_ms)
-        if len(events) < rows:
-            await self._post_batches(events, rows)
-            return len(events)
-        count = 0
+        read_to, count = dict(self._cursors), 0
+        events = await self._read(read_to, block_ms)
         async with Lanes(LANES) as lanes:
-            while True:
+            while len(events) >= self._batch_rows:
                 for lane in range(LANES):
-                    await lanes.begin(lane, self._post_batches, [event for event in events if event.shard % LANES == lane], rows)
+                    await lanes.begin(lane, self._post_batches, [event for event in events if event.shard % LANES == lane])
                 count += len(events)
-                rows = min(2 * rows, BACKLOG_BATCHES * self._batch_rows, POSTINGS_MAX)
-                events = await self._read(read_to, rows, 0)
-                if len(events) < self._batch_rows or self._pace.is_over or self._is_time_to_lead():
+                self._rows = min(2 * self._rows, self._rows_max)
+                if self._pace.is_over or self._is_time_to_lead():
                     return count
+                events = await self._read(read_to, 0)
+        await self._post_batches(events)
+        self._rows = min(2 * self._rows, self._rows_max)
+        return count + len(events)
 
-    async def _read(self, read_to: dict[int, str], rows: int, block_ms: int) -> list[Posting]:
-        """What comes next: about ``rows`` for every lane. ``read_to`` is moved on; only what is committed is in ``_cursors``."""
-        events = await self._stream.read(read_to, count=self._rows_a_shard(rows), block_ms=block_ms)
+    async def _read(self, read_to: dict[int, str], block_ms: int) -> list[Posting]:
+        """What comes next: a batch for every lane. ``read_to`` is moved on; only what is committed is in ``_cursors``."""
+        events = await self._stream.read(read_to, count=self._rows_a_shard(), block_ms=block_ms)
         read_to |= {event.shard: event.stream_id for event in events}
         self._busy_shards = len({event.shard for event in events})
         return events
 
-    async def _post_batches(self, postings: Sequence[Posting], rows: int) -> None:
+    async def _post_batches(self, postings: Sequence[Posting]) -> None:
+        rows = self._rows
         for start in range(0, len(postings), rows):
             await self._post(postings[start : start + rows])
 
@@ -165,9 +167,9 @@ class Poster:
     def _is_time_to_lead(self) -> bool:
         return self._checked_s is None or self._pace.monotonic_s() - self._checked_s >= LEAD_CHECK_S
 
-    def _rows_a_shard(self, rows: int) -> int:
+    def _rows_a_shard(self) -> int:
         """Fair among busy shards, and bounded together: a backlog of all shards must not fill the memory."""
-        return max(SHARD_ROWS_MIN, LANES * rows // (self._busy_shards or len(self._cursors)))
+        return max(SHARD_ROWS_MIN, LANES * self._rows // (self._busy_shards or len(self._cursors)))
 
     async def _post(self, postings: Sequence[Posting]) -> None:
         try:
