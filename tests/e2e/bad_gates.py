@@ -151,7 +151,7 @@ class BadWorker:
 
     def __init__(self, house: House, transport: str, *, slot: int) -> None:
         self._house = house
-        self.worker: GateWorker = house.run(gate_worker(load_settings(house.settings_file, {}), slot))
+        self.worker: GateWorker = house.run(gate_worker(load_settings(house.settings_file, {}), slot, None))
         self.socket = house.directory / f"run/gate-{slot}.sock"
         listen = Listen(address=f"unix:{self.socket}")
         self.transport: Transport = TRANSPORTS[transport](listen, self._handler, self.worker.health)
