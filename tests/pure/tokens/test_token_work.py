@@ -11,7 +11,7 @@ import tiktoken
 
 from extproc.tokens.incremental import COUNT_WINDOW, TAIL_CHARS_MAX, TAIL_GROWTH, TAIL_WINDOW, Codec, RunningCount
 
-LENGTH = 24_000
+LENGTH = 12_000
 _RANDOM = random.Random(1)
 
 HOSTILE = {
