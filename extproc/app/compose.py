@@ -33,9 +33,9 @@ from extproc.holds.redis import RedisHolds
 from extproc.holds.stream import RedisEventStream
 from extproc.ledger.postgres import PostgresLedger
 from extproc.money.hold import uuid7
-from extproc.settings import Settings, load_settings
+from extproc.settings import Settings, load_settings, restart_needed
 from extproc.settlement.deposit import Deposits
-from extproc.settlement.meter import Meter, Series
+from extproc.settlement.meter import UNMETERED, Meter
 from extproc.stores.pipeline import Pipeline
 from extproc.stores.postgres import Database
 from extproc.stores.shards import shard_of
@@ -67,17 +67,7 @@ class Stores:
         await self.database.close()
 
 
-class Unmetered:
-    """Where the figures of a single command go."""
-
-    def add(self, series: Series, amount: int = 1) -> None:
-        """Nobody scrapes a command."""
-
-    def set(self, series: Series, value: int) -> None:
-        """Nobody scrapes a command."""
-
-
-async def open_stores(settings: Settings, *, application: str, meter: Meter | None = None) -> Stores:
+async def open_stores(settings: Settings, *, application: str, meter: Meter = UNMETERED) -> Stores:
     """Connect. Neither server has to be there yet: what needs it says so when it is asked."""
     database = Database(
         settings.postgres.dsn,
@@ -108,7 +98,7 @@ async def open_stores(settings: Settings, *, application: str, meter: Meter | No
             unknown_ttl_s=settings.identity.negative_cache_ttl_s,
         ),
         registry=Registry(keys, holds, new_id=new_id),
-        deposits=Deposits(ledger=ledger, delivery=holds, meter=meter or Unmetered(), new_id=new_id, unix_ms=unix_ms),
+        deposits=Deposits(ledger=ledger, delivery=holds, meter=meter, new_id=new_id, unix_ms=unix_ms),
     )
 
 
@@ -186,15 +176,19 @@ class LivePolicy:
     """Section ``policy`` of the settings; SIGHUP reads it again, a bad file changes nothing."""
 
     def __init__(self, settings: Settings) -> None:
-        self._file = settings.file
+        self._settings = settings  # those that this process has started with
         self.current: Policy = settings.policy.policy()
 
     def reload(self, environ: Mapping[str, str]) -> None:
-        """Take the policy of the file as it is now; everything else in it needs a restart."""
+        """Take the policy of the file as it is now; what else has changed in it is said, and waits for a new process."""
         try:
-            self.current = load_settings(self._file, environ).policy.policy()
+            fresh = load_settings(self._settings.file, environ)
         except ConfigError as error:
             log.error("the settings were not reloaded: %s", error)
+            return
+        self.current = fresh.policy.policy()
+        if waiting := restart_needed(self._settings, fresh):
+            log.warning("changed, and in force only for a new process (SIGUSR2, or a restart): %s", ", ".join(waiting))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

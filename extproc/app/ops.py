@@ -19,22 +19,26 @@ class Ops:
     """An HTTP server in a thread of the supervisor."""
 
     def __init__(
-        self, settings: Settings, *, render: Callable[[], bytes], is_ready: Callable[[], bool], pids: Callable[[], dict[str, int]]
+        self,
+        address: str,
+        *,
+        render: Callable[[], bytes],
+        is_ready: Callable[[], bool],
+        settings: Callable[[], Settings],
+        pids: Callable[[], dict[str, int]],
     ) -> None:
-        """``render`` makes the page of /metrics."""
-        host, _, port = settings.listen.ops_address.rpartition(":")
+        """``address``: ``host:port``. ``render`` makes the page of /metrics; ``settings`` are those that a new process gets."""
+        host, _, port = address.rpartition(":")
         self._pages: dict[str, Callable[[], tuple[int, str, bytes]]] = {
             "/metrics": lambda: (200, metrics.CONTENT_TYPE, render()),
             "/livez": lambda: (200, "text/plain", b"ok\n"),
             "/readyz": lambda: (200, "text/plain", b"ready\n") if is_ready() else (503, "text/plain", b"not ready\n"),
-            "/debug/config": lambda: _json({"version": __version__, "settings": settings.masked(), "pids": pids()}),
+            "/debug/config": lambda: _json({"version": __version__, "settings": settings().masked(), "pids": pids()}),
         }
         try:
             self._server = ThreadingHTTPServer((host.strip("[]"), int(port)), self._handler())
         except OSError as error:
-            raise UsageError(
-                f"cannot listen on ops_address {settings.listen.ops_address}: {error.strerror}; is another one running?"
-            ) from error
+            raise UsageError(f"cannot listen on ops_address {address}: {error.strerror}; is another one running?") from error
         self._thread = threading.Thread(target=self._server.serve_forever, name="ops", daemon=True)
 
     def start(self) -> None:

@@ -50,7 +50,13 @@ class Supervisor:
         metrics.wipe(self._metrics_dir)
         with contextlib.ExitStack() as stack:
             stack.callback(shutil.rmtree, self._metrics_dir, ignore_errors=True)
-            ops = Ops(self._settings, render=self._render, is_ready=self._is_ready, pids=self._pids)
+            ops = Ops(
+                self._settings.listen.ops_address,
+                render=self._render,
+                is_ready=self._is_ready,
+                settings=lambda: self._settings,
+                pids=self._pids,
+            )
             stack.callback(ops.stop)
             ops.start()
             self._gates = [self._post(f"gate-{slot}", slot, endpoint) for slot, endpoint in enumerate(endpoints_of(self._settings))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ import socket
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any
 import pytest
 
 from extproc.app import watched
+from extproc.app.compose import LivePolicy
 from extproc.app.endpoint import Endpoint, listen_of
 from extproc.app.post import Post
 from extproc.app.supervisor import Supervisor
@@ -36,8 +39,8 @@ class House:
         self.configure("")
         self.mode("well")
 
-    def configure(self, more: str) -> None:
-        self.config.write_text(f"listen: {{workers: 2, ops_address: '127.0.0.1:0'}}\n{more}")
+    def configure(self, more: str, *, ops_port: int = 0) -> None:
+        self.config.write_text(f"listen: {{workers: 2, ops_address: '127.0.0.1:{ops_port}'}}\n{more}")
 
     def mode(self, mode: str) -> None:
         (self.directory / "mode").write_text(mode)
@@ -292,6 +295,41 @@ async def test_patience_is_longer_than_the_grace_of_the_settings(house: House) -
         os.kill(os.getpid(), signal.SIGUSR2)
         await until(lambda: supervisor.rounds == 1)
         assert {gate.patience_s for gate in supervisor._gates} == {7 + 2 + 10 + 12}
+
+
+async def test_the_settings_that_are_shown_are_those_of_new_processes(house: House) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        ops_port = probe.getsockname()[1]
+    house.configure("drain: {grace_s: 600}", ops_port=ops_port)
+    async with running(house) as supervisor:
+        assert (await shown(ops_port))["drain"]["grace_s"] == 600
+        house.configure("drain: {grace_s: 7}", ops_port=ops_port)
+        os.kill(os.getpid(), signal.SIGUSR2)
+        await until(lambda: supervisor.rounds == 1)
+        assert (await shown(ops_port))["drain"]["grace_s"] == 7
+
+
+async def shown(ops_port: int) -> Any:
+    def read() -> Any:
+        with urllib.request.urlopen(f"http://127.0.0.1:{ops_port}/debug/config", timeout=5) as page:
+            return json.load(page)["settings"]
+
+    return await asyncio.to_thread(read)
+
+
+def test_what_waits_for_a_new_process_is_said(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    policy = LivePolicy(load_settings(house.config, {}))
+    house.configure("policy: {over_balance: clamp}")
+    policy.reload({})
+    assert (policy.current.over_balance, caplog.messages) == ("clamp", [])
+    house.configure("policy: {over_balance: reject}\nholds: {lease_s: 50}")
+    policy.reload({})
+    assert policy.current.over_balance == "reject"
+    assert [message.partition(": ")[2] for message in caplog.messages] == ["holds.lease_s"]
+    house.configure("policy: {over_balance: perhaps}")
+    policy.reload({})
+    assert policy.current.over_balance == "reject", "a bad file changes nothing"
 
 
 def test_what_a_worker_listens_with(house: House) -> None:
