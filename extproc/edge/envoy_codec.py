@@ -171,11 +171,6 @@ def encode(action: actions.Action) -> bytes:
     return _ENCODERS[type(action)](action)
 
 
-def is_reply(action: actions.Action) -> bool:
-    """Whether ``encode`` knows it: the other actions are work for the driver."""
-    return type(action) in _ENCODERS
-
-
 # Tags of the fields of each message that a reply is made of, as proto/ names them; flags and choices are whole fields.
 _REQUEST_HEADERS, _RESPONSE_HEADERS, _REQUEST_BODY, _RESPONSE_BODY = tag(1), tag(2), tag(3), tag(4)  # ProcessingResponse
 _IMMEDIATE_RESPONSE, _DYNAMIC_METADATA = tag(7), tag(8)

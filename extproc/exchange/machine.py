@@ -217,7 +217,7 @@ def _amend(exchange: Exchange, counted: int | None) -> Step:
     tab = exchange.tab
     assert tab.ask is not None
     assert tab.model is not None
-    tab.price_of(size(tab.ask, tab.model, tab.counter, counted=counted))
+    tab.ask_for(size(tab.ask, tab.model, tab.counter, counted=counted))
     return State.AMENDING, (Amend(amendment=tab.amendment()),)
 
 
@@ -254,7 +254,7 @@ def _not_amended(exchange: Exchange, event: Refused) -> Step:
     if lower.output_each < min(policy.clamp_output_tokens_min, sized.output_each):
         return _never_amended(exchange, event)
     tab.clamped = ask.output_max is not None
-    tab.price_of(lower)
+    tab.ask_for(lower)
     return State.CLAMPING, (Amend(amendment=tab.amendment()),)
 
 

@@ -29,12 +29,11 @@ class SseEvent(msgspec.Struct, frozen=True, gc=False):
 class SseDecoder:
     """``feed`` chunks, ``flush`` at the end. ``pending`` is what has arrived of an unfinished event."""
 
-    __slots__ = ("_searched", "overflows", "pending")
+    __slots__ = ("_searched", "pending")
 
     def __init__(self) -> None:
         self.pending = bytearray()
         self._searched = 0  # no blank line begins before this offset
-        self.overflows = 0  # events that were too long to be read
 
     def feed(self, chunk: bytes) -> list[SseEvent]:
         """Events that this chunk completed, in order. Joined, their ``raw`` and the pending rest are exactly the bytes fed."""
@@ -67,7 +66,7 @@ class SseDecoder:
         return [_event(rest)]
 
     def _give_up(self) -> SseEvent:
-        self.overflows += 1
+        """What has come of an event that is too long to be read: it goes on, and says nothing."""
         raw = bytes(self.pending)
         self.pending.clear()
         self._searched = 0

@@ -101,13 +101,12 @@ class Tab:
             row=self._begun(EndReason.SIDECAR_LOST).to_row(),
         )
 
-    def price_of(self, sized: Size) -> Quote:
-        """Fix price and size: the worst case that is asked for."""
+    def ask_for(self, sized: Size) -> None:
+        """Fix size, price and quote: the worst case that the exact hold is asked for."""
         model, tier = self._model(), self._tier()
         self.sized = sized
         self.price = self.pinned.catalog.price(model, priority=self.priority, tier=tier)
         self.quote = quote(self.price, sized.demand)
-        return self.quote
 
     def amendment(self) -> Amendment:
         """The exact hold."""

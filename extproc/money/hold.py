@@ -61,19 +61,6 @@ class Limits:
     tokens_per_minute: int | None = None
     concurrent_requests: int | None = None
 
-    def lowered_by(self, other: Limits) -> Limits:
-        """The stricter of both, limit by limit: a key may lower its account's limits, never raise them."""
-
-        def lower(one: int | None, two: int | None) -> int | None:
-            return two if one is None else one if two is None else min(one, two)
-
-        return Limits(
-            requests_per_minute=lower(self.requests_per_minute, other.requests_per_minute),
-            requests_per_hour=lower(self.requests_per_hour, other.requests_per_hour),
-            tokens_per_minute=lower(self.tokens_per_minute, other.tokens_per_minute),
-            concurrent_requests=lower(self.concurrent_requests, other.concurrent_requests),
-        )
-
 
 NO_LIMITS = Limits()
 

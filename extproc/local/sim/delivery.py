@@ -190,7 +190,7 @@ class StreamDelivery:
 class JsonDelivery:
     """One JSON document, after the time that its tokens take."""
 
-    __slots__ = ("_channel", "_document", "_pace", "_started_s", "_witness", "record", "run")
+    __slots__ = ("_channel", "_pace", "_started_s", "_witness", "record", "run")
 
     def __init__(self, run: Run, record: Record, witness: Witness, channel: Channel, pace: Pace) -> None:
         self.run = run
@@ -199,7 +199,6 @@ class JsonDelivery:
         self._channel = channel
         self._pace = pace
         self._started_s = pace.now()
-        self._document = b""
 
     def start(self) -> None:
         steering = self.run.steering

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.money.amount import BALANCE_NANOS_MAX, DECIMALS, NANOS_PER_UNIT, ceil_nanos, format_amount, parse_amount, parse_scaled
-from extproc.money.hold import Limits, uuid7
+from extproc.money.hold import uuid7
 
 NANOS = st.integers(0, BALANCE_NANOS_MAX)
 DIGITS = st.text("0123456789", min_size=1, max_size=12)
@@ -101,15 +101,3 @@ def test_uuid7_is_one_and_carries_the_clock(unix_ms, random_bits):
 @given(st.integers(0, 2**48 - 2), st.integers(0, 2**74 - 1), st.integers(0, 2**74 - 1))
 def test_uuid7_sorts_by_time(unix_ms, one, two):
     assert uuid7(unix_ms=unix_ms, random_bits=one) < uuid7(unix_ms=unix_ms + 1, random_bits=two)
-
-
-LIMIT = st.none() | st.integers(1, 100)
-LIMITS = st.builds(Limits, requests_per_minute=LIMIT, requests_per_hour=LIMIT, tokens_per_minute=LIMIT, concurrent_requests=LIMIT)
-
-
-@given(LIMITS, LIMITS)
-def test_a_key_lowers_limits_and_never_raises_them(account, key):
-    lowered = account.lowered_by(key)
-    for name in Limits.__slots__:
-        known = [limit for limit in (getattr(account, name), getattr(key, name)) if limit is not None]
-        assert getattr(lowered, name) == (min(known) if known else None)

@@ -39,9 +39,6 @@ class Fragments:
         self._frames = 1
         self.flags = flags
 
-    def __len__(self) -> int:
-        return len(self._parts)
-
     def add(self, part: bytes) -> None:
         """One CONTINUATION. Raises ConnectionFault."""
         self._parts += part
