@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from extproc.checks.finding import Finding, Severity
-from extproc.settings import Settings
+from extproc.settings import SECTIONS, Settings
 from extproc.yamlfile import Node, read
 
 
@@ -20,14 +20,26 @@ class Unheeded(NamedTuple):
     used_as: str
 
 
-# Whoever builds one of these takes its row out: a test fails until then. Errors: an operator would believe that money behaves otherwise.
+def _changed(section: str, key: str) -> Callable[[Settings], bool]:
+    """Not at its default."""
+    default = getattr(SECTIONS[section](), key)
+    return lambda given: bool(getattr(getattr(given, section), key) != default)
+
+
+# Whoever builds one of these takes its row out, and its words out of the reference: a test fails until then. Errors: an operator would
+# believe that money behaves otherwise.
 UNHEEDED = (
-    Unheeded("policy", "shadow", Severity.ERROR, lambda given: given.policy.shadow, "policy.shadow"),
-    Unheeded("policy", "trust_factor", Severity.ERROR, lambda given: given.policy.trust_factor is not None, ".trust_factor"),
+    Unheeded("policy", "shadow", Severity.ERROR, _changed("policy", "shadow"), "policy.shadow"),
+    Unheeded("policy", "trust_factor", Severity.ERROR, _changed("policy", "trust_factor"), ".trust_factor"),
     Unheeded("policy", "stores_away", Severity.ERROR, lambda given: bool(given.policy.stores_away_credit_nanos), "stores_away_credit"),
-    Unheeded("identity", "client_ip", Severity.ERROR, lambda given: given.identity.client_ip != "source", "identity.client_ip"),
-    Unheeded("identity", "key_header", Severity.ERROR, lambda given: given.identity.key_header != "authorization", ".key_header"),
-    Unheeded("access_log", "file", Severity.WARNING, lambda given: given.access_log.file is not None, "access_log.file"),
+    Unheeded("identity", "client_ip", Severity.ERROR, _changed("identity", "client_ip"), "identity.client_ip"),
+    Unheeded("identity", "key_header", Severity.ERROR, _changed("identity", "key_header"), ".key_header"),
+    Unheeded("access_log", "file", Severity.WARNING, _changed("access_log", "file"), "access_log.file"),
+    Unheeded("outbox", "dir", Severity.WARNING, lambda given: not given.outbox.dir.match("data/outbox"), "outbox.dir"),
+    Unheeded("outbox", "bytes_max", Severity.WARNING, _changed("outbox", "bytes_max"), "outbox.bytes_max"),
+    Unheeded("holds", "witness_grace_s", Severity.WARNING, _changed("holds", "witness_grace_s"), "witness_grace_s"),
+    Unheeded("settler", "reconcile_full_at", Severity.WARNING, _changed("settler", "reconcile_full_at"), "reconcile_full_at"),
+    Unheeded("settler", "time_zone", Severity.WARNING, _changed("settler", "time_zone"), "settler.time_zone"),
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -320,6 +321,11 @@ def test_tls_to_the_workers(shipped, offered, found):
         ("identity: {client_ip: xff:1}", "identity.client_ip", Severity.ERROR),
         ("identity: {key_header: x-key}", "identity.key_header", Severity.ERROR),
         ("access_log: {file: access.jsonl}", "access_log.file", Severity.WARNING),
+        ("outbox: {dir: /var/lib/extproc/outbox}", "outbox.dir", Severity.WARNING),
+        ("outbox: {bytes_max: 10_000_000}", "outbox.bytes_max", Severity.WARNING),
+        ("holds: {witness_grace_s: 6}", "holds.witness_grace_s", Severity.WARNING),
+        ("settler: {reconcile_full_at: 22:00}", "settler.reconcile_full_at", Severity.WARNING),
+        ("settler: {time_zone: Europe/Berlin}", "settler.time_zone", Severity.WARNING),
     ],
 )
 def test_settings_without_effect_are_said_to_be(shipped, settings, key, severity):
@@ -336,6 +342,12 @@ def test_settings_without_effect_are_really_used_nowhere(row):
     not_users = {"settings.py", "policy.py", "modes.py"}
     users = [path for path in (ROOT / "extproc").rglob("*.py") if path.name not in not_users and row.used_as in path.read_text()]
     assert users == []
+
+
+def test_settings_without_effect_are_said_to_be_in_the_reference():
+    page = (ROOT / "docs/reference/configuration.md").read_text()
+    said = re.findall(r"^\| `(\w+\.\w+)` .*\*no effect in this version\*", page, re.MULTILINE)
+    assert set(said) == {f"{row.section}.{row.key}" for row in UNHEEDED}
 
 
 def test_a_route_on_an_alias_says_so(shipped):
