@@ -60,7 +60,7 @@ class Child:
             await asyncio.sleep(HEARTBEAT_S)
 
     def quit(self) -> None:
-        """Tell the supervisor that we leave though nobody told us to: it need not wait for our end to start another one."""
+        """Tell the supervisor that we leave. If it has not told us to, it starts another one without waiting for our end."""
         with contextlib.suppress(OSError):
             os.write(self.heartbeat_fd, QUITS)
 

@@ -25,7 +25,7 @@ BEATS_BYTES_MAX = 4_096  # of one read: what a child has said while its parent w
 
 
 class Watched:
-    """``ready``: true with the first heartbeat, false if there never was one. ``quits``: it leaves without having been told to."""
+    """``ready``: true with the first heartbeat, false if there never was one. ``quits``: it leaves, whoever told it to."""
 
     def __init__(self, name: str, process: Process, read_end: int, *, patience_s: float) -> None:
         loop = asyncio.get_running_loop()

@@ -43,7 +43,7 @@ async def main(settings: Settings, child: Child) -> None:
     failures = [task.exception() for task in done if task is not stop and task.exception() is not None]
     for failure in failures:
         log.error("a task of the worker failed: %r", failure, exc_info=failure)
-        child.quit()
+    child.quit()  # whoever told us: if it was not the supervisor, nobody accepts here until it starts another one
     log.info("draining %d exchanges", len(worker.gate.open))
     if child.listen_fd is None:
         worker.health.withdraw()  # else the address is not ours alone: whoever asks it now may be served by our successor

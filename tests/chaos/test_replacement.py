@@ -101,3 +101,18 @@ async def test_a_worker_is_killed_and_the_other_one_gets_what_comes_meanwhile(ho
     figure(f"{len(broken)} of {len(traffic.told)} broken; slowest answer {slowest_s:.1f} s")
     assert [told for told in broken if told.began_s > killed_s] == []
     await asyncio.to_thread(house.judge, guest, traffic.told, killed=frozenset(told.request_id for told in broken))
+
+
+async def test_a_worker_that_somebody_else_tells_to_leave_is_followed_at_once(house: BreakableHouse, guest: Guest):
+    """It has streams to finish, and accepts no more: the next one does not wait for its end."""
+    old = (await asyncio.to_thread(house.pids))["gate-1"]
+    long = steering(tokens=250, delay_ms=20)  # five seconds
+    async with Traffic(house, guest, a_second=20, stream_orders=long, json=False) as traffic:
+        await asyncio.to_thread(until, lambda: traffic.answered >= 20, "load")
+        house.kill(old, signal.SIGTERM)
+        await asyncio.to_thread(until, lambda: "gate-1 leaving" in house.pids(), "another one serves while it leaves")
+        target = traffic.answered + 60
+        await asyncio.to_thread(until, lambda: traffic.answered >= target, "load")
+        await asyncio.to_thread(house.wait_serving)
+    assert [told for told in traffic.told if not told.done or not told.whole or told.error] == []
+    await asyncio.to_thread(house.judge, guest, traffic.told)

@@ -51,10 +51,11 @@ def route_without_ext_proc(world: World) -> Findings:
     hosts = {id(host.value): host for _, host in world.hosts()}
     tables = {id(table.value): table for table in world.tables()}
     actions = [weighted for route in world.proxying() for weighted in members(route.node, "route", "weighted_clusters", "clusters")]
+    ours = {plain(item.entry, "name") for manager in world.managers() for item in world.filters(manager, "ExternalProcessor")}
     for node in (*tables.values(), *hosts.values(), *(route.node for route in world.proxying()), *actions):
         overrides = node.get("typed_per_filter_config")
         for name, config in overrides.items() if overrides else []:
-            if EXT_PROC in name or EXT_PROC in str(plain(config, "@type", default="")):
+            if name in ours or EXT_PROC in name or EXT_PROC in str(plain(config, "@type", default="")):
                 yield error(
                     "route_without_ext_proc", config, f"{name} is overridden here", "take the override out: what passes here is not billed"
                 )
