@@ -2,7 +2,8 @@
 
 Names and labels follow OpenTelemetry's gen_ai conventions in Prometheus form, and our own prefix ``extproc_``. Labels come from closed
 sets only: configured models, statuses, reasons of ours. A user, a key or a request is never a label, and a model that the catalog does not
-name is ``unknown`` (a client could invent a million).
+name is ``unknown`` (a client could invent a million). A series comes with what feeds it: without a label it is on the page from the start,
+and a 0 that nobody has counted says that all is well.
 
 One :class:`Metrics` belongs to one process. Workers run prometheus_client in multiprocess mode (``PROMETHEUS_MULTIPROC_DIR`` in their
 environment before this module is imported); the supervisor wipes that directory at start, reaps what a dead worker left, and renders the
@@ -249,7 +250,6 @@ class Metrics:
         self._faults = counter("extproc_store_failures_total", "Calls of a store that failed or whose outcome is unknown.", "store")
         self._settlement = counter("extproc_settlement_events_total", "What the settler did, by what it was.", "event")
         self._expired = single("extproc_holds_expired_total", "Holds that the reaper ended.")
-        self._fail_open = single("extproc_fail_open_total", "Requests let through unheld while stores were away.")
         self._illegal = single("extproc_illegal_events_total", "Events that the table of the exchange has no row for.")
         self._posted = single("extproc_ledger_posted_total", "Endings posted to the ledger.")
         self._conflicts = single("extproc_ledger_conflicts_total", "Second endings with another amount.")
@@ -263,12 +263,8 @@ class Metrics:
             return Gauge(name, text, registry=registry, multiprocess_mode=mode)
 
         self._open_exchanges = gauge("extproc_exchanges_open", "Exchanges open in the gate workers.")
-        self._open_holds = gauge("extproc_holds_open", "Holds that have not ended.", "livemax")
-        self._oldest = gauge("extproc_hold_oldest_age_seconds", "Age of the oldest hold that has not ended.", "livemax")
         self._lag = gauge("extproc_settlement_lag_seconds", "Age of the oldest ending that the ledger does not have.", "livemax")
         self._led = gauge("extproc_settlement_shards_led", "Shards that settlers post.")
-        self._drift = gauge("extproc_ledger_drift_nanos", "Balances against entries: anything but 0 is an alarm.", "livemax")
-        self._outbox = gauge("extproc_outbox_rows", "Endings that PostgreSQL has not confirmed.")
         self._reloaded = gauge(
             "extproc_config_reload_success", "1 = the catalog file is in force; 0 = it is bad, the last good one serves.", "livemin"
         )
@@ -351,17 +347,12 @@ class Metrics:
     def holds_expired(self, count: int = 1) -> None:
         self._expired.inc(count)
 
-    def holds_open(self, count: int, *, oldest_age_s: float) -> None:
-        """What the reaper saw."""
-        self._open_holds.set(count)
-        self._oldest.set(oldest_age_s)
-
     def store_failed(self, store: str) -> None:
-        """``redis``, ``postgres``, ``outbox``: a call failed, or nobody knows whether it was executed."""
-        self._faults[store].inc()
+        """A call failed, or nobody knows whether it was executed.
 
-    def failed_open(self) -> None:
-        self._fail_open.inc()
+        ``store``: ``redis``, ``redis_note`` (the row of a refusal), ``redis_missing`` (it has lost a payer, a key or a hold).
+        """
+        self._faults[store].inc()
 
     def illegal_event(self) -> None:
         self._illegal.inc()
@@ -384,12 +375,6 @@ class Metrics:
 
     def conflicts(self, count: int = 1) -> None:
         self._conflicts.inc(count)
-
-    def drift(self, nanos: int) -> None:
-        self._drift.set(nanos)
-
-    def outbox_rows(self, count: int) -> None:
-        self._outbox.set(count)
 
     def catalog_in_force(self, version: str) -> None:
         """A reload succeeded (or the first load)."""
