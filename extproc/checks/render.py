@@ -17,7 +17,7 @@ def render_text(findings: Sequence[Finding]) -> str:
         lines += [f"{place}: {finding.severity}: {finding.what} [{finding.check}]", f"    {finding.todo}"]
     errors = sum(finding.severity is Severity.ERROR for finding in findings)
     warnings = sum(finding.severity is Severity.WARNING for finding in findings)
-    lines.append(f"{errors} errors, {warnings} warnings" if errors or warnings else "no findings")
+    lines.append(f"{errors} errors, {warnings} warnings" if errors or warnings else "no faults")
     return "\n".join(lines)
 
 

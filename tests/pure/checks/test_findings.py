@@ -18,7 +18,7 @@ def test_text_for_people():
     assert render_text([FINDING]) == (
         "envoy.yaml:7: error: merge_slashes is not true [path_flags]\n    merge_slashes: true\n1 errors, 0 warnings"
     )
-    assert render_text([]) == "no findings"
+    assert render_text([]) == "no faults"
 
 
 def test_json_for_programs():
