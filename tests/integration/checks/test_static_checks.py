@@ -84,7 +84,7 @@ def test_which_transport_is_said_and_is_no_fault(shipped, settings, what, line):
         file.write(settings)
     [finding] = shipped.found()
     assert (finding.severity, finding.what, Path(finding.file).name, finding.line) == (Severity.INFO, what, "extproc.yaml", line)
-    assert render_text([finding]).endswith("\nno findings")
+    assert render_text([finding]).endswith("\nno faults")
     assert worst([finding]) is not Severity.ERROR
 
 
