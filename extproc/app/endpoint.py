@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import Callable
 
 from extproc.edge.transport import address as addresses
 from extproc.edge.transport.port import Listen, TlsFiles
 from extproc.settings import Settings
+
+log = logging.getLogger(__name__)
 
 INHERITING = "lean"
 """The transport that takes a socket from its parent. grpcio binds by itself: two of its processes cannot share an address."""
@@ -41,8 +44,20 @@ class Endpoint:
         """Raises UsageError when the address cannot be had."""
         self.socket: socket.socket = addresses.listening(listen)
         self.socket.setblocking(False)
-        self._address = listen.address
+        self._listen = listen
         self._mark = addresses.mark(listen.address)
+
+    def restore(self) -> None:
+        """Listen anew where the socket's file has gone: nobody could connect to whoever starts behind it. Raises UsageError."""
+        if self._mark is None or addresses.mark(self._listen.address) is not None:
+            return
+        log.error("%s is gone: somebody has removed it; made anew", self._listen.address)
+        fresh = addresses.listening(self._listen)
+        self.wait()
+        self.socket.close()
+        self.socket = fresh
+        self.socket.setblocking(False)
+        self._mark = addresses.mark(self._listen.address)
 
     def turn_away(self, elsewhere: Callable[[], bool]) -> None:
         """While nobody accepts here: close what connects, as long as ``elsewhere`` says that somebody else serves."""
@@ -57,7 +72,7 @@ class Endpoint:
         """Listen no more, as far as we are concerned: what nobody else listens on is refused from now on."""
         self.wait()
         self.socket.close()
-        addresses.release(self._address, self._mark)
+        addresses.release(self._listen.address, self._mark)
 
     def _turn_one_away(self, elsewhere: Callable[[], bool]) -> None:
         if not elsewhere():

@@ -15,6 +15,7 @@ from typing import Any
 
 from extproc.app.endpoint import Endpoint
 from extproc.app.watched import Watched
+from extproc.errors import UsageError
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class Post:
                 await old.leave()
             try:
                 new = await self._start()
-            except OSError as error:
+            except (OSError, UsageError) as error:
                 log.error("%s could not be started: %s", self.name, error)
                 return False
             if self.endpoint is None:
@@ -110,6 +111,8 @@ class Post:
         return {self.name + role: child.pid for child, role in zip(living, roles, strict=True)}
 
     async def _start(self) -> Watched:
+        if self.endpoint is not None:
+            self.endpoint.restore()
         fds = [self.endpoint.socket.fileno()] if self.endpoint is not None else []
         argv = [*self._argv, *(word for fd in fds for word in ("--listen-fd", str(fd)))]
         child = await Watched.start(self.name, argv, environ=self._environ, pass_fds=fds, patience_s=self.patience_s)
@@ -155,7 +158,7 @@ class Post:
             await asyncio.sleep(pause_s)
             try:
                 self.serving = new = await self._start()
-            except OSError as error:
+            except (OSError, UsageError) as error:
                 log.error("%s could not be started: %s", self.name, error)
                 pause_s = PAUSE_S_MAX
             else:

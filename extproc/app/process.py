@@ -16,6 +16,7 @@ from pathlib import Path
 
 import uvloop
 
+from extproc.app import room
 from extproc.app.logs import set_up
 from extproc.errors import ExtprocError
 from extproc.settings import Settings, load_settings
@@ -79,6 +80,7 @@ def run(name: str, main: Callable[[Settings, Child], Awaitable[None]]) -> None:
     try:
         settings = load_settings(words.config, os.environ)
         set_up(level=settings.log.level, form=settings.log.format, process=name if words.slot < 0 else f"{name}-{words.slot}")
+        room.reserve(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]), os.getpid())
         uvloop.run(_main(settings, words, main))
     except ExtprocError as error:
         print(f"extproc {name}: {error}", file=sys.stderr)  # noqa: T201 - the log may not be set up yet

@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 
 from extproc import metrics
+from extproc.app import room
 from extproc.app.endpoint import Endpoint, endpoints_of
 from extproc.app.ops import Ops
 from extproc.app.post import Post
@@ -50,6 +51,7 @@ class Supervisor:
         metrics.wipe(self._metrics_dir)
         with contextlib.ExitStack() as stack:
             stack.callback(shutil.rmtree, self._metrics_dir, ignore_errors=True)
+            room.reserve(self._metrics_dir, metrics.DEAD)
             ops = Ops(
                 self._settings.listen.ops_address,
                 render=self._render,

@@ -179,6 +179,30 @@ async def test_nobody_is_turned_away_from_the_next_one(house: House) -> None:
             accepted.close()
 
 
+async def test_a_socket_whose_file_was_removed_is_made_anew_for_the_next_one(house: House) -> None:
+    async with manned(house) as (post, _):
+        assert post.endpoint is not None
+        house.socket_file(0).unlink()
+        assert await post.replace()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(house.socket_file(0)))
+            accepted, _address = post.endpoint.socket.accept()  # the one that the child was given
+            accepted.close()
+
+
+async def test_a_place_that_somebody_else_has_taken_is_not_robbed(house: House) -> None:
+    async with manned(house) as (post, _):
+        old = post.serving
+        house.socket_file(0).unlink()
+        parent = house.socket_file(0).parent
+        parent.rename(parent.with_name("elsewhere"))
+        parent.write_text("no directory")
+        assert not await post.replace()
+        assert post.serving is old
+        parent.unlink()
+        assert await post.replace()
+
+
 async def test_somebody_elses_socket_is_not_taken(house: House) -> None:
     async with manned(house):
         with pytest.raises(UsageError, match="another process"):
