@@ -13,7 +13,7 @@ import sys
 
 from .bounds import absent
 from .figures import RESULT, result, write
-from .open_streams import FULL_CROWD, Crowd, open_streams
+from .open_streams import FULL_CROWD, QUICK_CROWD, open_streams
 from .plan import FULL, QUICK
 from .readme import publish
 from .run import measure
@@ -22,7 +22,7 @@ from .tables import whole
 
 CROWDS = {
     FULL.name: (FULL_CROWD, dataclasses.replace(FULL_CROWD, hold_s=5.0), dataclasses.replace(FULL_CROWD, hold_s=5.0)),
-    QUICK.name: (Crowd(count=2_000, first=500, delay_ms=400, hold_s=2.0),),
+    QUICK.name: (QUICK_CROWD,),
 }
 
 

@@ -57,7 +57,7 @@ class Crowd:
 
 
 FULL_CROWD = Crowd(slack_s=30.0)
-QUICK_CROWD = Crowd(count=3_000, first=500, hold_s=5.0)
+QUICK_CROWD = Crowd(count=2_000, first=500, delay_ms=400, hold_s=2.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,3 +61,9 @@ class Factory:
             assert len(handler.gones) == 1, handler.gones
             assert handler.gones[0] in ("closed", "edge_lost", "sidecar_error")
             assert handler.late == 0
+
+
+async def until(condition: Callable[[], object], within_s: float = 10) -> None:
+    async with asyncio.timeout(within_s):
+        while not condition():
+            await asyncio.sleep(0.005)

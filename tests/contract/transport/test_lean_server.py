@@ -18,7 +18,7 @@ from typing import Any
 import grpc
 import pytest
 from client_certificate import client_certificate
-from scripted_handler import Factory, silent
+from scripted_handler import Factory, silent, until
 
 from extproc.edge.health import Health
 from extproc.edge.transport import address as addresses
@@ -85,12 +85,6 @@ class Raw:
 
     def close(self) -> None:
         self.writer.close()
-
-
-async def until(condition: Any, within_s: float = 10) -> None:
-    async with asyncio.timeout(within_s):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def test_a_lost_connection_is_told_as_such_and_a_reset_is_not(directory: Path) -> None:

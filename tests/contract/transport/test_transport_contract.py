@@ -15,7 +15,7 @@ import grpc
 import pytest
 import uvloop
 from grpc_health.v1 import health_pb2
-from scripted_handler import Factory, Scripted, echo, silent
+from scripted_handler import Factory, Scripted, echo, silent, until
 
 from extproc.edge import health as health_wire
 from extproc.edge.health import Health
@@ -77,12 +77,6 @@ async def failed(stream: Any) -> grpc.StatusCode:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await asyncio.wait_for(drained(), 10)
     return caught.value.code()
-
-
-async def until(condition: Any, within_s: float = 10) -> None:
-    async with asyncio.timeout(within_s):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def test_each_message_is_answered_in_order_and_the_end_is_ok(transport_class: Any, directory: Path) -> None:

@@ -106,7 +106,6 @@ TCP = (
 LUA = "- {name: lua, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua}}\n                  "
 ROUTER = "- name: envoy.filters.http.router"
 REMOVED = "request_headers_to_remove: ["
-BREAKERS = "{max_connections: 1024, max_pending_requests: 100000, max_requests: 100000, max_retries: 10000}"
 TLS = (
     "transport_socket: {{name: envoy.transport_sockets.tls, typed_config: {{"
     "'@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext, common_tls_context: {{{}}}}}}}"

@@ -22,8 +22,6 @@ from extproc.money.hold import (
     uuid7,
 )
 
-NO_ROW = b""
-
 
 class Bank:
     """One payer "anna" with the key "k1", unless told otherwise. Remembers what it credited."""

@@ -12,8 +12,6 @@ import redis.asyncio
 
 from extproc.stores.shards import TAGS
 
-GRACE_MS = 8_000
-
 
 async def problems(url: str, *, grace_ms: int | None = None, balances: dict[str, int] | None = None, trimmed: bool = False) -> list[str]:
     """``grace_ms`` None: leases that have run out are no fault (nobody reaps). ``balances``: what was ever credited to each payer, for 3.
