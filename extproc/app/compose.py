@@ -21,9 +21,12 @@ from extproc.app.endpoint import listen_of
 from extproc.catalog.load import load_catalog
 from extproc.catalog.model import Catalog
 from extproc.catalog.watch import CatalogWatch
-from extproc.edge.closing import Announced, Closing
-from extproc.edge.driver import Beats, Driver, Gate, Threads
+from extproc.edge.announced import Announced
+from extproc.edge.beats import Beats
+from extproc.edge.closing import Closing
+from extproc.edge.driver import Driver, Gate
 from extproc.edge.health import Health
+from extproc.edge.threads import Threads
 from extproc.edge.transport.grpcio import GrpcioTransport
 from extproc.edge.transport.lean.server import LeanTransport
 from extproc.edge.transport.port import Call, Handler, HandlerFactory, Listen, Transport

@@ -11,9 +11,7 @@ import logging
 import random
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,8 +19,11 @@ from typing import Any
 from extproc.accounts.directory import Directory, Miss
 from extproc.accounts.model import Key
 from extproc.catalog.model import Catalog
-from extproc.edge.closing import Announced, Closing
+from extproc.edge.announced import Announced
+from extproc.edge.beats import Beats
+from extproc.edge.closing import Closing
 from extproc.edge.envoy_codec import MalformedMessage, decode, encode
+from extproc.edge.threads import Threads
 from extproc.edge.transport.port import Call, GoneReason, StatusCode
 from extproc.errors import ExchangeError, StoreError
 from extproc.exchange import actions as act
@@ -32,7 +33,7 @@ from extproc.exchange.policy import Bounds, Policy
 from extproc.exchange.tab import Pinned
 from extproc.holds.port import Holds
 from extproc.metrics import Metrics
-from extproc.money.hold import Checkpoint, Denied, DenyReason, EndResult, Granted, Verdict, uuid7
+from extproc.money.hold import Denied, DenyReason, EndResult, Granted, Verdict, uuid7
 from extproc.tokens.counter import Counters
 
 log = logging.getLogger(__name__)
@@ -40,8 +41,6 @@ log = logging.getLogger(__name__)
 SETTLE_WAIT_S = 0.05  # the longest that the reply to the last chunk waits for its settle (MONEY.md)
 PHASE_S = 1.0  # our own 503 comes before Envoy's message_timeout of 3 s
 MAILBOX_EVENTS_MAX = 4_096  # chunks that arrive within SETTLE_WAIT_S; more is no stream of tokens
-COUNTS_MAX = 64  # prompts being counted in threads; beyond it they are held for by their bound
-COUNTS_EACH_MAX = 4  # of one account, so that nobody takes the threads from everybody
 COUNT_S = 0.5  # a prompt that has not been counted by then is held for by its bound as well
 
 
@@ -72,71 +71,6 @@ class Gate:
             counters=self.counters(),
             price_known=self.announced.known,
         )
-
-
-class Threads:
-    """Where long prompts are counted, so that the loop never waits for a tokenizer. Bounded, and each account has a share only."""
-
-    def __init__(self, executor: Executor, *, jobs_max: int = COUNTS_MAX, jobs_each_max: int = COUNTS_EACH_MAX) -> None:
-        self._executor = executor
-        self._free = jobs_max
-        self._jobs_each_max = jobs_each_max
-        self._jobs: Counter[str] = Counter()
-
-    def run(self, payer_id: str, job: Callable[[], int]) -> asyncio.Future[int] | None:
-        """``None``: too many are waiting already, or too many of this account's."""
-        if not self._free or self._jobs[payer_id] >= self._jobs_each_max:
-            return None
-        self._free -= 1
-        self._jobs[payer_id] += 1
-        answer = asyncio.get_running_loop().run_in_executor(self._executor, job)
-        answer.add_done_callback(partial(self._done, payer_id))
-        return answer
-
-    def _done(self, payer_id: str, _answer: asyncio.Future[int]) -> None:
-        self._free += 1
-        self._jobs[payer_id] -= 1
-        if not self._jobs[payer_id]:
-            del self._jobs[payer_id]
-
-
-class Beats:
-    """Checkpoints of a worker on their way: the newest of each hold, sent together, seldom."""
-
-    FLUSH_S = 0.25  # the first checkpoint of a stream is safe this long after its first output
-    BATCH = 512  # one call's worth
-
-    def __init__(self, holds: Holds, metrics: Metrics) -> None:
-        self._holds = holds
-        self._metrics = metrics
-        self._waiting: dict[str, Checkpoint] = {}
-        self._timer: asyncio.TimerHandle | None = None
-
-    def put(self, checkpoint: Checkpoint) -> None:
-        """The newest checkpoint of its hold wins."""
-        self._waiting[checkpoint.hold_id] = checkpoint
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self.FLUSH_S, self.flush)
-
-    def drop(self, hold_id: str) -> None:
-        """The hold has ended."""
-        self._waiting.pop(hold_id, None)
-
-    def flush(self) -> None:
-        """Send what is waiting. A beat that is lost is made up by the next one; the lease outlives several."""
-        self._timer = None
-        waiting = list(self._waiting.values())
-        self._waiting.clear()
-        for start in range(0, len(waiting), self.BATCH):
-            sent = asyncio.ensure_future(self._holds.beat(waiting[start : start + self.BATCH]))
-            sent.add_done_callback(self._sent)
-
-    def _sent(self, sent: asyncio.Future[None]) -> None:
-        error = None if sent.cancelled() else sent.exception()
-        if error is not None:
-            self._metrics.store_failed("redis")
-            if not isinstance(error, StoreError):
-                log.error("a beat failed: %r", error)
 
 
 class Driver:

@@ -24,8 +24,11 @@ import uvloop
 
 from extproc.accounts.model import Key
 from extproc.app.compose import LiveCatalog, LivePolicy
-from extproc.edge.closing import Announced, Closing
-from extproc.edge.driver import Beats, Driver, Gate, Threads
+from extproc.edge.announced import Announced
+from extproc.edge.beats import Beats
+from extproc.edge.closing import Closing
+from extproc.edge.driver import Driver, Gate
+from extproc.edge.threads import Threads
 from extproc.edge.transport.port import StatusCode
 from extproc.edge.wire import ext_proc_pb2 as wire
 from extproc.metrics import Metrics, registry

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from extproc.edge import driver as module
-from extproc.edge.driver import Driver, Threads
+from extproc.edge.driver import Driver
+from extproc.edge.threads import Threads
 from extproc.edge.transport.port import StatusCode
 from extproc.exchange.events import Chunk, Gone
 
