@@ -23,6 +23,8 @@ HTTP2_OPTIONS = (
 )
 FRAMES_MIN = 100_000  # forty clients with 250 resets each stay far below it
 RETRIES_DEFAULT = 3
+HUNG_MS_MAX = 5_000  # then the supervisor kills it: a check that is slower finds nothing
+UNSEEN_MS_DEFAULT = 60_000  # no_traffic_interval: how late Envoy looks again for a worker that was not there when it started
 
 
 def processing_mode(world: World) -> Findings:
@@ -122,9 +124,23 @@ def sidecar_health(world: World) -> Findings:
         if not any(check.get("grpc_health_check") is not None for check in checks):
             place = at(cluster.node, "health_checks")
             yield warning("sidecar_health", place, "workers are not health checked", "health_checks with grpc_health_check, interval 0.3s")
+        for check in checks:
+            yield from _slow(check)
         if plain(cluster.node, "common_lb_config", "healthy_panic_threshold", "value") not in (0, 0.0):
             place = at(cluster.node, "common_lb_config", "healthy_panic_threshold")
             yield warning("sidecar_health", place, "in panic Envoy sends to hung workers too", "healthy_panic_threshold: {value: 0}")
+
+
+def _slow(check: Node) -> Findings:
+    once_ms = (duration_ms(check, "timeout") or 0) + (duration_ms(check, "interval") or 0)
+    hung_ms = once_ms * (whole(check, "unhealthy_threshold") or 1)
+    if hung_ms > HUNG_MS_MAX:
+        what = f"a hung worker gets requests for up to {hung_ms} ms: unhealthy_threshold × (timeout + interval)"
+        yield warning("sidecar_health", at(check, "interval"), what, "interval: 0.3s, timeout: 1s, unhealthy_threshold: 2")
+    unseen_ms = duration_ms(check, "no_traffic_interval")
+    if (UNSEEN_MS_DEFAULT if unseen_ms is None else unseen_ms) > HUNG_MS_MAX:
+        what = "a worker that starts after Envoy gets nothing until no_traffic_interval (default: 60 s) is over"
+        yield warning("sidecar_health", at(check, "no_traffic_interval"), what, "no_traffic_interval: 0.3s")
 
 
 def sidecar_workers(world: World) -> Findings:
