@@ -82,7 +82,7 @@ class Post:
                 return False
             if self.endpoint is None:
                 self.serving = new
-            await asyncio.wait({new.ready})
+            await self._ready(new, old)
             if not new.ready.result():
                 return False
             self.serving = new
@@ -92,6 +92,15 @@ class Post:
             log.info("%s: %d serves, %d leaves", self.name, new.pid, old.pid)
             self._do(old.leave())
         return True
+
+    async def _ready(self, new: Watched, old: Watched | None) -> None:
+        """Until it is known whether the new one serves. If the old one does not live so long, what comes meanwhile is turned away."""
+        if old is not None and self.endpoint is not None:
+            known: set[asyncio.Future[Any]] = {new.ready, old.ended, old.quits}
+            await asyncio.wait(known, return_when=asyncio.FIRST_COMPLETED)
+            if not new.ready.done():
+                self.endpoint.turn_away(lambda: self._elsewhere(self))
+        await asyncio.wait({new.ready})
 
     async def close(self) -> None:
         """Everybody leaves, and nobody follows."""

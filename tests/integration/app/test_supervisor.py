@@ -166,6 +166,23 @@ async def test_connections_wait_for_the_next_one_unless_somebody_else_serves(hou
                 accepted.close()
 
 
+async def test_connections_are_turned_away_when_the_old_one_dies_before_the_new_one_is_ready(house: House) -> None:
+    async with manned(house, elsewhere=True) as (post, _):
+        old = post.pids()["gate-0"]
+        house.mode("mute")
+        round_ = asyncio.create_task(post.replace())
+        await until(lambda: "gate-0 starting" in post.pids())
+        os.kill(old, signal.SIGKILL)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(client, str(house.socket_file(0)))
+            assert await asyncio.wait_for(asyncio.get_running_loop().sock_recv(client, 1), 10) == b""
+        house.mode("well")
+        os.kill(post.pids()["gate-0 starting"], signal.SIGKILL)
+        assert not await round_
+        await until(lambda: post.serving is not None and post.serving.pid != old and post.serving.is_ready)
+
+
 async def test_nobody_is_turned_away_from_the_next_one(house: House) -> None:
     async with manned(house, elsewhere=True) as (post, _):
         assert post.endpoint is not None
