@@ -172,5 +172,5 @@ class Post:
                 pause_s = PAUSE_S_MAX
             else:
                 if endpoint is not None:
-                    new.ready.add_done_callback(lambda _: endpoint.wait())
+                    new.ready.add_done_callback(lambda ready: endpoint.wait() if ready.result() else None)
                 return

@@ -183,6 +183,21 @@ async def test_connections_are_turned_away_when_the_old_one_dies_before_the_new_
         await until(lambda: post.serving is not None and post.serving.pid != old and post.serving.is_ready)
 
 
+async def test_connections_are_turned_away_from_one_that_cannot_live(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watched, "HEARTBEAT_S", 0.1)
+    async with manned(house, elsewhere=True) as (post, buried):
+        house.mode("dies")
+        os.kill(post.pids()["gate-0"], signal.SIGKILL)
+        await until(lambda: len(buried) == 3)
+        await asyncio.sleep(0.3)  # in the pause before the next one
+        with socket.socket(socket.AF_UNIX) as client:
+            client.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(client, str(house.socket_file(0)))
+            assert await asyncio.wait_for(asyncio.get_running_loop().sock_recv(client, 1), 0.3) == b""
+        house.mode("well")
+        await until(lambda: post.serving is not None and post.serving.is_ready)
+
+
 async def test_nobody_is_turned_away_from_the_next_one(house: House) -> None:
     async with manned(house, elsewhere=True) as (post, _):
         assert post.endpoint is not None
