@@ -159,6 +159,12 @@ class Driver:
 
     # deeds; True = the actions after it wait
 
+    def _answer(self, action: act.Answer) -> bool:
+        if action.code:
+            self._gate.metrics.rejected(action.code)
+        self._reply(action)
+        return False
+
     def _look_up(self, action: act.LookUpKey) -> bool:
         if self._gate.closing.full:
             self.push(ev.StoreFailed(at_ns=time.monotonic_ns(), what="endings are waiting"))
@@ -221,8 +227,7 @@ class Driver:
         if record.price and self._ending is not None:
             self._ending.add_done_callback(partial(self._gate.announced.ended, record.user_id, record.price_id))
         if record.error_code:
-            self._gate.metrics.rejected(record.error_code)
-            log.info("refused", extra={"request_id": record.request_id, "code": record.error_code, "status": record.status})
+            log.info("not served", extra={"request_id": record.request_id, "code": record.error_code, "status": record.status})
         return False
 
     # answers
@@ -280,6 +285,7 @@ def _place_of(error: Exception) -> str:
 
 
 _DEEDS: dict[type[act.Action], Callable[[Driver, Any], bool]] = {
+    act.Answer: Driver._answer,  # noqa: SLF001
     act.LookUpKey: Driver._look_up,  # noqa: SLF001 - the table belongs to the class
     act.Admit: Driver._admit,  # noqa: SLF001
     act.Amend: Driver._amend,  # noqa: SLF001

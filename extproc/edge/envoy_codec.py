@@ -216,7 +216,7 @@ def _pass_trailers(action: actions.PassTrailers) -> bytes:
     return _PASS_RESPONSE_TRAILERS if action.response else _PASS_REQUEST_TRAILERS
 
 
-def _deny(action: actions.Deny) -> bytes:
+def _answer(action: actions.Answer) -> bytes:
     headers = action.headers
     if action.body and all(name.lower() != "content-type" for name, _ in headers):
         headers = (("content-type", "application/json"), *headers)
@@ -290,5 +290,5 @@ _ENCODERS: Final[dict[type[actions.Action], Callable[..., bytes]]] = {
     actions.PassResponseHeaders: _pass_response_headers,
     actions.PassChunk: _pass_chunk,
     actions.PassTrailers: _pass_trailers,
-    actions.Deny: _deny,
+    actions.Answer: _answer,
 }

@@ -83,11 +83,12 @@ class PassTrailers(Action, frozen=True, kw_only=True):
     response: bool
 
 
-class Deny(Action, frozen=True, kw_only=True):
-    """Answer the client ourselves (ImmediateResponse), instead of whatever Envoy's message was about."""
+class Answer(Action, frozen=True, kw_only=True):
+    """Answer the client ourselves (ImmediateResponse), instead of whatever Envoy's message was about. ``code`` of a refusal's error."""
 
     status: int
     body: bytes
+    code: str = ""
     headers: tuple[tuple[str, str], ...] = ()
 
 

@@ -37,8 +37,8 @@ from extproc.exchange.actions import (
     Action,
     Admit,
     Amend,
+    Answer,
     Count,
-    Deny,
     End,
     LookUpKey,
     Note,
@@ -513,7 +513,7 @@ def _refuse_held(exchange: Exchange, at_ns: int, error: ClientError) -> Step:
     return State.CLOSED, (reply, *tab.void(EndReason.REFUSED, at_ns, error_code=error.code or ""))
 
 
-def _refusal(exchange: Exchange, event: Refused) -> tuple[Deny, str]:
+def _refusal(exchange: Exchange, event: Refused) -> tuple[Answer, str]:
     tab, pinned = exchange.tab, exchange.pinned
     reply, code = replies.refusal(event.denied, policy=pinned.policy, currency=pinned.catalog.currency, request_id=tab.request_id)
     tab.status = reply.status

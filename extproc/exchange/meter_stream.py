@@ -181,9 +181,9 @@ class StreamMeter:
             self._shape = shape_of(raw, *piece.texts[0], self._read_alone)
 
     def _read_alone(self, chunk: bytes) -> tuple[Piece, bytes] | None:
-        sse = SseDecoder()
-        events = sse.feed(chunk)
-        if len(events) != 1 or sse.pending:
+        """Twice, because events that are kept are read again in a row: there they must be the same events."""
+        events = SseDecoder().feed(chunk + chunk)
+        if [event.raw for event in events] != [chunk, chunk]:
             return None
         piece = self._expected.endpoint.read_event(events[0].data)
         return piece, self._edit(events[0], piece)

@@ -8,7 +8,7 @@ import msgspec
 
 from extproc.catalog.model import Catalog
 from extproc.errors import ClientError
-from extproc.exchange.actions import Deny
+from extproc.exchange.actions import Answer
 from extproc.exchange.policy import Policy
 from extproc.money.amount import format_amount
 from extproc.money.hold import Denied, DenyReason, Window
@@ -24,13 +24,16 @@ STORES_RETRY_S = 1
 NEVER_RETRY_MS = 60_000
 
 
-def deny(error: ClientError, *, request_id: str, headers: tuple[tuple[str, str], ...] = (), metadata: dict[str, Any] | None = None) -> Deny:
+def deny(
+    error: ClientError, *, request_id: str, headers: tuple[tuple[str, str], ...] = (), metadata: dict[str, Any] | None = None
+) -> Answer:
     """``{"error": {"message", "type", "param", "code"}}`` and ``metadata`` where it helps."""
     body: dict[str, Any] = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
     if metadata:
         body["metadata"] = metadata
-    return Deny(
+    return Answer(
         status=error.status,
+        code=error.code or "other",
         body=msgspec.json.encode({"error": body}),
         headers=(_JSON, ("x-request-id", request_id), *headers) if request_id else (_JSON, *headers),
     )
@@ -46,7 +49,7 @@ def forbidden(message: str, code: str) -> ClientError:
     return ClientError(message, status=403, type="permission_error", code=code)
 
 
-def unavailable(request_id: str) -> Deny:
+def unavailable(request_id: str) -> Answer:
     """503: a store did not answer; nothing was charged."""
     error = ClientError(
         "Billing is not available at the moment; nothing was charged. Try again.", status=503, type="server_error", code="unavailable"
@@ -62,7 +65,7 @@ _LIMITED = {
 }
 
 
-def refusal(denied: Denied, *, policy: Policy, currency: str, request_id: str) -> tuple[Deny, str]:
+def refusal(denied: Denied, *, policy: Policy, currency: str, request_id: str) -> tuple[Answer, str]:
     """A verdict of the hold store → (reply, its error code)."""
     reason = denied.reason
     if reason in _LIMITED:
@@ -87,7 +90,7 @@ def refusal(denied: Denied, *, policy: Policy, currency: str, request_id: str) -
     return unavailable(request_id), "unavailable"
 
 
-def _limited(denied: Denied, request_id: str) -> Deny:
+def _limited(denied: Denied, request_id: str) -> Answer:
     window = denied.window
     limit = f" of {window.limit}" if window else ""
     whose = "this API key" if denied.limit_source == "key" else "your account"
@@ -102,7 +105,7 @@ def _limited(denied: Denied, request_id: str) -> Deny:
     return deny(error, request_id=request_id, headers=(*headers, *rate_headers(kind, window)))
 
 
-def _out_of_money(denied: Denied, *, policy: Policy, currency: str, request_id: str) -> Deny:
+def _out_of_money(denied: Denied, *, policy: Policy, currency: str, request_id: str) -> Answer:
     whose = "this API key's budget" if denied.reason is DenyReason.KEY_BUDGET else "your balance"
     hint = f" Top up at {policy.topup_url}." if policy.topup_url else " Top up, or ask for fewer tokens."
     error = ClientError(
@@ -128,11 +131,11 @@ def _money(denied: Denied, currency: str, policy: Policy) -> dict[str, Any]:
     return money
 
 
-def _wait(wait_ms: int) -> tuple[tuple[str, str], ...]:
+def _wait(wait_ms: int) -> Pairs:
     return (("retry-after", str(-(-wait_ms // 1_000))), ("retry-after-ms", str(wait_ms)))
 
 
-def rate_headers(kind: str, window: Window | None) -> tuple[tuple[str, str], ...]:
+def rate_headers(kind: str, window: Window | None) -> Pairs:
     """``x-ratelimit-{limit,remaining,reset}-{requests,tokens}``; empty without a limit."""
     if window is None:
         return ()
@@ -143,7 +146,7 @@ def rate_headers(kind: str, window: Window | None) -> tuple[tuple[str, str], ...
     )
 
 
-def model_list(catalog: Catalog, models: frozenset[str], *, request_id: str) -> Deny:
+def model_list(catalog: Catalog, models: frozenset[str], *, request_id: str) -> Answer:
     """``GET /v1/models``: the models that a key may use (none named = all), each once."""
     rows = [
         {"id": name, "object": "model", "created": 0, "owned_by": "extproc"}
@@ -151,4 +154,4 @@ def model_list(catalog: Catalog, models: frozenset[str], *, request_id: str) -> 
         if name == model.name and (not models or name in models)
     ]
     body = msgspec.json.encode({"object": "list", "data": rows})
-    return Deny(status=200, body=body, headers=(_JSON, ("x-request-id", request_id)))
+    return Answer(status=200, body=body, headers=(_JSON, ("x-request-id", request_id)))

@@ -108,7 +108,7 @@ async def test_requests_that_envoy_refuses(stage: Stage, request_: bytes) -> Non
 
 
 async def test_connect_comes_without_a_path_and_is_the_sidecars_to_refuse(stage: Stage) -> None:
-    stage.sidecar.answer = lambda exchange, event: actions.Deny(status=405, body=b"{}")
+    stage.sidecar.answer = lambda exchange, event: actions.Answer(status=405, body=b"{}")
     answer = await stage.raw(b"CONNECT vllm:8000 HTTP/1.1\r\nhost: vllm:8000\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 405 ")
     assert (stage.sidecar.last.headers.method, stage.sidecar.last.headers.path) == ("CONNECT", "")

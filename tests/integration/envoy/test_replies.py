@@ -42,7 +42,7 @@ async def test_denials_of_the_sidecar_are_not_rewritten(stage: Stage, http2: boo
     statuses = [400, 401, 402, 404, 413, 429, 500, 503]
     async with stage.client(http2=http2) as client:
         for status in statuses:
-            deny = actions.Deny(status=status, body=DENIAL, headers=(("x-should-retry", "false"), ("retry-after", "7")))
+            deny = actions.Answer(status=status, body=DENIAL, headers=(("x-should-retry", "false"), ("retry-after", "7")))
             stage.sidecar.answer = at(phase, lambda exchange, deny=deny: deny)
             answer = await client.post(COMPLETIONS, json={})
             assert (answer.status_code, answer.content) == (status, DENIAL)
@@ -106,7 +106,7 @@ async def test_a_sidecar_that_does_not_answer_is_504(stage: Stage) -> None:
 async def test_413_by_the_sidecar_below_envoys_limit_and_by_envoy_above(stage: Stage, http2: bool) -> None:
     def limit(exchange: Exchange, event: events.Event) -> actions.Action | None:
         if isinstance(event, events.Body) and len(event.data) > MIB:
-            return actions.Deny(status=413, body=DENIAL)
+            return actions.Answer(status=413, body=DENIAL)
         return forward(exchange, event)
 
     stage.sidecar.answer = limit

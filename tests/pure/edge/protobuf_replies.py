@@ -41,7 +41,7 @@ def reply_of(action: actions.Action) -> wire.ProcessingResponse:
         case actions.PassTrailers():
             (reply.response_trailers if action.response else reply.request_trailers).SetInParent()
             return reply
-        case actions.Deny():
+        case actions.Answer():
             return denial(action)
     common.SetInParent()
     for name, value in getattr(action, "metadata", ()):
@@ -49,7 +49,7 @@ def reply_of(action: actions.Action) -> wire.ProcessingResponse:
     return reply
 
 
-def denial(action: actions.Deny) -> wire.ProcessingResponse:
+def denial(action: actions.Answer) -> wire.ProcessingResponse:
     reply = wire.ProcessingResponse()
     immediate = reply.immediate_response
     immediate.status.code = action.status  # type: ignore[assignment]

@@ -226,12 +226,12 @@ def test_pass_trailers() -> None:
 
 
 def test_deny() -> None:
-    found = reply(actions.Deny(status=402, body=b"{}", headers=(("x-should-retry", "false"),))).immediate_response
+    found = reply(actions.Answer(status=402, body=b"{}", headers=(("x-should-retry", "false"),))).immediate_response
     assert (found.status.code, found.body, found.details) == (402, b"{}", DENIED)
     assert mutation(found.headers) == {"x-should-retry": b"false", "content-type": b"application/json"}
-    own = reply(actions.Deny(status=200, body=b"x", headers=(("Content-Type", "text/plain"),))).immediate_response
+    own = reply(actions.Answer(status=200, body=b"x", headers=(("Content-Type", "text/plain"),))).immediate_response
     assert mutation(own.headers) == {"Content-Type": b"text/plain"}
-    assert mutation(reply(actions.Deny(status=204, body=b"")).immediate_response.headers) == {}
+    assert mutation(reply(actions.Answer(status=204, body=b"")).immediate_response.headers) == {}
 
 
 def test_what_is_no_reply() -> None:

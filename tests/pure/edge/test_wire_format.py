@@ -178,7 +178,7 @@ ACTIONS = st.one_of(
     st.builds(actions.PassResponseHeaders, buffer=st.booleans(), set_headers=SETS, remove_headers=REMOVALS),
     st.builds(actions.PassChunk, data=st.one_of(st.none(), DATA), set_headers=SETS, metadata=METADATA),
     st.builds(actions.PassTrailers, response=st.booleans()),
-    st.builds(actions.Deny, status=st.integers(100, 599), body=DATA, headers=SETS),
+    st.builds(actions.Answer, status=st.integers(100, 599), body=DATA, headers=SETS),
 )
 
 

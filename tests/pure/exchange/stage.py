@@ -156,5 +156,5 @@ def delivered(sent: bytes, actions: Sequence[act.Action]) -> bytes:
 
 
 def error_of(action: act.Action) -> dict:
-    assert isinstance(action, act.Deny)
+    assert isinstance(action, act.Answer)
     return json.loads(action.body)["error"]

@@ -429,7 +429,7 @@ EVENTS = st.sampled_from(
         chunk(delta("ab")), chunk(delta("c")[:9]), chunk(delta("d", "stop") + usage_event()), chunk(DONE), chunk(b"", end=True), chunk(b"{}"),
     ]
 )  # fmt: skip
-REPLIES = (act.PassHeaders, act.PassBody, act.PassResponseHeaders, act.PassChunk, act.PassTrailers, act.Deny)
+REPLIES = (act.PassHeaders, act.PassBody, act.PassResponseHeaders, act.PassChunk, act.PassTrailers, act.Answer)
 OF_ENVOY = (ev.Headers, ev.Body, ev.ResponseHeaders, ev.Chunk, ev.Trailers)
 ANSWERS = {  # a store answers what it was asked
     act.LookUpKey: (ev.KeyRead, ev.StoreFailed),

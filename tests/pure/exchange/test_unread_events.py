@@ -226,6 +226,18 @@ def test_what_only_looks_alike_is_read(chunks: list[bytes]):
     assert answers(meter) == answers(reference)
 
 
+@pytest.mark.parametrize("front", [b"", b"\xef\xbb\xbf"])
+def test_events_that_are_others_in_a_row_are_not_kept(front: bytes):
+    """A third line end belongs to the event behind it, if there is one: a byte order mark is in its first line no more."""
+    ways = expected(counter=Exactly(), hide_running=True)
+    meter, reference = StreamMeter(ways), all_reading(ways)
+    events = [front + said(text, usage=None, end=b"\n\n\n") for text in TEXTS]
+    half = front + (FRONT + b"\\ud83d" + BACK[:-3] + b',"usage":null}\n\n\n')
+    for chunk in [*events, half, events[0] + events[1], half]:
+        assert meter.feed(chunk, end_of_stream=False) == reference.feed(chunk, end_of_stream=False)
+    assert answers(meter) == answers(reference)
+
+
 # Whatever comes, however it is cut, whenever somebody asks.
 
 HOSTILE = [
