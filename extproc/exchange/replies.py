@@ -23,6 +23,8 @@ CUT_EVENT = (
 STORES_RETRY_S = 1
 NEVER_RETRY_MS = 60_000
 
+Pairs = tuple[tuple[str, str], ...]
+
 
 def deny(
     error: ClientError, *, request_id: str, headers: tuple[tuple[str, str], ...] = (), metadata: dict[str, Any] | None = None
