@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from extproc.ledger.port import Cursor
+from extproc.ledger.rows import INT8_MAX
 from extproc.money.posting import Posting
+
+SEQ_MAX: Final = INT8_MAX - 1  # the one that is expected behind it must be a number of PostgreSQL too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +60,8 @@ def advance(postings: Iterable[Posting], cursors: Mapping[int, Cursor]) -> tuple
 
 def _step(cursor: Cursor, posting: Posting) -> tuple[Cursor, Violation | None]:
     seq = posting.seq
-    if seq <= 0:  # a note has no number
+    # A note has no number. One that no cursor can keep is poison, and would stop its shard even on its way to quarantine.
+    if not 0 < seq <= SEQ_MAX or "\x00" in posting.epoch:
         return Cursor(cursor.shard, posting.stream_id, cursor.epoch, cursor.seq), None
     expected = 1 if not cursor.epoch else cursor.seq + 1
     if cursor.epoch not in ("", posting.epoch):

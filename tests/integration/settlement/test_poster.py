@@ -141,6 +141,20 @@ async def test_poison_does_not_stop_a_shard(town):
     assert ledger_faults(town.dsn) == []
 
 
+@pytest.mark.parametrize("poison", [{"s": str(2**63 - 1)}, {"s": str(2**70)}, {"e": "0.\0"}])
+async def test_what_no_cursor_can_keep_does_not_stop_a_shard(town, poison):
+    payer, key = await town.customer()
+    await town.serve(payer, key)
+    shard = shard_of(payer)
+    entry = {"k": "settle", "h": new_id(), "p": payer, "c": key, "a": "1", "r": "1", "e": "0.0", "s": "2", "t": "1760000000000", "d": "{}"}
+    await town.pipeline.execute("XADD", f"{{s{shard:02d}}}:events", "*", *[part for field in (entry | poison).items() for part in field])
+    await town.serve(payer, key)
+    await town.poster().step()
+    assert await town.waiting() == 0
+    assert town.count("requests", "cost = 25") == 2
+    assert town.count("fence_violations") == 0
+
+
 async def test_an_entry_that_no_script_of_ours_wrote_is_set_aside(town):
     payer, key = await town.customer()
     await town.serve(payer, key)

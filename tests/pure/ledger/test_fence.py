@@ -62,6 +62,13 @@ def test_an_epoch_may_begin_anywhere_except_the_first():
     assert run(event("1-0", 7, epoch="b.2"), cursor=Cursor(shard=3, stream_id="0-5", epoch="a.1", seq=9))[2] == []
 
 
+@pytest.mark.parametrize(("seq", "epoch"), [(2**63 - 1, "a.1"), (2**70, "a.1"), (-5, "a.1"), (2, "a.\x00")])
+def test_what_no_cursor_can_keep_is_no_number(seq: int, epoch: str):
+    ahead, moved, violations = run(event("1-0", 1), event("2-0", seq, epoch=epoch), event("3-0", 2))
+    assert (len(ahead), violations) == (3, [])
+    assert moved[3] == Cursor(shard=3, stream_id="3-0", epoch="a.1", seq=2)
+
+
 def test_what_came_past_redis_moves_no_cursor():
     ahead, moved, violations = advance([event("", 0, shard=5)], {})
     assert (len(ahead), moved, violations) == (1, {}, [])
