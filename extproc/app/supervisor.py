@@ -15,6 +15,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from extproc import metrics
@@ -23,10 +24,15 @@ from extproc.app.endpoint import Endpoint, endpoints_of
 from extproc.app.ops import Ops
 from extproc.app.post import Post
 from extproc.app.process import CLOSE_S, LEAVE_S
-from extproc.errors import ConfigError
+from extproc.errors import ConfigError, UsageError
 from extproc.settings import Settings, load_settings
 
 log = logging.getLogger(__name__)
+
+ORPHANS_S = (
+    3.0  # children of a supervisor that was killed, still starting, hold its sockets for so long; then they see that they are orphans
+)
+ORPHANS_LOOK_S = 0.1
 
 
 class Supervisor:
@@ -61,7 +67,7 @@ class Supervisor:
             )
             stack.callback(ops.stop)
             ops.start()
-            self._gates = [self._post(f"gate-{slot}", slot, endpoint) for slot, endpoint in enumerate(endpoints_of(self._settings))]
+            self._gates = [self._post(f"gate-{slot}", slot, endpoint) for slot, endpoint in enumerate(await self._endpoints())]
             self._posts = [*self._gates, *([self._post("settler", -1, None)] if self._settings.settler.enabled else [])]
             for post in self._posts:
                 await post.open()
@@ -73,6 +79,17 @@ class Supervisor:
             await asyncio.gather(*(gate.close() for gate in self._gates))
             await asyncio.gather(*(post.close() for post in self._posts))
         return 0
+
+    async def _endpoints(self) -> list[Endpoint] | list[None]:
+        """Raises UsageError if the addresses cannot be had for longer than orphans may live."""
+        deadline_s = time.monotonic() + ORPHANS_S
+        while True:
+            try:
+                return endpoints_of(self._settings)
+            except UsageError:
+                if time.monotonic() > deadline_s:
+                    raise
+            await asyncio.sleep(ORPHANS_LOOK_S)
 
     def _post(self, name: str, slot: int, endpoint: Endpoint | None) -> Post:
         module = "extproc.app.settler" if slot < 0 else "extproc.app.worker"

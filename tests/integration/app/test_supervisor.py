@@ -291,6 +291,14 @@ async def running(house: House) -> AsyncIterator[Scripted]:
     assert not supervisor._metrics_dir.exists()
 
 
+async def test_orphans_of_a_killed_supervisor_are_waited_for(house: House) -> None:
+    """They hold its socket until they have seen that they are orphans; one that is really taken is not waited for long."""
+    held = Endpoint(listen_of(load_settings(house.config, {}), 0))
+    asyncio.get_running_loop().call_later(0.3, held.close)
+    async with running(house):
+        assert held.socket.fileno() < 0
+
+
 async def test_sigusr2_is_remembered_once(house: House) -> None:
     async with running(house) as supervisor:
         before = supervisor._pids()
