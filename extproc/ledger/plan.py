@@ -136,6 +136,7 @@ class Planner:
         posting = screened.posting
         if screened.row_fault:
             self.plan.conflicts.append(conflict(posting, ConflictReason.BAD_ROW, screened.row_fault))
+        self._price(screened.row)
         if posting.kind == NOTE:
             self._note(screened)
             return
@@ -160,7 +161,6 @@ class Planner:
         self._tell_redis(posting.payer_id, (charge if posting.seq else 0) - taken)
         overage = self._overage(posting, row)
         self._row(_request(posting, row, cost=taken, loss=charge - taken, overage=overage))
-        self._price(row)
         self.plan.booked += 1
         self.plan.loss_nanos += charge - taken
         self._ended[posting.hold_id] = Ended(posting.kind, posting.payer_id, charge, None, overage > 0)
@@ -200,7 +200,6 @@ class Planner:
         overage = 0 if before.has_overage else self._overage(posting, row)
         cost = before.charge_nanos + taken
         self.plan.replaced.append(_request(posting, row, cost=cost, loss=difference - taken, overage=overage))
-        self._price(row)
         self.plan.adjusted += 1
         self.plan.loss_nanos += difference - taken
         self._ended[posting.hold_id] = Ended(
@@ -274,7 +273,10 @@ class Planner:
             self.plan.requests.append(request)
 
     def _price(self, row: Record) -> None:
-        """Price texts are kept only if they are what their id says; a row may name a price that another row brought."""
+        """Price texts are kept only if they are what their id says; a row may name a price that another row brought.
+
+        Whatever becomes of that other one: its worker has been told that its price is known, and sends it no more.
+        """
         text = row["price"]
         if text and sha256(text.encode()).hexdigest() == row["price_id"]:
             self.plan.prices[row["price_id"]] = text
@@ -284,7 +286,6 @@ class Planner:
         if screened.row_fault:
             return
         self.plan.noted += 1
-        self._price(row)
         key = refusal_key(screened)
         self._refused[key] += 1
         if key[0] and screened.row_id and self._refused[key] <= REFUSALS_PER_MINUTE:

@@ -185,6 +185,15 @@ def test_a_price_is_kept_if_it_is_what_its_id_says():
     assert plan_of(posting(row=bad)).prices == {}
 
 
+@pytest.mark.parametrize("fields", [{"payer_id": KEY}, {"payer_id": OTHER}, {"charge_nanos": 71}])
+def test_a_conflict_brings_its_price_all_the_same(fields):
+    """The rows behind it in the stream rely on it."""
+    row = Record(id=HOLD, price_id=PRICE.price_id, price=PRICE.text).to_row()
+    plan = plan_of(posting(row=row, **fields), ended=Ended("settle", PAYER, 70))
+    assert len(plan.conflicts) == 1
+    assert plan.prices == {PRICE.price_id: PRICE.text}
+
+
 def notes(n: int, **fields: object) -> list[Posting]:
     return [
         posting(
