@@ -6,12 +6,13 @@ table, read by ``json_to_recordset``: a statement per table whatever the batch's
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from extproc.errors import UsageError
@@ -38,7 +39,9 @@ from extproc.stores.postgres import Database, Params, Row, Transaction
 from extproc.stores.queries import Query, load_queries
 
 PAGE_MAX = 1_000  # rows of one answer of the reading side
+PIECE_ROWS = 100  # handled without a look at the sockets: a COPY of the other lane runs dry within a few hundred
 MONTHS_AHEAD = 3  # partitions made in advance: a settler that is off for a quarter does not matter
+Value = TypeVar("Value")
 # What is encoded is made here and holds no circles; looking for them costs a tenth of a posting's time.
 _JSON = json.JSONEncoder(check_circular=False, separators=(",", ":"))
 
@@ -59,6 +62,9 @@ class PostgresLedger:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._queries = load_queries("extproc.ledger")
+        # One batch is prepared at a time: else two are prepared together, then written together, and PostgreSQL and we wait in turns.
+        # Whoever waits for it holds no lock of the database yet.
+        self._turn = asyncio.Lock()
 
     # --- posting
 
@@ -73,17 +79,14 @@ class PostgresLedger:
         ``StoreRejected``: something in it can never be booked; the caller finds out which, by halves, and quarantines it.
         """
         assert len(postings) <= POSTINGS_MAX
-        screened, bad = screen(postings)  # before anything is locked
         async with self._database.transaction() as transaction:
-            met = await self._meet(transaction, postings, screened)
-            ahead, moved, violations = advance(postings, met.cursors)
-            if len(ahead) < len(postings):
-                screened, bad = screen(ahead)
-            refused = await self._count_refusals(transaction, screened)
-            planner = Planner(funds=met.funds, ended=met.ended, rows=met.rows, refused=refused)
-            for one in screened:
-                planner.take(one)
-            plan = planner.plan
+            async with self._turn:
+                screened, bad = await self._screen(postings)
+                met = await self._meet(transaction, postings, screened)
+                ahead, moved, violations = advance(postings, met.cursors)
+                if len(ahead) < len(postings):
+                    screened, bad = await self._screen(ahead)
+                plan = await self._plan(transaction, screened, met)
             plan.conflicts.extend(bad)
             new_conflicts = await self._carry_out(transaction, plan, self._fence(moved, violations))
         return Posted(
@@ -130,6 +133,25 @@ class PostgresLedger:
             rows={row["id"] for row in found},
         )
 
+    async def _screen(self, postings: Sequence[Posting]) -> tuple[list[Screened], list[Record]]:
+        good: list[Screened] = []
+        bad: list[Record] = []
+        for piece in _pieces(postings):
+            await asyncio.sleep(0)
+            ours, theirs = screen(piece)
+            good += ours
+            bad += theirs
+        return good, bad
+
+    async def _plan(self, transaction: Transaction, screened: Sequence[Screened], met: _Met) -> Plan:
+        refused = await self._count_refusals(transaction, screened)
+        planner = Planner(funds=met.funds, ended=met.ended, rows=met.rows, refused=refused)
+        for piece in _pieces(screened):
+            await asyncio.sleep(0)
+            for one in piece:
+                planner.take(one)
+        return planner.plan
+
     def _lock_cursors(self, postings: Sequence[Posting]) -> list[tuple[Query, Params]]:
         shards = {"shards": sorted({posting.shard for posting in postings if posting.stream_id})}
         return [(self._queries["make_cursors"], shards), (self._queries["lock_cursors"], shards)]
@@ -174,7 +196,7 @@ class PostgresLedger:
             ("copy_requests", requests, request_lines),
         ):
             if rows:
-                await transaction.copy(self._queries[name], lines(rows))
+                await transaction.copy(self._queries[name], map(lines, _pieces(rows)))
 
     def _write(self, name: str, rows: Sequence[Mapping[str, Any]]) -> tuple[Query, Params]:
         return self._queries[name], {"rows": _JSON.encode(rows)}
@@ -346,6 +368,10 @@ def _plain_value(value: object) -> object:
     if isinstance(value, UUID):
         return str(value)
     return value.isoformat(timespec="milliseconds") if isinstance(value, datetime) else value
+
+
+def _pieces(rows: Sequence[Value]) -> Iterator[Sequence[Value]]:
+    return (rows[start : start + PIECE_ROWS] for start in range(0, len(rows), PIECE_ROWS))
 
 
 def _array(ids: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import psycopg
@@ -68,14 +68,18 @@ class Transaction:
         # Only now, after the pipeline's end, does a cursor know whether its statement answers rows.
         return [await cursor.fetchall() if cursor.description else [] for cursor in cursors]
 
-    async def copy(self, query: Query, lines: bytes) -> None:
-        """``COPY … FROM STDIN`` of these lines. A key that is there already is no fault of the data: somebody else wrote it meanwhile."""
+    async def copy(self, query: Query, pieces: Iterable[bytes]) -> None:
+        """``COPY … FROM STDIN`` of these lines, piece by piece. A key that is there already is no fault of the data: it came meanwhile."""
         try:
             with _within(self._connection, self._limit_s):
-                async with self._connection.cursor().copy(query.sql) as copy:
-                    await copy.write(lines)
+                await self._feed(query, pieces)
         except psycopg.errors.UniqueViolation as error:
             raise StoreRefused(f"a row was there already; it is to be tried again: {error}") from error
+
+    async def _feed(self, query: Query, pieces: Iterable[bytes]) -> None:
+        async with self._connection.cursor().copy(query.sql) as copy:
+            for piece in pieces:
+                await copy.write(piece)
 
 
 class Database:

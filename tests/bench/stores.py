@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import shutil
 import tempfile
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import psycopg
 
+from extproc.app.settler import GC_YOUNG
 from extproc.exchange.record import Record
 from extproc.holds.redis import RedisHolds
 from extproc.holds.stream import RedisEventStream
@@ -109,9 +111,10 @@ async def _pair(holds: RedisHolds, payer: str, scripts: int) -> None:
 
 
 async def pg_rows(dsn: str, *, batches: int, batch_rows: int, server_ns: Callable[[], int]) -> Rate:
-    """A backlog worked off as the settler does it, into a migrated database: read from Redis's streams, parsed, planned, posted (request, event,
-    entries, balance, cursor), committed, and trimmed from the streams. ``batch_rows`` is the settler's setting; its payers are of all shards.
+    """A backlog worked off as the settler does it, in one process, into a migrated database: read from Redis's streams, parsed, planned, posted
+    (request, event, two entries, balance, cursor), committed with fsync, and trimmed from the streams. ``batch_rows`` is the settler's setting.
     """
+    gc.set_threshold(GC_YOUNG)  # as in the settler
     directory = Path(tempfile.mkdtemp(prefix="xb-", dir="/tmp"))
     server = valkey_engine.start(directory, durable=True)
     writing, reading = Pipeline(server.url, timeout_ms=5_000), Pipeline(server.url, timeout_ms=5_000)

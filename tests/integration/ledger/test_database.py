@@ -57,7 +57,7 @@ async def test_a_row_that_somebody_else_wrote_meanwhile_is_no_rejection(pool):
     await pool.fetch(INSERT, {"id": ID})
     with pytest.raises(StoreRefused) as refused:
         async with pool.transaction() as transaction:
-            await transaction.copy(COPY, f"{ID}\tn\tt\n".encode())
+            await transaction.copy(COPY, [f"{ID}\tn\tt\n".encode()])
     assert not isinstance(refused.value, StoreRejected)
     assert await users(pool) == 1
 
@@ -66,7 +66,7 @@ async def test_a_row_that_somebody_else_wrote_meanwhile_is_no_rejection(pool):
 async def test_lines_that_are_none_are_a_rejection(pool, lines):
     with pytest.raises(StoreRejected):
         async with pool.transaction() as transaction:
-            await transaction.copy(COPY, lines)
+            await transaction.copy(COPY, [lines])
     assert await users(pool) == 0
 
 
@@ -163,7 +163,7 @@ async def test_a_server_that_hangs_is_given_up(pool, database, verb):
                 await transaction.fetch(INSERT, {"id": ID})
                 with Frozen(database):
                     one = query("SELECT 1 AS n")
-                    verbs = {"fetch": (one,), "run": ([(one, {})],), "copy": (COPY, b"")}
+                    verbs = {"fetch": (one,), "run": ([(one, {})],), "copy": (COPY, [])}
                     await getattr(transaction, verb)(*verbs[verb])
         assert await users(pool) == 0, "and the pool has another connection"
 
@@ -237,7 +237,7 @@ async def test_every_query_is_understood_by_the_database(pool, package):
             sql = sql.replace(f"%({name})s", f"${place}")
         if sql.startswith("COPY"):  # cannot be prepared: no lines at all are good ones, and the columns are looked at all the same
             async with pool.transaction() as transaction:
-                await transaction.copy(one, b"")
+                await transaction.copy(one, [])
         else:
             await pool.fetch(query(f"PREPARE q_{one.name} AS {sql}".replace("%", "%%")))
 
