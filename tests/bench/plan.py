@@ -132,7 +132,7 @@ FULL = Plan(
     stamped=Paced(workload=STAMPED, rate=17, count=34, slices=3),
     inside={JSON: 4_000, STREAM100: 800},
     redis_pairs=10_000,
-    pg_batches=10,
+    pg_batches=40,
 )
 
 QUICK = Plan(
@@ -150,7 +150,7 @@ QUICK = Plan(
     stamped=Paced(workload=STAMPED, rate=17, count=34, slices=1),
     inside={JSON: 2_000, STREAM100: 400},
     redis_pairs=5_000,
-    pg_batches=5,
+    pg_batches=20,
 )
 
 SMOKE = Plan(
