@@ -163,13 +163,13 @@ class Post:
             self._pause_s = PAUSE_S_FIRST
         else:
             pause_s, self._pause_s = self._pause_s, min(2 * self._pause_s, PAUSE_S_MAX)
+        await asyncio.sleep(pause_s)
         while not self._closed:
-            await asyncio.sleep(pause_s)
             try:
                 self.serving = new = await self._start()
             except (OSError, UsageError) as error:
                 log.error("%s could not be started: %s", self.name, error)
-                pause_s = PAUSE_S_MAX
+                await asyncio.sleep(PAUSE_S_MAX)
             else:
                 if endpoint is not None:
                     new.ready.add_done_callback(lambda ready: endpoint.wait() if ready.result() else None)

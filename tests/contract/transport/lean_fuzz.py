@@ -259,7 +259,7 @@ def check_limits(protocol: LeanProtocol) -> None:
     """After each read. The counts that limits are made of must be the true ones."""
     connection, sending = protocol.connection, protocol.sending
     assert len(connection._rest) <= HEAD_BYTES + limits.FRAME_BYTES_MAX
-    assert len(connection._block) <= limits.HEADER_BLOCK_BYTES_MAX
+    assert len(connection._block.whole()) <= limits.HEADER_BLOCK_BYTES_MAX
     assert len(sending._out) <= limits.CONTROL_UNSENT_MAX
     kept = reserved = unsent = 0
     for stream in connection.streams:

@@ -22,7 +22,7 @@ import pytest
 from extproc.app import watched
 from extproc.app.compose import LivePolicy
 from extproc.app.endpoint import Endpoint, listen_of
-from extproc.app.post import Post
+from extproc.app.post import PAUSE_S_FIRST, Post
 from extproc.app.supervisor import Supervisor
 from extproc.errors import UsageError
 from extproc.settings import load_settings
@@ -86,8 +86,10 @@ async def manned(
     )
     await post.open()
     await until(lambda: post.serving is not None and post.serving.is_ready)
-    yield post, buried
-    await post.close()
+    try:
+        yield post, buried
+    finally:
+        await post.close()
     assert post.pids() == {}
     assert not house.socket_file(0).exists()
 
@@ -177,8 +179,8 @@ async def test_connections_are_turned_away_when_the_old_one_dies_before_the_new_
             client.setblocking(False)
             await asyncio.get_running_loop().sock_connect(client, str(house.socket_file(0)))
             assert await asyncio.wait_for(asyncio.get_running_loop().sock_recv(client, 1), 10) == b""
-        house.mode("well")
         os.kill(post.pids()["gate-0 starting"], signal.SIGKILL)
+        house.mode("well")
         assert not await round_
         await until(lambda: post.serving is not None and post.serving.pid != old and post.serving.is_ready)
 
@@ -239,6 +241,16 @@ async def test_somebody_elses_socket_is_not_taken(house: House) -> None:
     async with manned(house):
         with pytest.raises(UsageError, match="another process"):
             Endpoint(listen_of(load_settings(house.config, {}), 0))
+
+
+async def test_nobody_follows_where_everybody_leaves(house: House) -> None:
+    """One leaves slowly, its successor has just died: the pause before the next one ends while the place is being closed."""
+    house.mode("stubborn")
+    async with manned(house, patience_s=4 * PAUSE_S_FIRST) as (post, _):
+        house.mode("well")
+        assert await post.replace()
+        os.kill(post.pids()["gate-0"], signal.SIGKILL)
+        await until(post._changing.locked)
 
 
 # ---- signals
