@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from house import LARGE, PASSWORD, SMALL, Guest, House, until
 from prometheus_client.parser import text_string_to_metric_families
 from wire import Line, Told, call, chat, steering
 
+from extproc.app.process import HEARTBEAT_S
 from extproc.local import envoy_files, simulator
 from extproc.local.envoy_files import Site
 
@@ -32,6 +34,21 @@ def samples(house: House) -> dict[tuple[str, ...], float]:
     """(name, label values …) → value, of every counter and gauge."""
     families = text_string_to_metric_families(house.metrics())
     return {(one.name, *(v for _, v in sorted(one.labels.items()))): one.value for family in families for one in family.samples}
+
+
+def samples_at_rest(house: House) -> dict[tuple[str, ...], float]:
+    """When nothing has risen during two heartbeats and a half: with each, a process hands over what it has counted since the last one."""
+    seen, since_s = samples(house), time.monotonic()
+
+    def rests() -> bool:
+        nonlocal seen, since_s
+        now = {key: value for key, value in samples(house).items() if key[0].startswith("extproc_requests")}
+        if any(seen.get(key) != value for key, value in now.items()):
+            seen, since_s = samples(house), time.monotonic()
+        return time.monotonic() - since_s > 2.5 * HEARTBEAT_S
+
+    until(rests, "all of it is counted")
+    return samples(house)
 
 
 def increase(house: House, before: dict[tuple[str, ...], float], name: str) -> Counter[tuple[str, ...]]:
@@ -66,7 +83,7 @@ async def endings(house: House, guest: Guest) -> list[Told]:
 
 
 async def test_every_admitted_request_has_one_row_and_the_metrics_say_the_same(house: House, guest: Guest):
-    before = await asyncio.to_thread(samples, house)
+    before = await asyncio.to_thread(samples_at_rest, house)
     tolds = await endings(house, guest)
     line = await Line.open(house)  # one that leaves during its upload
     await line.send(guest.headers, b"{", length=100)
