@@ -8,7 +8,7 @@ from extproc.checks.finding import Finding, Severity
 from extproc.checks.static.modes import place_of
 from extproc.settings import Settings
 
-TODO = {
+ADVICE = {
     "lean": "nothing; it takes over the supervisor's sockets, so that workers are replaced (SIGUSR2) without a failed request",
     "grpcio": "nothing; but each worker binds by itself: only with lean are workers replaced (SIGUSR2) without a failed request",
 }
@@ -24,5 +24,5 @@ def transport(settings: Settings) -> Iterator[Finding]:
         file=place.file,
         line=place.line,
         what=f"workers use the {name} transport: {why}",
-        todo=TODO[name],
+        todo=ADVICE[name],
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import h2.events
+import h2.exceptions
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.settings import SettingCodes
@@ -232,6 +234,10 @@ class Wire(RuleBasedStateMachine):
         if not hasattr(self, "caller"):
             return
         self.change_window(65_535)
+        for number in self.sides:
+            # What a smaller window took, h2 does not give back by itself: the stream would stand still. (KeyError: it is over.)
+            with contextlib.suppress(h2.exceptions.ProtocolError, KeyError):
+                self.client.increment_flow_control_window(65_535, number)
         self.hold(False)
         moved = True
         while moved:
