@@ -9,7 +9,8 @@
     ├── ClientError          the client's fault: status and OpenAI code ride on the instance
     ├── StoreError           Redis or PostgreSQL did not do what was asked
     │   ├── StoreRefused     certainly not executed (OOM, LOADING, MOVED, not connected): safe to give up
-    │   │   └── StoreRejected  the store understood and said no: repeating the same says no again
+    │   │   ├── StoreRejected  the store understood and said no: repeating the same says no again
+    │   │   └── StoreFenced    the shard is closed, or has another epoch than we know: it is being rebuilt
     │   └── StoreUnknown     may have been executed (time-out, connection lost): void or repeat, never assume
     └── ExchangeError
         └── IllegalEvent     an event that the state does not know: a bug of ours or of Envoy
@@ -84,6 +85,10 @@ class StoreRefused(StoreError):
 
 class StoreRejected(StoreRefused):
     """Refused for what it contains (a constraint, a type): a repetition is refused as well, so a poster sets it aside."""
+
+
+class StoreFenced(StoreRefused):
+    """The shard is closed: its server restarted, was emptied or promoted, or somebody rebuilds it. It opens again by itself."""
 
 
 class StoreUnknown(StoreError):

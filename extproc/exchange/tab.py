@@ -170,6 +170,8 @@ class Tab:
             charge_nanos=checkpoint.charge_nanos,
             tokens=0,
             row=checkpoint.row,
+            reserved_nanos=self.quote.reserved_nanos if self.quote and self.is_forwarded else 0,
+            is_forwarded=self.is_forwarded,
         )
         return End(ending=ending), Note(record=Record(id=self.hold_id, end_reason=EndReason.SIDECAR_ERROR.value, status=self.status))
 
@@ -237,6 +239,11 @@ class Tab:
             return payer_id
         beginning = "".join([content for _, content in ask.prompt.messages[:2]] + list(ask.prompt.texts[:1]))[:STICKY_CHARS]
         return sha256(f"{payer_id}/{beginning}".encode("utf-8", "replace")).hexdigest()[:32]
+
+    @property
+    def is_forwarded(self) -> bool:
+        """A backend has the request: the hold is exact, and nobody can take it over."""
+        return self.expected is not None
 
     @property
     def trusts_usage(self) -> bool:
@@ -327,6 +334,8 @@ class Tab:
             charge_nanos=nanos,
             tokens=tokens,
             row=record.to_row(),
+            reserved_nanos=self.quote.reserved_nanos if self.quote and self.is_forwarded else 0,
+            is_forwarded=self.is_forwarded,
         )
         return End(ending=ending, wait=wait), Note(record=record)
 

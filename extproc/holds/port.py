@@ -72,10 +72,123 @@ class OpenHold:
     hold_id: str
     payer_id: str
     key_id: str
+    owner: str
     state: str  # entry | exact
+    entry_nanos: int
     reserved_nanos: int
     checkpoint_nanos: int
+    budget_id: str  # whose budget it uses up, "" = none
+    period: str  # of that budget: all, 2026-01-31 or 2026-01
     lease_ms: int  # unix time at which it runs out
+    created_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardState:
+    """What a shard says of itself.
+
+    ``epoch`` is ``<run_id>.<n>`` or "" (never opened, or emptied); ``rebuilding`` the epoch that is being built, "" = none. ``run_id`` is
+    that of the server which answered: a shard whose epoch does not begin with it belongs to another life of that server.
+    """
+
+    shard: int
+    run_id: str
+    epoch: str
+    rebuilding: str
+
+    @property
+    def is_open(self) -> bool:
+        return bool(self.epoch) and not self.rebuilding and self.epoch.startswith(f"{self.run_id}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reassertion:
+    """An open hold as its worker knows it. ``entry_nanos`` only of an entry hold, ``reserved_nanos`` and ``cap_nanos`` only of an exact one."""
+
+    hold_id: str
+    owner: str
+    payer_id: str
+    key_id: str
+    is_exact: bool
+    entry_nanos: int
+    reserved_nanos: int
+    cap_nanos: int
+    charge_nanos: int  # of the last checkpoint
+    tokens: int
+    row: bytes
+    created_ms: int
+
+
+class Reasserting(Protocol):
+    """What a gate worker needs while a shard is rebuilt."""
+
+    async def states(self) -> list[ShardState]:
+        """Of all shards, one round trip a server. :class:`StoreError`: a server does not answer; what it holds is as good as closed."""
+
+    async def reassert(
+        self, worker_id: str, shard: int, *, epoch: str, holds: Sequence[Reassertion], endings: Sequence[Posting], is_all: bool
+    ) -> None:
+        """Holds that this worker has open in the shard, and endings that the ledger has not confirmed; in batches, ``is_all`` with the last.
+
+        ``epoch`` is the one being rebuilt, or (for who comes late) the open one: then what a hold reserves is taken from what is available.
+        A hold that is there already is left as it is but for a higher checkpoint and a new lease; an ending removes its hold if that
+        is there, and goes into the stream without a sequence number. :class:`StoreFenced`: the shard has another epoch by now.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PayerState:
+    """What a rebuild makes of a payer: the posted balance less what open holds have reserved."""
+
+    payer_id: str
+    version: int
+    total_nanos: int
+    credit_nanos: int
+    spendable_nanos: int
+    held_nanos: int
+    entry_held_nanos: int
+    open_holds: int
+    frozen: bool
+    frozen_version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyState:
+    """A key, and the budget counters that its line of keys uses up: by span (``all``, a day, a month). ``fields`` as in ``put_key``."""
+
+    payer_id: str
+    key_id: str
+    version: int
+    fields: Mapping[str, str]
+    open_holds: int
+    budget_id: str
+    spent_nanos: Mapping[str, int]
+    held_nanos: Mapping[str, int]
+
+
+class Rebuilding(Protocol):
+    """What the leader of a rebuild needs. Every call carries the epoch that it builds; a shard with a higher one refuses it."""
+
+    async def states(self) -> list[ShardState]:
+        """As in :class:`Reasserting`."""
+
+    async def begin(self, shard: int, *, epoch: str, cursor: str) -> None:
+        """Close the shard and name the epoch that is being built. Holds and waiting events stay; the next event's id is above ``cursor``."""
+
+    async def asserted(self, shard: int, *, epoch: str) -> frozenset[str]:
+        """Workers that have said all."""
+
+    async def count(self, shard: int, *, epoch: str) -> list[OpenHold]:
+        """From now on nobody asserts; the open holds of the shard."""
+
+    async def waiting(self, shard: int) -> int:
+        """Events that are not trimmed yet: 0 = the ledger has them all."""
+
+    async def restore(self, shard: int, *, epoch: str, payers: Sequence[PayerState], keys: Sequence[KeyState]) -> None:
+        """Write these as they are to be; rate windows begin at nothing."""
+
+    async def open(self, shard: int, *, epoch: str) -> None:
+        """The shard serves again, under ``epoch``; nothing expires for one lease."""
 
 
 class Delivery(Protocol):

@@ -195,7 +195,7 @@ class RedisHolds:
         start = 0
         while leases := await self._pipeline.execute("ZRANGE", f"{tag}:leases", start, start + LIST_BATCH - 1, "WITHSCORES"):
             pairs = list(zip(leases[::2], leases[1::2], strict=True))
-            fields = ("payer", "key", "state", "reserved", "checkpoint")
+            fields = ("payer", "key", "owner", "state", "entry", "reserved", "checkpoint", "budget", "period", "created")
             holds = await asyncio.gather(*(self._pipeline.execute("HMGET", f"{tag}:hold:{hold.decode()}", *fields) for hold, _ in pairs))
             found += (_open_hold(hold, lease, values) for (hold, lease), values in zip(pairs, holds, strict=True) if values[0] is not None)
             start += LIST_BATCH
@@ -270,13 +270,18 @@ def _nothing(_reply: Any) -> None:
 
 
 def _open_hold(hold_id: bytes, lease: bytes, values: list[bytes]) -> OpenHold:
-    payer, key, state, reserved, checkpoint = values
+    payer, key, owner, state, entry, reserved, checkpoint, budget, period, created = values
     return OpenHold(
         hold_id=hold_id.decode(),
         payer_id=payer.decode(),
         key_id=key.decode(),
+        owner=owner.decode(),
         state=state.decode(),
+        entry_nanos=int(entry),
         reserved_nanos=int(reserved),
         checkpoint_nanos=int(checkpoint),
+        budget_id=(budget or b"").decode(),
+        period=(period or b"").decode(),
         lease_ms=int(lease),
+        created_ms=int(created),
     )

@@ -152,7 +152,11 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """The one end of a hold. ``charge_nanos`` ≤ cap, 0 for a void; ``tokens`` is the true use, to correct tokens per minute."""
+    """The one end of a hold. ``charge_nanos`` ≤ cap, 0 for a void; ``tokens`` is the true use, to correct tokens per minute.
+
+    ``is_forwarded``: a backend has the request, so the hold is exact and nobody can take it over any more; such an ending goes into the
+    outbox as well. ``reserved_nanos`` is what was held, 0 for an entry hold.
+    """
 
     hold_id: str
     owner: str
@@ -162,6 +166,8 @@ class Ending:
     charge_nanos: int
     tokens: int
     row: bytes
+    reserved_nanos: int = 0
+    is_forwarded: bool = False
 
     def __post_init__(self) -> None:
         assert self.kind is not EndKind.EXPIRE, "only the reaper's script expires"

@@ -1,0 +1,2 @@
+-- The second witness.
+SELECT 1;

@@ -1,0 +1,2 @@
+-- The reconciler.
+SELECT 1;

@@ -1,0 +1,2 @@
+-- Corrections and periods.
+SELECT 1;

@@ -1,0 +1,2 @@
+-- Policies.
+SELECT 1;
