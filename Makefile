@@ -4,6 +4,7 @@
 #   make lint    ruff and mypy alone
 #   make proto   generate extproc/edge/wire from proto/
 #   make bench   every bound of speed, as tables, JSON, README's table and plot: 25 minutes.  QUICK=1: tables and JSON, below three
+#   make chaos   kills at random moments under load, 50 a round; closes with a line of JSON (ROUNDS=, SEED=)
 #   make fuzz    a million mutated connections (EXAMPLES=, SEED=), then every property test with many more examples
 
 SHELL := /bin/bash
@@ -14,9 +15,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
 EXAMPLES ?= 1000000
+ROUNDS ?= 20
 SEED ?= $(shell date +%s)
 
-.PHONY: demo test lint proto bench fuzz venv clean
+.PHONY: demo test lint proto bench chaos fuzz venv clean
 
 demo: $(STAMP)
 	$(BIN)/python -m extproc.cli demo
@@ -34,6 +36,9 @@ proto: $(STAMP)
 
 bench: $(STAMP)
 	QUICK=$(QUICK) $(BIN)/python -m tests.bench $(if $(QUICK),,--readme) $(ARGS)
+
+chaos: $(STAMP)
+	$(BIN)/python tests/chaos/storm.py $(ROUNDS) $(SEED)
 
 fuzz: $(STAMP)
 	$(BIN)/python tests/contract/transport/lean_fuzz.py $(EXAMPLES) $(SEED)

@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,6 +38,7 @@ class Envoy:
         self.directory.mkdir(parents=True, exist_ok=True)
         for name, text in envoy_files.render(site, self.directory).items():
             self.replace(name, text)
+        self._site, self._concurrency = site, concurrency
         self._engine = self._start(concurrency)
         self.port = self._listener_port()
 
@@ -98,6 +100,13 @@ class Envoy:
     def kill(self) -> None:
         """As a crash would be."""
         self._engine.kill()
+
+    def start_again(self) -> None:
+        """After :meth:`stop` or :meth:`kill`, on the same port, with the files that it was started with."""
+        assert not self._engine.alive
+        for name, text in envoy_files.render(replace(self._site, port=self.port), self.directory).items():
+            self.replace(name, text)
+        self._engine = self._start(self._concurrency)
 
     def _start(self, concurrency: int) -> Engine:
         self._admin_file.unlink(missing_ok=True)
