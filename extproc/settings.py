@@ -10,171 +10,22 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import os
-import re
-import zoneinfo
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from extproc import settings_kit as kit
 from extproc.errors import ConfigError, Fault
 from extproc.exchange.policy import Bounds, Policy
-from extproc.money.amount import format_amount, parse_amount
+from extproc.money.amount import format_amount
 from extproc.yamlfile import Cursor, Node, parse, read, refusal
 
 ENV_PREFIX = "EXTPROC_"
 SECRET_BYTES_MAX = 4096  # longer is not a password but the wrong file
 UNIX_PATH_BYTES_MAX = 107  # sockaddr_un, less its final NUL
 WORKERS_MAX = 256
-MASK = "***"
 _LEVELS = ("debug", "info", "warning", "error")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Key:
-    """How one key is read. ``raw``: an environment variable is taken as text, not as YAML."""
-
-    read: Callable[[Cursor, Any], Any]
-    name: str = ""  # in the file, where it differs from the field's
-    raw: bool = False
-    null: bool = False
-    live: bool = False
-    path: bool = False
-    show: Callable[[Any], Any] | None = None  # value → as it would stand in the file
-    secret_file: str = ""  # the key whose file holds this secret; such a key has no place in the file
-
-
-def _number(default: int | None, low: int, high: int, **more: Any) -> Any:
-    key = Key(read=lambda at, otherwise: at.integer(otherwise, low=low, high=high), null=default is None, **more)
-    return dataclasses.field(default=default, metadata={"key": key})
-
-
-def _text(default: str | None, check: Callable[[str], str] | None = None, *, pattern: str = "", what: str = "", **more: Any) -> Any:
-    """``check`` returns what is wrong with a text, or nothing."""
-
-    def read_text(at: Cursor, otherwise: Any) -> Any:
-        text = at.text(otherwise, pattern=pattern, what=what)
-        wrong = check(text) if check and text is not None else ""
-        if wrong:
-            at.fault(wrong)
-        return text
-
-    return dataclasses.field(default=default, metadata={"key": Key(read=read_text, raw=True, null=default is None, **more)})
-
-
-def _word(*choices: str, **more: Any) -> Any:
-    key = Key(read=lambda at, otherwise: at.text(otherwise, choices=choices), raw=True, **more)
-    return dataclasses.field(default=choices[0], metadata={"key": key})
-
-
-def _flag(default: bool, **more: Any) -> Any:
-    return dataclasses.field(default=default, metadata={"key": Key(read=Cursor.boolean, **more)})
-
-
-def _path(default: str | None, **more: Any) -> Any:
-    key = Key(read=lambda at, otherwise: _as_path(at) or otherwise, raw=True, null=default is None, path=True, **more)
-    return dataclasses.field(default=Path(default) if default else None, metadata={"key": key})
-
-
-def _secret(file_key: str) -> Any:
-    key = Key(read=Cursor.text, raw=True, secret_file=file_key)
-    return dataclasses.field(default=None, repr=False, metadata={"key": key})
-
-
-def _any(default: Any, reader: Callable[[Cursor, Any], Any], **more: Any) -> Any:
-    return dataclasses.field(default=default, metadata={"key": Key(read=reader, **more)})
-
-
-def _as_path(at: Cursor) -> Path | None:
-    text = at.text("", pattern=r"[^\x00]+", what="a path")
-    return Path(text) if text else None
-
-
-def _check_address(text: str) -> str:
-    """``unix:PATH`` or ``host:port``; ``{worker}`` may stand in either."""
-    plain = text.replace("{worker}", "0")
-    if plain.startswith("unix:"):
-        return "" if len(plain) > len("unix:") and not plain.startswith("unix:@") else f"{text!r} names no socket file"
-    return _check_host_port(plain)
-
-
-def _check_host_port(text: str) -> str:
-    host, _, port = text.rpartition(":")
-    good = host and port.isascii() and port.isdigit() and len(port) <= 5 and int(port) < 65536
-    return "" if good else f"{text!r} is not host:port"
-
-
-def _check_redis_url(text: str) -> str:
-    scheme = text.partition("://")[0]
-    if scheme not in ("redis", "rediss", "unix", "redis+cluster"):
-        return f"{_masked(text)!r} is no redis://, rediss://, unix:// or redis+cluster:// address"
-    return ""
-
-
-def _check_dsn(text: str) -> str:
-    if text.startswith(("postgresql://", "postgres://")) or re.match(r"\s*\w+\s*=", text):
-        return ""
-    return f"{_masked(text)!r} is no postgresql:// address and no list of key=value"
-
-
-def _check_time_zone(text: str) -> str:
-    try:
-        zoneinfo.ZoneInfo(text)
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-        return "" if text in ("UTC", "Etc/UTC") else f"{text!r} is no time zone that this machine knows"
-    return ""
-
-
-def _read_amount(at: Cursor, otherwise: int | None) -> int | None:
-    text = at.text("")
-    if not text:
-        return otherwise
-    try:
-        return parse_amount(text)
-    except ValueError as error:
-        at.fault(str(error))
-        return otherwise
-
-
-def _read_stores_away(at: Cursor, otherwise: int | None) -> int | None:
-    if isinstance(at.node.value, dict):
-        credit = at.members(["credit"], required=["credit"]).get("credit")
-        return _read_amount(credit, otherwise) if credit else otherwise
-    at.text("", choices=("closed", '{credit: "5.00"}'))
-    return None
-
-
-def _show_stores_away(credit_nanos: int | None) -> Any:
-    return "closed" if credit_nanos is None else {"credit": format_amount(credit_nanos)}
-
-
-def _read_status(at: Cursor, otherwise: int) -> int:
-    status = at.integer(otherwise, low=400, high=499)
-    if status in (402, 429):
-        return status
-    at.fault("must be 402 or 429")
-    return otherwise
-
-
-def _read_paths(at: Cursor, otherwise: tuple[Path, ...]) -> tuple[Path, ...]:
-    return tuple(Path(text) for text in at.texts(pattern=r"[^\x00]+", what="a path")) or otherwise
-
-
-def _read_tls(at: Cursor, otherwise: Tls | None) -> Tls | None:
-    names = ("cert_file", "key_file", "client_ca_file")
-    found = {name: _as_path(member) for name, member in at.members(names, required=names).items()}
-    paths = {name: path for name, path in found.items() if path is not None}
-    return Tls(**paths) if len(paths) == len(names) else otherwise
-
-
-def _read_uids(at: Cursor, otherwise: frozenset[int] | None) -> frozenset[int] | None:
-    uids = [element.integer(None, low=0, high=2**32 - 2) for element in at.elements()]
-    return frozenset(uid for uid in uids if uid is not None) or otherwise
-
-
-def _read_mode(at: Cursor, otherwise: int) -> int:
-    text = at.text("", pattern=r"0?[0-7]{3}", what='an octal file mode such as "0660"')
-    return int(text, 8) if text else otherwise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,19 +37,26 @@ class Tls:
     client_ca_file: Path
 
 
+def _read_tls(at: Cursor, otherwise: Tls | None) -> Tls | None:
+    names = ("cert_file", "key_file", "client_ca_file")
+    found = {name: kit.as_path(member) for name, member in at.members(names, required=names).items()}
+    paths = {name: path for name, path in found.items() if path is not None}
+    return Tls(**paths) if len(paths) == len(names) else otherwise
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listen:
     """Where Envoy finds the workers, and operators the ops port."""
 
-    transport: str = _word("auto", "lean", "grpcio")
-    address: str = _text("unix:run/gate-{worker}.sock", _check_address, path=True)
-    socket_mode: int = _any(0o660, _read_mode, raw=True, show=lambda mode: f"{mode:04o}")
-    workers: int = _number(0, 0, WORKERS_MAX)
-    ops_address: str = _text("127.0.0.1:9910", _check_host_port)
-    allowed_uids: frozenset[int] | None = _any(None, _read_uids, null=True, show=lambda uids: sorted(uids) if uids else None)
-    insecure_loopback: bool = _flag(default=False)
-    tls: Tls | None = _any(None, _read_tls, null=True, path=True)  # noqa: RUF009 - a field
-    max_open_exchanges: int = _number(20_000, 1, 1_000_000)
+    transport: str = kit.word("auto", "lean", "grpcio")
+    address: str = kit.text("unix:run/gate-{worker}.sock", kit.check_address, path=True)
+    socket_mode: int = kit.read_by(0o660, kit.read_mode, raw=True, show=lambda mode: f"{mode:04o}")
+    workers: int = kit.number(0, 0, WORKERS_MAX)
+    ops_address: str = kit.text("127.0.0.1:9910", kit.check_host_port)
+    allowed_uids: frozenset[int] | None = kit.read_by(None, kit.read_uids, null=True, show=lambda uids: sorted(uids) if uids else None)
+    insecure_loopback: bool = kit.flag(default=False)
+    tls: Tls | None = kit.read_by(None, _read_tls, null=True, path=True)  # noqa: RUF009 - a field
+    max_open_exchanges: int = kit.number(20_000, 1, 1_000_000)
 
     @property
     def worker_count(self) -> int:
@@ -223,9 +81,9 @@ class Listen:
 class CatalogFiles:
     """Section ``catalog``. ``envoy_files`` are only read by ``check``."""
 
-    file: Path = _path("models.yaml", live=True)  # noqa: RUF009 - a field
-    envoy_files: tuple[Path, ...] = _any(
-        (Path("envoy/envoy.yaml"), Path("envoy/routes.yaml"), Path("envoy/clusters.yaml")), _read_paths, path=True
+    file: Path = kit.path("models.yaml", live=True)  # noqa: RUF009 - a field
+    envoy_files: tuple[Path, ...] = kit.read_by(
+        (Path("envoy/envoy.yaml"), Path("envoy/routes.yaml"), Path("envoy/clusters.yaml")), kit.read_paths, path=True
     )
 
 
@@ -233,69 +91,69 @@ class CatalogFiles:
 class Redis:
     """Admission."""
 
-    url: str = _text("redis://127.0.0.1:6379/0", _check_redis_url)
-    password_file: Path | None = _path(None)  # noqa: RUF009 - a field
-    password: str | None = _secret("password_file")
-    timeout_ms: int = _number(500, 10, 60_000)
-    pipeline_max: int = _number(256, 1, 10_000)
+    url: str = kit.text("redis://127.0.0.1:6379/0", kit.check_redis_url)
+    password_file: Path | None = kit.path(None)  # noqa: RUF009 - a field
+    password: str | None = kit.secret("password_file")
+    timeout_ms: int = kit.number(500, 10, 60_000)
+    pipeline_max: int = kit.number(256, 1, 10_000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Postgres:
     """The ledger."""
 
-    dsn: str = _text("postgresql:///extproc", _check_dsn)
-    password_file: Path | None = _path(None)  # noqa: RUF009 - a field
-    password: str | None = _secret("password_file")
-    pool_max: int = _number(4, 1, 100)
-    statement_timeout_ms: int = _number(5_000, 100, 600_000)
+    dsn: str = kit.text("postgresql:///extproc", kit.check_dsn)
+    password_file: Path | None = kit.path(None)  # noqa: RUF009 - a field
+    password: str | None = kit.secret("password_file")
+    pool_max: int = kit.number(4, 1, 100)
+    statement_timeout_ms: int = kit.number(5_000, 100, 600_000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outbox:
     """Endings that PostgreSQL has not confirmed."""
 
-    dir: Path = _path("data/outbox")  # noqa: RUF009 - a field
-    bytes_max: int = _number(1_073_741_824, 1_048_576, 2**44)
+    dir: Path = kit.path("data/outbox")  # noqa: RUF009 - a field
+    bytes_max: int = kit.number(1_073_741_824, 1_048_576, 2**44)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
     """Who is asking, and from where."""
 
-    key_header: str = _text("authorization", pattern=r"[a-z0-9][a-z0-9-]{0,63}", what="a header name in lower case")
-    cache_ttl_s: int = _number(60, 1, 3_600)
-    negative_cache_ttl_s: int = _number(5, 1, 600)
-    client_ip: str = _text("source", pattern=r"source|xff:[1-9]", what="source or xff:1 … xff:9")
+    key_header: str = kit.text("authorization", pattern=r"[a-z0-9][a-z0-9-]{0,63}", what="a header name in lower case")
+    cache_ttl_s: int = kit.number(60, 1, 3_600)
+    negative_cache_ttl_s: int = kit.number(5, 1, 600)
+    client_ip: str = kit.text("source", pattern=r"source|xff:[1-9]", what="source or xff:1 … xff:9")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holds:
     """Leases of holds. ``entry_nanos`` is ``entry`` in the file."""
 
-    entry_nanos: int = _any(1_000_000, _read_amount, name="entry", raw=True, show=format_amount)
-    lease_s: int = _number(60, 2, 3_600)
-    beat_s: int = _number(5, 1, 600)
-    reap_every_s: int = _number(2, 1, 600)
-    grace_s: int = _number(8, 1, 600)
-    witness_grace_s: int = _number(5, 1, 600)
+    entry_nanos: int = kit.read_by(1_000_000, kit.read_amount, name="entry", raw=True, show=format_amount)
+    lease_s: int = kit.number(60, 2, 3_600)
+    beat_s: int = kit.number(5, 1, 600)
+    reap_every_s: int = kit.number(2, 1, 600)
+    grace_s: int = kit.number(8, 1, 600)
+    witness_grace_s: int = kit.number(5, 1, 600)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyKeys:
     """Section ``policy``. ``stores_away_credit_nanos`` is ``stores_away`` in the file; ``None`` = closed."""
 
-    over_balance: str = _word("reject", "clamp", live=True)
-    clamp_output_tokens_min: int = _number(256, 1, 1_000_000, live=True)
-    out_of_money_status: int = _any(402, _read_status, live=True)
-    ended_early: str = _word("actual_so_far", "input_only", "full", live=True)
-    abort_before_response: str = _word("input", "void", live=True)
-    no_usage: str = _word("count", "hold", live=True)
-    unknown_fields: str = _word("strip", "reject", live=True)
-    stores_away_credit_nanos: int | None = _any(None, _read_stores_away, name="stores_away", live=True, show=_show_stores_away)
-    trust_factor: int | None = _number(None, 2, 1_000_000, live=True)
-    shadow: bool = _flag(default=False, live=True)
-    topup_url: str | None = _text(None, pattern=r"https?://[^\s\x00-\x1f]{1,2000}", what="an http(s) address", live=True)
+    over_balance: str = kit.word("reject", "clamp", live=True)
+    clamp_output_tokens_min: int = kit.number(256, 1, 1_000_000, live=True)
+    out_of_money_status: int = kit.read_by(402, kit.read_status, live=True)
+    ended_early: str = kit.word("actual_so_far", "input_only", "full", live=True)
+    abort_before_response: str = kit.word("input", "void", live=True)
+    no_usage: str = kit.word("count", "hold", live=True)
+    unknown_fields: str = kit.word("strip", "reject", live=True)
+    stores_away_credit_nanos: int | None = kit.read_by(None, kit.read_stores_away, name="stores_away", live=True, show=kit.show_stores_away)
+    trust_factor: int | None = kit.number(None, 2, 1_000_000, live=True)
+    shadow: bool = kit.flag(default=False, live=True)
+    topup_url: str | None = kit.text(None, pattern=r"https?://[^\s\x00-\x1f]{1,2000}", what="an http(s) address", live=True)
 
     def policy(self) -> Policy:
         """What an exchange pins at its headers."""
@@ -306,23 +164,23 @@ class PolicyKeys:
 class Body:
     """Sizes of request bodies."""
 
-    bytes_max: int = _number(1_048_576, 1_024, 2**30)
-    count_exactly_bytes_max: int = _number(262_144, 0, 2**30)
-    offload_bytes: int = _number(16_384, 0, 65_536)  # a longer text blocks the loop for milliseconds
+    bytes_max: int = kit.number(1_048_576, 1_024, 2**30)
+    count_exactly_bytes_max: int = kit.number(262_144, 0, 2**30)
+    offload_bytes: int = kit.number(16_384, 0, 65_536)  # a longer text blocks the loop for milliseconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessLog:
     """The second witness."""
 
-    file: Path | None = _path(None)  # noqa: RUF009 - a field
+    file: Path | None = kit.path(None)  # noqa: RUF009 - a field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drain:
     """Leaving."""
 
-    grace_s: int = _number(600, 0, 86_400)
+    grace_s: int = kit.number(600, 0, 86_400)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -330,20 +188,20 @@ class Log:
     """The log of the processes, on stderr."""
 
     level: str = dataclasses.field(
-        default="info", metadata={"key": Key(read=lambda at, otherwise: at.text(otherwise, choices=_LEVELS), raw=True)}
+        default="info", metadata={"key": kit.Key(read=lambda at, otherwise: at.text(otherwise, choices=_LEVELS), raw=True)}
     )
-    format: str = _word("json", "text")
+    format: str = kit.word("json", "text")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settler:
     """Poster, reaper, reconciler."""
 
-    enabled: bool = _flag(default=True)
-    batch_rows: int = _number(1_000, 1, 10_000)
-    batch_wait_ms: int = _number(50, 0, 10_000)
-    reconcile_full_at: str = _text("03:30", pattern=r"([01][0-9]|2[0-3]):[0-5][0-9]", what='a time of day such as "03:30"')
-    time_zone: str = _text("Etc/UTC", _check_time_zone)
+    enabled: bool = kit.flag(default=True)
+    batch_rows: int = kit.number(1_000, 1, 10_000)
+    batch_wait_ms: int = kit.number(50, 0, 10_000)
+    reconcile_full_at: str = kit.text("03:30", pattern=r"([01][0-9]|2[0-3]):[0-5][0-9]", what='a time of day such as "03:30"')
+    time_zone: str = kit.text("Etc/UTC", kit.check_time_zone)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -420,10 +278,10 @@ def live_keys() -> tuple[str, ...]:
     return tuple(f"{section}.{name}" for section in SECTIONS for name, key, _ in _keys(SECTIONS[section]()) if key.live)
 
 
-def _keys(group: Any) -> Iterator[tuple[str, Key, Any]]:
+def _keys(group: Any) -> Iterator[tuple[str, kit.Key, Any]]:
     """Name in the file, how it is read, value."""
     for field in dataclasses.fields(group):
-        key: Key = field.metadata["key"]
+        key: kit.Key = field.metadata["key"]
         yield key.name or field.name, key, getattr(group, field.name)
 
 
@@ -448,7 +306,7 @@ def _overrides(environ: Mapping[str, str], faults: list[Fault]) -> dict[str, dic
     return found
 
 
-def _env_node(key: Key, variable: str, text: str) -> Node:
+def _env_node(key: kit.Key, variable: str, text: str) -> Node:
     if key.null and text in ("", "null"):
         return Node(value=None, file=variable, line=0)
     if key.raw:
@@ -466,7 +324,7 @@ def _read_group(name: str, at: Cursor | None, overrides: Mapping[str, Node], bas
     members |= {key_name: Cursor(node, f"{name}.{key_name}", faults) for key_name, node in overrides.items()}
     values: dict[str, Any] = {}
     for field in dataclasses.fields(group):
-        key: Key = field.metadata["key"]
+        key: kit.Key = field.metadata["key"]
         member = members.get(key.name or field.name)
         absent = member is None or (key.null and member.is_null)
         value = field.default if absent else key.read(member, field.default)  # type: ignore[arg-type]
@@ -482,13 +340,13 @@ def _refuse_secrets(section: str, group: Any, members: dict[str, Cursor]) -> Non
         member = members.get(name)
         if member is None:
             continue
-        if key.secret_file or (isinstance(member.node.value, str) and _masked(member.node.value) != member.node.value):
+        if key.secret_file or (isinstance(member.node.value, str) and kit.masked(member.node.value) != member.node.value):
             variable = f"{ENV_PREFIX}{section}__{name}".upper()
             member.fault(f"a secret has no place in this file; set {variable} or {section}.password_file")
             del members[name]
 
 
-def _secret_of(path: Path | None, members: Mapping[str, Cursor], key: Key) -> str | None:
+def _secret_of(path: Path | None, members: Mapping[str, Cursor], key: kit.Key) -> str | None:
     """The secret in the file that the environment or the ``…_file`` key names."""
     if path is None:
         return None
@@ -537,7 +395,7 @@ def _cross_faults(settings: Settings) -> Iterator[tuple[str, str, str]]:
         yield "policy", "shadow", "changes no request, but over_balance: clamp would"
     for section, group in (("redis", settings.redis), ("postgres", settings.postgres)):
         address = group.url if isinstance(group, Redis) else group.dsn
-        if group.password is not None and _masked(address) != address:
+        if group.password is not None and kit.masked(address) != address:
             yield section, "password_file", "the address has a password already: give one of both"
 
 
@@ -568,16 +426,10 @@ def _is_loopback(address: str) -> bool:
         return host == "localhost"
 
 
-def _masked(text: str) -> str:
-    """An address without its password: ``user:password@`` of a URL, ``password=`` of a query or of a DSN."""
-    text = re.sub(r"(://[^/@:\s]*:)[^\s]+@", rf"\1{MASK}@", text)
-    return re.sub(r"(?i)\b(password|passfile|sslpassword)\s*=\s*('(?:[^'\\]|\\.)*'|[^&\s]*)", rf"\1={MASK}", text)
-
-
-def _plain(key: Key, value: Any) -> Any:
+def _plain(key: kit.Key, value: Any) -> Any:
     """As it would stand in the file; secrets masked."""
     if key.secret_file:
-        return MASK if value else None
+        return kit.MASK if value else None
     if key.show is not None:
         return key.show(value)
     if isinstance(value, tuple):
@@ -586,4 +438,4 @@ def _plain(key: Key, value: Any) -> Any:
         return {field.name: str(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Path):
         return str(value)
-    return _masked(value) if isinstance(value, str) else value
+    return kit.masked(value) if isinstance(value, str) else value

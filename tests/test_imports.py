@@ -42,7 +42,8 @@ TABLE = {
         ("exchange", "settlement", "holds.port", "accounts.model", "accounts.directory", "catalog.model", "tokens.counter", "money", "metrics"),
         ("grpc", "google.protobuf", "hpack"),
     ),
-    "settings": Room(("exchange.policy", "money", "yamlfile")),
+    "settings": Room(("exchange.policy", "money", "yamlfile", "settings_kit")),
+    "settings_kit": Room(("money", "yamlfile")),
     "checks": Room(("settings", "catalog", "money", "yamlfile"), ("envoy_data_plane",)),
     "app": Room(
         ("money", "tokens", "yamlfile", "stores", "metrics", "catalog", "accounts", "exchange", "holds", "ledger", "settlement", "edge", "settings", "checks"),
