@@ -1,16 +1,31 @@
-"""A backend has begun to answer: which meter reads it, and what the client's headers become."""
+"""The second half: a backend answers, and what it delivered is charged. Steps of the machine's table."""
 
 from __future__ import annotations
 
-from extproc.exchange.actions import PassResponseHeaders
-from extproc.exchange.events import ResponseHeaders
+from extproc.exchange.actions import End, Note, PassChunk, PassResponseHeaders, PassTrailers
+from extproc.exchange.events import Chunk, ResponseHeaders, Trailers
 from extproc.exchange.meter import OpaqueMeter
 from extproc.exchange.meter_answer import AnswerMeter
 from extproc.exchange.meter_stream import StreamMeter
+from extproc.exchange.state import PASS, Outcome, State
 from extproc.exchange.tab import Tab
+from extproc.money.amount import format_amount
+from extproc.money.hold import EndReason
+from extproc.money.usage import UsageSource
+
+PASSED: Outcome = (State.STREAMING, (PASS,))  # what nearly every message of Envoy comes to
+FAILURES = frozenset({EndReason.UPSTREAM_ERROR, EndReason.ABORT})  # as the backend itself tells them
 
 
-def begin(tab: Tab, event: ResponseHeaders) -> PassResponseHeaders:
+def headers(tab: Tab, event: ResponseHeaders) -> Outcome:
+    """The backend has begun to answer, or failed."""
+    tab.status, tab.upstream, tab.attempts = event.status, event.upstream, event.attempts
+    if not 200 <= event.status < 300 or event.end_of_stream:
+        return pass_and_void(tab, event)
+    return State.STREAMING, (_begin(tab, event),)
+
+
+def _begin(tab: Tab, event: ResponseHeaders) -> PassResponseHeaders:
     """Give the tab its meter; the reply to the headers of a success."""
     expected = tab.expected
     assert expected is not None
@@ -31,3 +46,73 @@ def begin(tab: Tab, event: ResponseHeaders) -> PassResponseHeaders:
     buffer = length.isdigit() and int(length) <= tab.pinned.bounds.body_bytes_max // 2
     changed = length and not buffer and expected.rename is not None
     return PassResponseHeaders(buffer=buffer, set_headers=headers, remove_headers=("content-length",) if changed else ())
+
+
+def pass_and_void(tab: Tab, event: ResponseHeaders) -> Outcome:
+    """The backend failed, or Envoy answered by itself (413, 408, 503, 504): nothing is charged."""
+    tab.status = event.status
+    reason = EndReason.UPSTREAM_ERROR if tab.is_forwarded else EndReason.REFUSED
+    void = tab.void(reason, event.at_ns, error_code=f"http_{event.status}", error=event.code_details)
+    return State.ENDED, (PassResponseHeaders(), *void)
+
+
+def chunk(tab: Tab, event: Chunk) -> Outcome:
+    """An ordinary chunk is answered at once; the last one waits until its settle is safe."""
+    meter = tab.meter
+    assert meter is not None
+    data = meter.feed(event.data, end_of_stream=event.end_of_stream)
+    if event.end_of_stream or meter.complete:
+        return _last_chunk(tab, event, data)
+    if tab.beat_ns:
+        return PASSED if data == event.data else (State.STREAMING, (_pass_chunk(event, data),))
+    tab.ttft_ns = tab.ttft_ns or event.at_ns
+    # Something has been delivered: from here on a worker that dies must not take the whole charge with it.
+    beat = (tab.beat(event.at_ns),) if meter.started else ()
+    return State.STREAMING, (_pass_chunk(event, data), *beat)
+
+
+def _last_chunk(tab: Tab, event: Chunk, data: bytes) -> Outcome:
+    """The only chunk of a whole answer carries the cost as a header."""
+    reply = _pass_chunk(event, data)
+    whole = event.end_of_stream and not tab.ttft_ns
+    tab.ttft_ns = tab.ttft_ns or event.at_ns
+    end, note = _final(tab, event.at_ns)
+    if whole:
+        reply = PassChunk(data=reply.data, set_headers=(("x-request-cost", format_amount(end.ending.charge_nanos)),))
+    return State.ENDED, (end, reply, note)
+
+
+def _pass_chunk(event: Chunk, data: bytes) -> PassChunk:
+    return PASS if data == event.data else PassChunk(data=data)
+
+
+def _final(tab: Tab, at_ns: int) -> tuple[End, Note]:
+    """The answer is complete. No output and no usage out of a failed backend: void."""
+    policy, meter = tab.pinned.policy, tab.meter
+    assert meter is not None
+    reason = meter.reason() or EndReason.UPSTREAM_ERROR
+    usage = meter.usage(ended_early=False)
+    failed = reason in FAILURES
+    if failed and not meter.started and usage.source is not UsageSource.UPSTREAM:
+        return tab.void(reason, at_ns, error_code="upstream_error")
+    if not failed and usage.source is not UsageSource.UPSTREAM and policy.no_usage == "hold" and tab.trusts_usage:
+        usage = tab.held_usage()
+    return tab.settle(usage, reason, at_ns, wait=True)
+
+
+def trailers_end(tab: Tab, event: Trailers) -> Outcome:
+    """Trailers of the response end it as the last chunk does."""
+    if not event.response:
+        return State.STREAMING, (PassTrailers(response=False),)
+    if tab.meter is not None:
+        tab.meter.feed(b"", end_of_stream=True)
+    end, note = _final(tab, event.at_ns)
+    return State.ENDED, (end, PassTrailers(response=True), note)
+
+
+def late_chunk(tab: Tab, event: Chunk) -> Outcome:
+    """After the end: nothing counts any more, but what was to be hidden stays hidden, and what was kept back goes out."""
+    meter = tab.meter
+    if meter is None:
+        return State.ENDED, (PASS,)
+    return State.ENDED, (_pass_chunk(event, meter.feed(event.data, end_of_stream=event.end_of_stream)),)

@@ -57,14 +57,14 @@ class Tab:
         "status", "stream", "tier", "ttft_ns", "upstream",
     )  # fmt: skip
 
-    def __init__(self, pinned: Pinned, headers: Headers) -> None:
+    def __init__(self, pinned: Pinned) -> None:
         self.pinned = pinned
-        self.hold_id = self.owner = headers.hold_id
-        self.request_id = headers.request_id
-        self.client_ip = headers.client_ip
-        self.created_ms = headers.unix_ms
-        self.started_ns = headers.at_ns
-        self.priority = headers.headers.get("x-priority", "").strip().lower() or STANDARD
+        self.hold_id = self.owner = ""
+        self.request_id = ""
+        self.client_ip = ""
+        self.created_ms = 0
+        self.started_ns = 0
+        self.priority = STANDARD
         self.door: Door | None = None
         self.key: Key | None = None
         self.tier: Tier | None = None
@@ -84,6 +84,15 @@ class Tab:
         self.ttft_ns = 0
         self.beat_ns = 0  # when the last checkpoint was taken that has output in it
         self.checkpoint: Checkpoint | None = None
+
+    def arrive(self, headers: Headers) -> None:
+        """What the request's headers say of it, whoever asks."""
+        self.hold_id = self.owner = headers.hold_id
+        self.request_id = headers.request_id
+        self.client_ip = headers.client_ip
+        self.created_ms = headers.unix_ms
+        self.started_ns = headers.at_ns
+        self.priority = headers.headers.get("x-priority", "").strip().lower() or STANDARD
 
     # what the stores are asked
 

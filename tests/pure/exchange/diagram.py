@@ -13,8 +13,9 @@ from collections import defaultdict
 from functools import cache
 from pathlib import Path
 
-from extproc.exchange import machine
-from extproc.exchange.machine import TRANSITIONS, State
+from extproc.exchange import endings, request, response
+from extproc.exchange.machine import TRANSITIONS
+from extproc.exchange.state import State, Step
 
 STOPPABLE = (State.FORWARDED, State.STREAMING)
 PAGE = Path(__file__).parents[3] / "docs/reference/exchange.md"
@@ -28,37 +29,44 @@ and STREAMING, is nothing elsewhere), `Stopped` outside FORWARDED and STREAMING,
 """
 
 
-def _called(function: ast.AST) -> set[str]:
-    return {call.func.id for call in ast.walk(function) if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)}
+def _called(function: ast.AST, module: str) -> set[str]:
+    """Steps that a step calls: of its own module, or of another one by name."""
+    found = set()
+    for call in ast.walk(function):
+        match call:
+            case ast.Call(func=ast.Name(id=name)):
+                found.add(f"{module}.{name}")
+            case ast.Call(func=ast.Attribute(value=ast.Name(id=other), attr=name)):
+                found.add(f"extproc.exchange.{other}.{name}")
+    return found
 
 
 @cache
 def _functions() -> dict[str, ast.FunctionDef]:
-    tree = ast.parse(inspect.getsource(machine))
-    return {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    trees = {module.__name__: ast.parse(inspect.getsource(module)) for module in (request, response, endings)}
+    return {f"{name}.{node.name}": node for name, tree in trees.items() for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
-def targets(step: object, state: State) -> set[State]:
-    """The states to which a step can lead from ``state``."""
-    closure = inspect.getclosurevars(step).nonlocals  # type: ignore[arg-type]
-    if isinstance(closure.get("state"), State):
+def targets(step: Step) -> set[State]:
+    """The states to which a step can lead."""
+    closure = inspect.getclosurevars(step).nonlocals
+    if "outcome" in closure:
+        return {closure["outcome"][0]}
+    if "state" in closure:
         return {closure["state"]}
     functions = _functions()
     found: set[State] = set()
-    waiting, seen = [step.__name__], set()  # type: ignore[attr-defined]
+    waiting, seen = [f"{step.__module__}.{step.__name__}"], set()
     while waiting:
         name = waiting.pop()
         if name in seen or name not in functions:
             continue
         seen.add(name)
         for node in ast.walk(functions[name]):
-            if not isinstance(node, ast.Return) or node.value is None:
-                continue
-            waiting += _called(node.value)
-            source = ast.unparse(node.value)
-            found |= {one for one in State if source.startswith(f"(State.{one.name},")}
-            if source.startswith("(exchange.state,"):
-                found.add(state)
+            if isinstance(node, ast.Return) and node.value is not None:
+                waiting += _called(node.value, name.rpartition(".")[0])
+                source = ast.unparse(node.value)
+                found |= {one for one in State if source.startswith(f"(State.{one.name},")}
     return found
 
 
@@ -67,7 +75,7 @@ def edges() -> dict[tuple[State, State], list[str]]:
     for (state, event), step in TRANSITIONS.items():
         if event.__name__ in ("Tick", "Trailers") or (event.__name__ == "Stopped" and state not in STOPPABLE):
             continue
-        for target in sorted(targets(step, state)):
+        for target in sorted(targets(step)):
             if target is not state or event.__name__ == "Chunk":
                 found[state, target].append(event.__name__)
     return found
@@ -78,9 +86,11 @@ def page() -> str:
     lines += [f"    {source} --> {target}: {', '.join(sorted(set(events)))}" for (source, target), events in edges().items()]
     lines += ["    closed --> [*]", "```", "", "| state | event | may lead to |", "|---|---|---|"]
     for (state, event), step in TRANSITIONS.items():
-        if (event.__name__ == "Stopped" and state not in STOPPABLE) or (event.__name__ == "Tick" and step is machine._same):
+        if (event.__name__ == "Stopped" and state not in STOPPABLE) or (
+            event.__name__ == "Tick" and not step.__qualname__.startswith("beat_in")
+        ):
             continue
-        lines.append(f"| {state} | {event.__name__} | {', '.join(sorted(targets(step, state)))} |")
+        lines.append(f"| {state} | {event.__name__} | {', '.join(sorted(targets(step)))} |")
     return "\n".join(lines) + "\n"
 
 
