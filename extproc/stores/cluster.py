@@ -43,9 +43,7 @@ class ClusterPipeline:
         who, _, hosts = url.removeprefix(SCHEME).rpartition("@")
         self._who = f"{who}@" if who else ""
         self._seeds = [host for host in hosts.partition("/")[0].split(",") if host]
-        self._make = lambda host: Pipeline(
-            f"redis://{self._who}{host}", timeout_ms=timeout_ms, pipeline_max=pipeline_max, password=password
-        )
+        self._options: dict[str, Any] = {"timeout_ms": timeout_ms, "pipeline_max": pipeline_max, "password": password}
         self._scripts: list[Script] = []
         self._nodes: dict[str, Pipeline] = {}
         self._host_of: dict[str, str] = {}  # tag → master
