@@ -34,6 +34,7 @@ from extproc.money.posting import Posting
 
 REFUSALS_PER_MINUTE = 10  # rows per key, reason and minute (MONEY.md); the rest share one row with a count
 MINUTE_MS = 60_000
+QUARTER_MS = 900_000  # no time zone's midnight lies within one
 DETAIL_MAX = 500
 SEQ_MAX = INT8_MAX
 
@@ -75,7 +76,10 @@ class Screened(NamedTuple):
 
 @dataclass(slots=True)
 class Plan:
-    """Rows to write, per table, and counts. ``deltas``: payer → [change of balance, change that Redis has yet to be told]."""
+    """Rows to write, per table, and counts. ``deltas``: payer → [change of balance, change that Redis has yet to be told].
+
+    ``spent``: (key, quarter of an hour of the hold since 1970) → nanos, whether the key has a budget or not.
+    """
 
     prices: dict[str, str] = field(default_factory=dict)
     events: list[Record] = field(default_factory=list)
@@ -85,6 +89,7 @@ class Plan:
     refusals: dict[str, Record] = field(default_factory=dict)
     conflicts: list[Record] = field(default_factory=list)
     deltas: dict[str, list[int]] = field(default_factory=dict)
+    spent: defaultdict[tuple[str, int], int] = field(default_factory=lambda: defaultdict(int))
     booked: int = 0
     noted: int = 0
     adjusted: int = 0
@@ -240,6 +245,8 @@ class Planner:
         amount = book.customer_nanos(lines)
         deltas = self.plan.deltas.setdefault(posting.payer_id, [0, 0])
         deltas[0] += amount
+        if amount and posting.key_id:
+            self.plan.spent[posting.key_id, _unix_ms_of(posting.hold_id) // QUARTER_MS] -= amount
         event = {
             "id": event_id,
             "user_id": posting.payer_id,
@@ -365,6 +372,11 @@ def _fault(posting: Posting) -> str:
     if posting.kind == EventType.VOID and posting.charge_nanos:
         return "a void that charges"
     return "" if _is_time(posting.occurred_ms) else "no time"
+
+
+def _unix_ms_of(hold_id: str) -> int:
+    """When its request began: the first 48 bits of a UUIDv7."""
+    return int(hold_id[:8] + hold_id[9:13], 16)
 
 
 def _is_time(unix_ms: object) -> bool:

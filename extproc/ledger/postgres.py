@@ -184,6 +184,7 @@ class PostgresLedger:
             ("replace_requests", plan.replaced),
             ("add_refusals", list(plan.refusals.values())),
             ("change_balances", balances),
+            ("add_spend", [{"key": key, "quarter": quarter, "nanos": nanos} for (key, quarter), nanos in plan.spent.items()]),
         )
         await self._copy(transaction, plan.events, plan.entries, plan.requests)
         answers = await transaction.run([self._write(name, rows) for name, rows in tables if rows] + fence)

@@ -103,6 +103,15 @@ UPDATE balances AS b SET
 FROM json_to_recordset(%(rows)s::json) AS r (user_id uuid, amount bigint, credited bigint)
 WHERE b.user_id = r.user_id;
 
+-- name: add_spend
+-- What keys with a budget have spent, by the day of the hold; other keys are passed over.
+INSERT INTO budget_spend AS b (budget_id, day, nanos)
+SELECT coalesce(c.budget_id, c.id), ((timestamptz 'epoch' + r.quarter * interval '15 minutes') AT TIME ZONE 'UTC')::date, sum(r.nanos)::bigint
+FROM json_to_recordset(%(rows)s::json) AS r (key uuid, quarter bigint, nanos bigint) JOIN credentials AS c ON c.id = r.key
+WHERE c.budget_nanos IS NOT NULL
+GROUP BY 1, 2 ORDER BY 1, 2
+ON CONFLICT (budget_id, day) DO UPDATE SET nanos = b.nanos + excluded.nanos;
+
 -- name: insert_conflicts
 -- Events that could not be booked as they came, each once; answers how many were new.
 WITH added AS (
