@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import invariants
-from house import Guest, House, until
+from house import Answer, Guest, House, until
 from severable import Severable
 from wire import Told
 
@@ -20,6 +23,8 @@ DRAIN_S = 20
 
 class BreakableHouse(House):
     def __init__(self, directory: Path) -> None:
+        # Engines end with the thread that started them: those that are started while a test's loop runs, by this one.
+        self._starter = ThreadPoolExecutor(1, thread_name_prefix="starter")
         self.valkey_proxy = Severable(directory / "valkey/valkey.sock", directory / "px.sock")
         holds = f"holds.lease_s={LEASE_S};holds.beat_s={BEAT_S};holds.reap_every_s={REAP_S};holds.grace_s={GRACE_S};holds.witness_grace_s=1"
         super().__init__(
@@ -29,6 +34,11 @@ class BreakableHouse(House):
     def stop(self) -> None:
         super().stop()
         self.valkey_proxy.stop()
+        self._starter.shutdown()
+
+    async def aside(self, job: Callable[..., Answer], *words: Any, **named: Any) -> Answer:
+        """Run what starts engines, or takes long, while the loop goes on."""
+        return await asyncio.get_running_loop().run_in_executor(self._starter, partial(job, *words, **named))
 
     def is_whole(self) -> bool:
         """Everything runs and answers: the next test may have it."""

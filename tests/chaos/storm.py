@@ -139,7 +139,7 @@ class Storm:
         await self._met(name)
         served = load.served
         began = time.monotonic()
-        await asyncio.to_thread(self._strike(name))
+        await self._house.aside(self._strike(name))
         self.kills[name] += 1
         self.outcome.kills += 1
         await asyncio.to_thread(self._house.wait_serving)

@@ -32,6 +32,7 @@ class Traffic:
         self._json = json
         self._stream_orders = stream_orders or steering(tokens=TOKENS, delay_ms=20)
         self._idle: list[Line] = []
+        self._generation = 0  # of connections
         self._running: set[asyncio.Task[None]] = set()
         self.told: list[Told] = []
 
@@ -46,6 +47,12 @@ class Traffic:
         await asyncio.gather(self._source, return_exceptions=True)
         await asyncio.gather(*self._running)
         await asyncio.gather(*(line.leave() for line in self._idle))
+
+    def reconnect(self) -> None:
+        """Whatever is idle is not used again: requests go where the house says that Envoy is now."""
+        idle, self._idle = self._idle, []
+        self._generation += 1
+        self._running |= {asyncio.create_task(line.leave()) for line in idle}
 
     @property
     def answered(self) -> int:
@@ -68,7 +75,7 @@ class Traffic:
         told = Told()
         self.told.append(told)
         orders = self._stream_orders if stream else steering(tokens=TOKENS)
-        line = None
+        line, generation = None, self._generation
         began_s = told.began_s = time.monotonic()
         try:
             line = self._idle.pop() if self._idle else await Line.open(self._house)
@@ -82,7 +89,7 @@ class Traffic:
         told.took_s = time.monotonic() - began_s
         if told.whole and told.status == 200 and not stream:
             told.tokens = json.loads(told.body)["usage"]["completion_tokens"]
-        if line is not None and told.whole and told.headers.get("connection") != "close":
+        if line is not None and told.whole and told.headers.get("connection") != "close" and generation == self._generation:
             self._idle.append(line)
         elif line is not None:
             await line.leave()
