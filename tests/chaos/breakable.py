@@ -71,13 +71,16 @@ class BreakableHouse(House):
         return self._of_workers("rq_total")
 
     def _of_workers(self, name: str) -> dict[int, int]:
+        return {int(path.rpartition("gate-")[2].removesuffix(".sock")): figure for path, figure in self.of_sockets(name).items()}
+
+    def of_sockets(self, name: str) -> dict[str, int]:
+        """A figure of Envoy for each endpoint of the cluster of workers."""
         told = json.loads(self.envoy.ask("/clusters?format=json")[1])["cluster_statuses"]
         (cluster,) = [one for one in told if one["name"] == "extproc"]
-        figures = {}
-        for host in cluster["host_statuses"]:
-            slot = int(host["address"]["pipe"]["path"].rpartition("gate-")[2].removesuffix(".sock"))
-            figures[slot] = sum(int(stat.get("value", 0)) for stat in host["stats"] if stat["name"] == name)
-        return figures
+        return {
+            host["address"]["pipe"]["path"]: sum(int(stat.get("value", 0)) for stat in host["stats"] if stat["name"] == name)
+            for host in cluster["host_statuses"]
+        }
 
     def seen_of(self, guest: Guest) -> list[dict[str, Any]]:
         """What the simulators have of an account's requests: an independent witness."""

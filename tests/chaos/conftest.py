@@ -12,6 +12,7 @@ sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("e2e", "inte
 
 from breakable import BreakableHouse
 from house import Guest
+from pair import Pair
 
 
 class Site:
@@ -60,3 +61,14 @@ def house(site: Site) -> Iterator[BreakableHouse]:
 def guest(house: BreakableHouse) -> Guest:
     """A fresh account with money and a key without limits."""
     return house.guest()
+
+
+@pytest.fixture(scope="session")
+def pair() -> Iterator[Pair]:
+    """Two sidecars behind one Envoy."""
+    directory = Path(tempfile.mkdtemp(prefix="xp-", dir="/tmp"))
+    directory.chmod(0o711)
+    built = Pair(directory)
+    yield built
+    built.stop()
+    shutil.rmtree(directory, ignore_errors=True)

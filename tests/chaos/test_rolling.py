@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from house import Guest, until
@@ -18,16 +14,6 @@ from wire import figure
 
 ROUNDS = int(os.environ.get("EXTPROC_ROUNDS", "1"))
 A_SECOND = float(os.environ.get("EXTPROC_A_SECOND", "60"))
-
-
-@pytest.fixture(scope="module")
-def pair() -> Iterator[Pair]:
-    directory = Path(tempfile.mkdtemp(prefix="xp-", dir="/tmp"))
-    directory.chmod(0o711)
-    built = Pair(directory)
-    yield built
-    built.stop()
-    shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture
