@@ -5,6 +5,7 @@
 #   make proto   generate extproc/edge/wire from proto/
 #   make bench   every bound of speed, as tables, JSON, README's table and plot: 25 minutes.  QUICK=1: tables and JSON, below three
 #   make chaos   kills at random moments under load, 50 a round; closes with a line of JSON (ROUNDS=, SEED=)
+#   make test-long   what takes longer than a lease, with the real ones: 150 s to a first token, an upload of 150 s; PostgreSQL away for ten minutes
 #   make fuzz    a million mutated connections (EXAMPLES=, SEED=), then every property test with many more examples
 
 SHELL := /bin/bash
@@ -18,13 +19,17 @@ EXAMPLES ?= 1000000
 ROUNDS ?= 20
 SEED ?= $(shell date +%s)
 
-.PHONY: demo test lint proto bench chaos fuzz venv clean
+.PHONY: demo test test-long lint proto bench chaos fuzz venv clean
 
 demo: $(STAMP)
 	$(BIN)/python -m extproc.cli demo
 
 test: lint
 	$(BIN)/python -m pytest $(ARGS)
+
+test-long: $(STAMP)
+	$(BIN)/python -m pytest -s tests/chaos/long_patience.py $(ARGS)
+	EXTPROC_POSTGRES_AWAY_S=600 $(BIN)/python -m pytest -s --timeout 1200 tests/chaos/test_postgres.py $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -101,10 +101,14 @@ class Envoy:
         """As a crash would be."""
         self._engine.kill()
 
-    def start_again(self) -> None:
-        """After :meth:`stop` or :meth:`kill`, on the same port, with the files that it was started with."""
+    def start_again(self, swaps: Mapping[str, str] | None = None) -> None:
+        """After :meth:`stop` or :meth:`kill`, on the same port. ``swaps``: what is to stand in envoy.yaml in the place of what."""
         assert not self._engine.alive
-        for name, text in envoy_files.render(replace(self._site, port=self.port), self.directory).items():
+        texts = envoy_files.render(replace(self._site, port=self.port), self.directory)
+        for old, new in (swaps or {}).items():
+            assert old in texts["envoy.yaml"], old
+            texts["envoy.yaml"] = texts["envoy.yaml"].replace(old, new)
+        for name, text in texts.items():
             self.replace(name, text)
         self._engine = self._start(self._concurrency)
 

@@ -78,6 +78,11 @@ class Line:
         self._writer.write(f"POST {path} HTTP/1.1\r\n{lines}\r\n".encode() + body)
         await self._writer.drain()
 
+    async def more(self, data: bytes) -> None:
+        """More of the body."""
+        self._writer.write(data)
+        await self._writer.drain()
+
     async def head(self) -> Told:
         """Status and headers."""
         text = (await self._reader.readuntil(b"\r\n\r\n")).decode()
