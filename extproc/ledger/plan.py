@@ -8,13 +8,37 @@ the hold has                          this ending becomes
 ====================================  ==========================================================================
 not ended                             an event of its kind, its entries, the request's row (and ``overage``, if any)
 ended with the same amount            nothing: the same event again
+ended with more, this is an expire    nothing: a checkpoint is what was known on the way, the ending knew better
 expired for less, this is a settle    one ``adjust`` over the difference; the row becomes the settle's
 ended otherwise                       a conflict
 ====================================  ==========================================================================
 
+**In any order.** An ending comes through Redis (a number, ``seq`` > 0), or past it (0: from an outbox, reasserted into a stream, or late
+after its expire), and mostly both ways. Whatever it becomes, Redis is told, by a versioned credit, what it took for this event (the charge
+if it has a number, else nothing) less what was booked. So what Redis has taken and was told is what is booked, however often it comes:
+
+========================================  ==========================  ================================  ================
+first, then                               booked                      told                              the end
+========================================  ==========================  ================================  ================
+settle 70 by Redis, 70 past it            70, nothing                 0, 0                              70
+settle 70 past Redis, 70 by it            70, nothing                 −70, +70                          70
+expire 40 by Redis, settle 70 past it     40, adjust 30               0, −30                            70
+settle 70 past Redis, expire 40 by it     70, nothing                 −70, +40                          70
+expire 40, settle 70, each by Redis       40, adjust 30               0, +40 (it took 40, then 70)      70
+settle 70, expire 40, each by Redis       70, nothing                 0, +40                            70
+void by Redis or past it, the other way   0, nothing                  0, 0                              0
+expire 0 by Redis, void past it           0, nothing                  0, 0                              0
+void past Redis, expire 40 by it          0, conflict                 0, +40                            0, alarm
+expire 90 by Redis, settle 70 past it     90, conflict                0, 0                              90, alarm
+settle 70 past Redis, expire 90 by it     70, conflict                −70, +90                          70, alarm
+settle 70 by Redis, void past it          70, conflict                0, 0                              70, alarm
+void by Redis, settle 70 past it          0, conflict                 0, 0                              0, alarm
+========================================  ==========================  ================================  ================
+
+"Each by Redis": it lost what it knew of an ending after the ledger had read it. Whatever comes third meets one of these cases again.
+
 **Late** charges (an adjust, or an ending that came past Redis) were not covered by a hold any more: they take what the balance and the
 credit line have, and the rest is the operator's loss. Charges that Redis had reserved are taken whole: the money was set aside.
-What Redis does not know yet of such a booking goes back to it as a versioned credit.
 """
 
 from __future__ import annotations
@@ -148,6 +172,8 @@ class Planner:
         if posting.payer_id not in self._funds:
             self.plan.conflicts.append(conflict(posting, ConflictReason.UNKNOWN_PAYER, "no such account"))
             return
+        if posting.seq:
+            self._deltas(posting.payer_id)[1] += posting.charge_nanos  # Redis has taken it; what is booked of it, _event tells
         before = self._ended.get(posting.hold_id)
         if before is None:
             self._first(screened)
@@ -162,8 +188,6 @@ class Planner:
         taken = charge if posting.seq else self._affordable(posting.payer_id, charge)
         lines = book.charged(payer_id=posting.payer_id, model=row["model"], charge_nanos=charge, taken_nanos=taken)
         self._event(posting, event_id=posting.hold_id, event_type=posting.kind, charge=charge, lines=lines)
-        # Redis has taken the charge with the ending; of one that came past it, it knows nothing.
-        self._tell_redis(posting.payer_id, (charge if posting.seq else 0) - taken)
         overage = self._overage(posting, row)
         self._row(_request(posting, row, cost=taken, loss=charge - taken, overage=overage))
         self.plan.booked += 1
@@ -173,8 +197,7 @@ class Planner:
     def _second(self, screened: Screened, before: Ended) -> None:
         posting = screened.posting
         charged = before.charge_nanos if before.adjusted_to is None else before.adjusted_to
-        again = posting.kind == before.kind and posting.charge_nanos == before.charge_nanos
-        if again or posting.charge_nanos == charged:
+        if posting.charge_nanos == charged or (posting.kind == EventType.EXPIRE and posting.charge_nanos < charged):
             self.plan.repeated += 1
         elif (
             posting.kind == EventType.SETTLE
@@ -201,7 +224,6 @@ class Planner:
             of_id=posting.hold_id,
             metadata={"charged": before.charge_nanos, "true_cost": posting.charge_nanos},
         )
-        self._tell_redis(posting.payer_id, (posting.charge_nanos if posting.seq else 0) - taken)
         overage = 0 if before.has_overage else self._overage(posting, row)
         cost = before.charge_nanos + taken
         self.plan.replaced.append(_request(posting, row, cost=cost, loss=difference - taken, overage=overage))
@@ -243,8 +265,9 @@ class Planner:
         metadata: Record | None = None,
     ) -> None:
         amount = book.customer_nanos(lines)
-        deltas = self.plan.deltas.setdefault(posting.payer_id, [0, 0])
+        deltas = self._deltas(posting.payer_id)
         deltas[0] += amount
+        deltas[1] += amount
         if amount and posting.key_id:
             self.plan.spent[posting.key_id, _unix_ms_of(posting.hold_id) // QUARTER_MS] -= amount
         event = {
@@ -271,8 +294,8 @@ class Planner:
         left = funds.balance_nanos + self.plan.deltas.get(payer_id, (0, 0))[0] + funds.credit_nanos
         return min(charge, max(0, left))
 
-    def _tell_redis(self, payer_id: str, nanos: int) -> None:
-        self.plan.deltas[payer_id][1] += nanos
+    def _deltas(self, payer_id: str) -> list[int]:
+        return self.plan.deltas.setdefault(payer_id, [0, 0])
 
     def _row(self, request: Record) -> None:
         if request["id"] not in self._rows:

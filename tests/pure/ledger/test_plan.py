@@ -84,7 +84,7 @@ def test_the_first_row_of_a_request_stays():
 
 def test_a_settle_above_its_expire_is_adjusted_once():
     ended = Ended(kind="expire", payer_id=PAYER, charge_nanos=40)
-    plan = plan_of(posting(seq=0), posting(seq=0), posting("expire", 40, seq=2), ended=ended)
+    plan = plan_of(posting(seq=0), posting(seq=0), posting("expire", 40, seq=0), ended=ended)
     assert [(event["event_type"], event["amount"], event["charge_nanos"], event["of_id"]) for event in plan.events] == [
         ("adjust", -30, 30, HOLD)
     ]
@@ -122,8 +122,9 @@ def test_a_held_charge_is_taken_whole():
         (Ended(kind="expire", payer_id=PAYER, charge_nanos=90), posting()),
         (Ended(kind="expire", payer_id=PAYER, charge_nanos=10, adjusted_to=60), posting()),
         (Ended(kind="void", payer_id=PAYER, charge_nanos=0), posting()),
-        (Ended(kind="settle", payer_id=PAYER, charge_nanos=50), posting("expire", 20)),
+        (Ended(kind="settle", payer_id=PAYER, charge_nanos=50), posting("expire", 60)),
         (Ended(kind="settle", payer_id=PAYER, charge_nanos=50), posting("void", 0)),
+        (Ended(kind="void", payer_id=PAYER, charge_nanos=0), posting("expire", 20)),
     ],
 )
 def test_any_other_second_ending_is_a_conflict(ended, second):
@@ -134,6 +135,7 @@ def test_any_other_second_ending_is_a_conflict(ended, second):
 def test_another_payers_hold_is_a_conflict():
     plan = plan_of(posting(), ended=Ended(kind="settle", payer_id=OTHER, charge_nanos=70))
     assert [one["reason"] for one in plan.conflicts] == ["other_payer"]
+    assert plan.deltas == {PAYER: [0, 70]}, "Redis has taken what nobody booked: it gets it back"
 
 
 def test_overage_is_booked_beside_the_charge():
