@@ -78,6 +78,64 @@ class Posted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+    def __add__(self, later: Posted) -> Posted:
+        """Of two batches, one after the other."""
+        return Posted(
+            booked=self.booked + later.booked,
+            noted=self.noted + later.noted,
+            adjusted=self.adjusted + later.adjusted,
+            repeated=self.repeated + later.repeated,
+            conflicts=self.conflicts + later.conflicts,
+            violations=self.violations + later.violations,
+            overage_nanos=self.overage_nanos + later.overage_nanos,
+            loss_nanos=self.loss_nanos + later.loss_nanos,
+            cursors={**self.cursors, **later.cursors},
+        )
+
+
+class Bound(StrEnum):
+    """How much a grant may move at most; asked under the payer's lock."""
+
+    NONE = "none"  # it has happened, or somebody answers for it: it may leave the balance below the credit line
+    FUNDS = "funds"  # what the balance and the credit line have
+    DEBT = "debt"  # what the balance lacks
+    CHARGE = "charge"  # what is left of a request's charge
+
+
+class GrantRule(NamedTuple):
+    """``amount`` goes from ``source`` to ``target``, one of which is the customer unless he is not touched.
+
+    The account on the other side is named by the grant's ``provider``. ``is_decision``: of an operator, who says why; and ``either_way``:
+    a negative amount goes back.
+    """
+
+    source: AccountKind
+    target: AccountKind
+    bound: Bound = Bound.NONE
+    is_decision: bool = False
+    either_way: bool = False
+
+    @property
+    def customer_sign(self) -> int:
+        """What an amount of 1 does to the balance."""
+        return (self.target is AccountKind.CUSTOMER) - (self.source is AccountKind.CUSTOMER)
+
+
+# Everything that moves money without a hold. An event that comes to be served one day is a row here; quota_grant is none: it is counted in tokens.
+GRANTS: Final[Mapping[EventType, GrantRule]] = {
+    EventType.DEPOSIT: GrantRule(AccountKind.CLEARING, AccountKind.CUSTOMER),
+    EventType.BONUS: GrantRule(AccountKind.PROMO, AccountKind.CUSTOMER, is_decision=True),
+    EventType.REDEMPTION: GrantRule(AccountKind.PROMO, AccountKind.CUSTOMER),
+    EventType.USAGE_REFUND: GrantRule(AccountKind.REVENUE, AccountKind.CUSTOMER, Bound.CHARGE, is_decision=True),
+    EventType.PAYOUT: GrantRule(AccountKind.CUSTOMER, AccountKind.CLEARING),
+    EventType.DISPUTE_OPENED: GrantRule(AccountKind.CUSTOMER, AccountKind.DISPUTES),
+    EventType.DISPUTE_WON: GrantRule(AccountKind.DISPUTES, AccountKind.CUSTOMER),
+    EventType.DISPUTE_LOST: GrantRule(AccountKind.DISPUTES, AccountKind.CLEARING),
+    EventType.CORRECTION: GrantRule(AccountKind.CLEARING, AccountKind.CUSTOMER, is_decision=True, either_way=True),
+    EventType.WRITEOFF: GrantRule(AccountKind.LOSS, AccountKind.CUSTOMER, Bound.DEBT, is_decision=True),
+    EventType.BONUS_EXPIRY: GrantRule(AccountKind.CUSTOMER, AccountKind.PROMO, Bound.FUNDS),
+}
+
 class Grant:
     """Money by decision of somebody: a deposit (``amount`` > 0) or a correction (either sign, never 0).
 

@@ -11,10 +11,11 @@ import asyncio
 import contextlib
 from collections.abc import Mapping, Sequence
 
-from extproc.errors import StoreError, StoreRejected
+from extproc.errors import StoreError
 from extproc.holds.port import EventStream
-from extproc.ledger.port import POSTINGS_MAX, START, Leadership, Posted, Postings
+from extproc.ledger.port import POSTINGS_MAX, START, Leadership, Postings
 from extproc.money.posting import Posting
+from extproc.settlement.booking import Booking
 from extproc.settlement.lanes import Lanes
 from extproc.settlement.meter import Meter, Series
 from extproc.settlement.pace import Pace, keep_doing
@@ -28,7 +29,6 @@ LAG_EVERY_S = 1.0
 LANES = 2  # connections that post at once: one prepares while the other waits; more would only share the same two processors
 BACKLOG_BATCHES = 4  # so many batches a transaction grows to while all goes well: fewer slow commits; 4,000 rows are 16 MB here
 ROWS_MIN = 8  # to which it is halved while it does not: what takes PostgreSQL too long gets through in smaller pieces
-DETAIL_MAX = 500
 
 
 class Poster:
@@ -49,6 +49,7 @@ class Poster:
         assert batch_rows > 0
         self._stream = stream
         self._ledger = ledger
+        self._booking = Booking(ledger, meter)
         self._leadership = leadership
         self._meter = meter
         self._pace = pace
@@ -172,43 +173,7 @@ class Poster:
         return max(SHARD_ROWS_MIN, LANES * self._rows // (self._busy_shards or len(self._cursors)))
 
     async def _post(self, postings: Sequence[Posting]) -> None:
-        try:
-            posted = await self._ledger.post(postings)
-        except StoreRejected as error:
-            await self._divide(postings, error)
-        except StoreError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, it must not stop a shard: it ends in quarantine, and that alarms
-            await self._divide(postings, error)
-        else:
-            await self._posted(posted, postings)
-
-    async def _divide(self, postings: Sequence[Posting], error: Exception) -> None:
-        """By halves, in order, down to the one that cannot be booked."""
-        if len(postings) > 1:
-            middle = len(postings) // 2
-            await self._post(postings[:middle])
-            await self._post(postings[middle:])
-            return
-        detail = f"{type(error).__name__}: {error}"[:DETAIL_MAX]
-        posted = await self._ledger.quarantine(postings[0], detail)
-        self._meter.add(Series.QUARANTINED)
-        await self._posted(posted, postings)
-
-    async def _posted(self, posted: Posted, postings: Sequence[Posting]) -> None:
-        figures = {
-            Series.POSTED_ENDINGS: posted.booked,
-            Series.POSTED_NOTES: posted.noted,
-            Series.REPEATED_EVENTS: posted.repeated,
-            Series.ADJUSTS: posted.adjusted,
-            Series.CONFLICTS: posted.conflicts,
-            Series.FENCE_VIOLATIONS: posted.violations,
-            Series.OVERAGE_NANOS: posted.overage_nanos,
-            Series.LATE_LOSS_NANOS: posted.loss_nanos,
-        }
-        for series, amount in figures.items():
-            if amount:
-                self._meter.add(series, amount)
+        posted = await self._booking.book(postings)
         oldest_ms = min([posting.occurred_ms for posting in postings], default=0)
         self._lag_ms = max(0, self._pace.unix_ms() - oldest_ms)
         self._meter.set(Series.POSTER_LAG_MS, self._lag_ms)
