@@ -28,6 +28,11 @@ class Series(StrEnum):
     MISSING_PAYERS = "missing_payers"  # alarm: PostgreSQL says installed, Redis lacks it
     POSTER_LAG_MS = "poster_lag_ms"
     LED_SHARDS = "led_shards"
+    REBUILDS = "rebuilds"  # of shards
+    REBUILD_FAILURES = "rebuild_failures"
+    REBUILD_MS = "rebuild_ms"  # of the last one
+    SILENT_WORKERS = "silent_workers"  # gate workers that a rebuild did not hear
+    CLOSED_SHARDS = "closed_shards"
 
 
 class Meter(Protocol):

@@ -26,6 +26,15 @@ FROM credentials AS c JOIN users AS u ON u.id = c.user_id
 WHERE c.redis_version IS DISTINCT FROM c.version AND (%(after)s::uuid IS NULL OR c.id > %(after)s::uuid)
 ORDER BY c.id LIMIT %(limit)s;
 
+-- name: keys_of_payers
+-- All keys of some accounts, the same way: for a rebuild.
+SELECT c.id::text AS id, c.user_id::text AS user_id, c.hash, c.name, u.tier, c.models, c.networks,
+    coalesce((extract(epoch FROM c.expires_at) * 1000)::bigint, 0) AS expires_ms, c.revoked, c.sandbox, c.budget_nanos, c.budget_period,
+    c.requests_per_minute, c.requests_per_hour, c.tokens_per_minute, c.concurrent_requests, c.version,
+    coalesce(c.budget_id, c.id)::text AS budget_id
+FROM credentials AS c JOIN users AS u ON u.id = c.user_id
+WHERE c.user_id = ANY(%(payers)s::uuid[]);
+
 -- name: confirm_key
 -- Redis has this version; never backwards.
 UPDATE credentials SET redis_version = greatest(coalesce(redis_version, 0), least(%(version)s, version)) WHERE id = %(id)s::uuid;
