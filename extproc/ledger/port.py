@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import sha256
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 from uuid import UUID
 
+from extproc.ledger.entries import AccountKind
 from extproc.money.hold import uuid7
 from extproc.money.posting import Posting
 
@@ -91,12 +93,56 @@ class Posted:
         )
 
 
+class Bound(StrEnum):
+    """How much a grant may move at most; asked under the payer's lock."""
+
+    NONE = "none"  # it has happened, or somebody answers for it: it may leave the balance below the credit line
+    FUNDS = "funds"  # what the balance and the credit line have
+    DEBT = "debt"  # what the balance lacks
+    CHARGE = "charge"  # what is left of a request's charge
+
+
+class GrantRule(NamedTuple):
+    """``amount`` goes from ``source`` to ``target``, one of which is the customer unless he is not touched.
+
+    The account on the other side is named by the grant's ``provider``. ``is_decision``: of an operator, who says why; and ``either_way``:
+    a negative amount goes back.
+    """
+
+    source: AccountKind
+    target: AccountKind
+    bound: Bound = Bound.NONE
+    is_decision: bool = False
+    either_way: bool = False
+
+    @property
+    def customer_sign(self) -> int:
+        """What an amount of 1 does to the balance."""
+        return (self.target is AccountKind.CUSTOMER) - (self.source is AccountKind.CUSTOMER)
+
+
+# Everything that moves money without a hold. An event that comes to be served one day is a row here; quota_grant is none: it is counted in tokens.
+GRANTS: Final[Mapping[EventType, GrantRule]] = {
+    EventType.DEPOSIT: GrantRule(AccountKind.CLEARING, AccountKind.CUSTOMER),
+    EventType.BONUS: GrantRule(AccountKind.PROMO, AccountKind.CUSTOMER, is_decision=True),
+    EventType.REDEMPTION: GrantRule(AccountKind.PROMO, AccountKind.CUSTOMER),
+    EventType.USAGE_REFUND: GrantRule(AccountKind.REVENUE, AccountKind.CUSTOMER, Bound.CHARGE, is_decision=True),
+    EventType.PAYOUT: GrantRule(AccountKind.CUSTOMER, AccountKind.CLEARING),
+    EventType.DISPUTE_OPENED: GrantRule(AccountKind.CUSTOMER, AccountKind.DISPUTES),
+    EventType.DISPUTE_WON: GrantRule(AccountKind.DISPUTES, AccountKind.CUSTOMER),
+    EventType.DISPUTE_LOST: GrantRule(AccountKind.DISPUTES, AccountKind.CLEARING),
+    EventType.CORRECTION: GrantRule(AccountKind.CLEARING, AccountKind.CUSTOMER, is_decision=True, either_way=True),
+    EventType.WRITEOFF: GrantRule(AccountKind.LOSS, AccountKind.CUSTOMER, Bound.DEBT, is_decision=True),
+    EventType.BONUS_EXPIRY: GrantRule(AccountKind.CUSTOMER, AccountKind.PROMO, Bound.FUNDS),
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
-    """Money by decision of somebody: a deposit (``amount`` > 0) or a correction (either sign, never 0).
+    """Money that moves without a hold: a row of :data:`GRANTS` with an amount.
 
-    ``id`` makes it once: the same grant again changes nothing. ``provider`` names the clearing account; ``reference`` is the
-    provider's payment id. A correction needs a ``reason``.
+    ``id`` makes it once: the same grant again changes nothing. ``provider`` names the account on the other side (a payment provider, a
+    model); ``reference`` is the provider's payment id; ``of_id`` the request whose charge it gives back.
     """
 
     id: str
@@ -105,6 +151,7 @@ class Grant:
     amount_nanos: int
     provider: str
     reference: str | None = None
+    of_id: str | None = None
     actor: str
     reason: str = ""
     occurred_ms: int
@@ -112,11 +159,36 @@ class Grant:
     def __post_init__(self) -> None:
         UUID(self.id)
         UUID(self.payer_id)
-        assert self.event_type in (EventType.DEPOSIT, EventType.CORRECTION)
-        assert self.amount_nanos > 0 or (self.event_type is EventType.CORRECTION and self.amount_nanos < 0)
+        assert self.event_type in GRANTS
+        assert self.amount_nanos > 0 or (self.rule.either_way and self.amount_nanos < 0)
         assert self.provider
         assert self.actor
-        assert self.event_type is EventType.DEPOSIT or self.reason, "a correction says why"
+        assert self.reason or not self.rule.is_decision, f"a {self.event_type} says why"
+        assert (self.of_id is not None) == (self.rule.bound is Bound.CHARGE), "what is given back is of a request"
+
+    @property
+    def rule(self) -> GrantRule:
+        return GRANTS[self.event_type]
+
+    @property
+    def customer_nanos(self) -> int:
+        """What it does to the balance."""
+        return self.rule.customer_sign * self.amount_nanos
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Charge:
+    """What a request has cost its payer, and how much of that he got back since. ``request_id`` is its hold's id."""
+
+    request_id: str
+    payer_id: str
+    model: str
+    charged_nanos: int
+    refunded_nanos: int
+
+    @property
+    def left_nanos(self) -> int:
+        return self.charged_nanos - self.refunded_nanos
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +229,89 @@ class Explanation:
     entries: tuple[Mapping[str, Any], ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardEpoch:
+    """Which life of its server a shard belongs to, as PostgreSQL remembers. ``epoch`` is ``<run_id>.<number>``."""
+
+    shard: int
+    number: int
+    epoch: str
+    is_open: bool
+    is_wanted: bool  # somebody wants it rebuilt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PostedPayer:
+    """What a rebuild has to know of a payer."""
+
+    payer_id: str
+    balance_nanos: int
+    version: int
+    credited_total: int
+    credit_nanos: int
+    frozen: bool
+    frozen_version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PostedKey:
+    """The same of a key. ``fields`` as ``holds.port.Delivery.put_key`` takes them, ``spent_nanos`` by span of its line's budget."""
+
+    payer_id: str
+    key_id: str
+    version: int
+    fields: Mapping[str, str]
+    budget_id: str
+    spent_nanos: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """Some payers of one shard with all their keys. ``after``: where the next page begins, ``None`` = there is none."""
+
+    payers: Sequence[PostedPayer]
+    keys: Sequence[PostedKey]
+    after: str | None
+
+
+class Snapshot(Protocol):
+    """The ledger as it stood at one moment."""
+
+    async def pages(self, after: Mapping[int, str]) -> dict[int, Page]:
+        """Of each shard in ``after`` the next page: behind that payer, "" = from the first."""
+
+
+class Epochs(Protocol):
+    """What a rebuild needs of PostgreSQL."""
+
+    async def epochs(self) -> dict[int, ShardEpoch]:
+        """By shard; one that was never built is missing."""
+
+    async def take(self, servers: Mapping[int, tuple[str, int]]) -> dict[int, str]:
+        """Shard → (run id, highest number known there); the next epoch of each, which nobody else gets."""
+
+    async def opened(self, epochs: Mapping[int, str]) -> None:
+        """These are open; where somebody has taken a higher number, nothing changes."""
+
+    async def want(self, shards: Sequence[int]) -> None:
+        """Have these rebuilt by whoever leads them, though they seem to be whole. More than once is once."""
+
+    async def miss(self, payer_id: str) -> None:
+        """Redis lacks a payer that it has had: have his shard rebuilt."""
+
+    async def workers(self, *, seen_within_s: float) -> frozenset[str]:
+        """Ids of gate workers that have shown themselves lately."""
+
+    async def cursors(self, shards: Sequence[int]) -> dict[int, Cursor]:
+        """The committed cursor of every shard asked for."""
+
+    async def endings(self, hold_ids: Sequence[str]) -> list[Posting]:
+        """Of these holds those that have ended already, as events past Redis: booked again they change nothing."""
+
+    def snapshot(self) -> AbstractAsyncContextManager[Snapshot]:
+        """For as long as the block lasts."""
+
+
 class Postings(Protocol):
     """What the poster needs of the ledger."""
 
@@ -184,7 +339,10 @@ class Grants(Protocol):
     """What deposits and the sweep need of the ledger."""
 
     async def grant(self, grant: Grant) -> Granted:
-        """Book it once and raise the version that Redis has to confirm."""
+        """Book it once and raise the version that Redis has to confirm. ``UsageError``: its bound, or its account, does not allow it."""
+
+    async def charge(self, name: str) -> Charge:
+        """Of a request, by its hold's id or Envoy's. ``UsageError``: the ledger has no such request (yet)."""
 
     async def set_credit(self, payer_id: str, credit_nanos: int, *, actor: str, reason: str) -> Balance:
         """Change the credit line."""
