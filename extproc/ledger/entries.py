@@ -8,10 +8,11 @@ settle, expire     customer −charge                        revenue:model +char
 late, not covered  customer −taken, loss:late −rest        revenue:model +charge
 adjust             as settle, with the difference
 overage            loss:overage −amount                    revenue:model +amount
-deposit            customer +amount                        clearing:provider −amount
-correction         customer ±amount                        clearing:provider ∓amount
+a grant            its target +amount                      its source −amount
 void               none
 =================  ======================================================================
+
+Which accounts a grant moves its amount between, the table ``port.GRANTS`` says.
 """
 
 from __future__ import annotations
@@ -77,9 +78,13 @@ def overage(*, model: str, overage_nanos: int) -> Entries:
     )
 
 
-def granted(*, payer_id: str, provider: str, amount_nanos: int) -> Entries:
-    """A deposit or a correction: the counterpart is the account on which the provider's money is awaited."""
-    return _lines((AccountKind.CUSTOMER, "", payer_id, amount_nanos), (AccountKind.CLEARING, provider, None, -amount_nanos))
+def granted(*, payer_id: str, provider: str, source: AccountKind, target: AccountKind, amount_nanos: int) -> Entries:
+    """From one account to another, back if the amount is negative. The customer's is the payer's, any other one has the provider's name."""
+
+    def line(kind: AccountKind, amount: int) -> tuple[AccountKind, str, str | None, int]:
+        return (kind, "", payer_id, amount) if kind is AccountKind.CUSTOMER else (kind, provider, None, amount)
+
+    return _lines(line(target, amount_nanos), line(source, -amount_nanos))
 
 
 def balanced(entries: Iterable[Entry]) -> bool:

@@ -39,7 +39,7 @@ def _event(e: Record) -> str:
     epoch, metadata = _escaped(e["epoch"], json.dumps(e["metadata"]) if e["metadata"] else "{}")
     return (
         f"{e['id']}\t{e['user_id']}\t{e['event_type']}\t{e['amount']}\t{e['balance_after']}\t{e['charge_nanos']}\t{e['of_id'] or NULL}\t"
-        f"{_or_null(e['shard'])}\t{epoch}\t{_or_null(e['seq'])}\t{metadata}\t{_moment(e['occurred_ms'])}\n"
+        f"{_or_null(e['shard'])}\t{epoch}\t{_or_null(e['seq'])}\t{metadata}\t{_moment(e['occurred_ms'])}\t{e.get('late_period') or NULL}\n"
     )
 
 

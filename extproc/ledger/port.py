@@ -121,7 +121,7 @@ class GrantRule(NamedTuple):
         return (self.target is AccountKind.CUSTOMER) - (self.source is AccountKind.CUSTOMER)
 
 
-# Everything that moves money without a hold. An event that comes to be served one day is a row here; quota_grant is none: it is counted in tokens.
+# Everything that moves money without a hold: what comes to be served one day is a row here. quota_grant is none, it is counted in tokens.
 GRANTS: Final[Mapping[EventType, GrantRule]] = {
     EventType.DEPOSIT: GrantRule(AccountKind.CLEARING, AccountKind.CUSTOMER),
     EventType.BONUS: GrantRule(AccountKind.PROMO, AccountKind.CUSTOMER, is_decision=True),

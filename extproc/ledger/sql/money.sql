@@ -28,7 +28,8 @@ UPDATE balances SET credit_nanos = %(credit)s, version = version + 1, updated_at
 
 -- name: find_event
 -- Was this booked before?
-SELECT id::text AS id, user_id::text AS user_id, event_type, amount, metadata ->> 'provider' AS provider, metadata ->> 'reference' AS reference
+SELECT id::text AS id, user_id::text AS user_id, event_type, amount, of_id::text AS of_id,
+    metadata ->> 'provider' AS provider, metadata ->> 'reference' AS reference
 FROM billing_events WHERE id = %(id)s::uuid;
 
 -- name: find_payment
@@ -36,14 +37,17 @@ FROM billing_events WHERE id = %(id)s::uuid;
 SELECT id::text AS id, user_id::text AS user_id, amount, status, method AS provider, payment_id AS reference
 FROM topups WHERE method = %(method)s AND payment_id = %(payment)s;
 
+-- name: charge_of_request
+-- What a request has cost its payer, and what he got back of it since; locked by its payer's balance, not by itself.
+SELECT id::text AS request_id, user_id::text AS payer_id, model, cost AS charged_nanos, refunded_nanos FROM requests
+WHERE id = %(id)s::uuid AND user_id IS NOT NULL;
+
+-- name: add_refund
+-- Given back of a request's cost; the table holds it to the cost.
+UPDATE requests SET refunded_nanos = refunded_nanos + %(amount)s WHERE id = %(id)s::uuid;
+
 -- name: insert_topup
 -- A payment that has arrived.
 INSERT INTO topups (id, user_id, amount, method, status, payment_id, created_at, paid_at)
 VALUES (%(id)s::uuid, %(payer)s::uuid, %(amount)s, %(method)s, 'paid', %(payment)s,
     timestamptz 'epoch' + %(occurred_ms)s * interval '1 millisecond', timestamptz 'epoch' + %(occurred_ms)s * interval '1 millisecond');
-
--- name: insert_audit
--- Who did what to whom, and why.
-INSERT INTO audit (id, actor, action, subject, reason, detail)
-VALUES (%(id)s::uuid, %(actor)s, %(action)s, %(subject)s, %(reason)s, %(detail)s::jsonb)
-ON CONFLICT (id) DO NOTHING;

@@ -52,7 +52,7 @@ ON CONFLICT (price_id) DO NOTHING;
 
 -- name: copy_events
 -- Events of money, a line each (ledger/lines.py). One that is there already stops the batch: it is tried again, and meets it.
-COPY billing_events (id, user_id, event_type, amount, balance_after, charge_nanos, of_id, shard, epoch, seq, metadata, occurred_at) FROM STDIN;
+COPY billing_events (id, user_id, event_type, amount, balance_after, charge_nanos, of_id, shard, epoch, seq, metadata, occurred_at, late_period) FROM STDIN;
 
 -- name: copy_entries
 -- The lines of these events; a trigger holds each event's sum to zero.

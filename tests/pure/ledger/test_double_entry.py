@@ -14,6 +14,11 @@ PAYER = "018f0000-0000-7000-8000-000000000001"
 nanos = st.integers(min_value=0, max_value=4 * 10**18)
 
 
+def deposited(amount: int) -> book.Entries:
+    source, target = AccountKind.CLEARING, AccountKind.CUSTOMER
+    return book.granted(payer_id=PAYER, provider="stripe", source=source, target=target, amount_nanos=amount)
+
+
 @given(charge=nanos, share=st.integers(min_value=0, max_value=100))
 def test_a_charge_takes_what_is_there_and_loses_the_rest(charge, share):
     taken = charge * share // 100
@@ -33,7 +38,7 @@ def test_overage_never_touches_the_customer(amount):
 
 @given(amount=st.integers(min_value=-(10**18), max_value=10**18).filter(bool))
 def test_a_grant_has_its_counterpart_in_clearing(amount):
-    lines = book.granted(payer_id=PAYER, provider="stripe", amount_nanos=amount)
+    lines = deposited(amount)
     assert book.balanced(lines)
     assert book.customer_nanos(lines) == amount
 
@@ -43,7 +48,7 @@ def test_nothing_charged_has_no_lines():
 
 
 def test_what_does_not_sum_to_zero_is_found():
-    lines = book.granted(payer_id=PAYER, provider="stripe", amount_nanos=5)
+    lines = deposited(5)
     assert not book.balanced(lines[:1])
     units = (Entry(kind=AccountKind.PROMO, amount=1), Entry(kind=AccountKind.PROMO, amount=-1, unit=book.Unit.FREE_INPUT))
     assert not book.balanced(units), "the sum is per unit"
@@ -54,7 +59,7 @@ def test_a_customers_line_names_him_and_no_other_does(charge, overage):
     lines = (
         *book.charged(payer_id=PAYER, model="m", charge_nanos=charge, taken_nanos=charge // 2),
         *book.overage(model="m", overage_nanos=overage),
-        *book.granted(payer_id=PAYER, provider="stripe", amount_nanos=charge),
+        *deposited(charge),
     )
     assert all((line.kind is AccountKind.CUSTOMER) == (line.payer_id == PAYER) for line in lines)
     assert all(line.amount for line in lines), "a line without an amount is none"
