@@ -238,7 +238,7 @@ class Rebuild:
             if poll_s == POLL_S_MAX and not told:
                 told = True
                 self._say(f"waiting for {waiting} events to be posted")
-            # A server that is back with older data has again what was posted before: the poster reads behind its cursor, and never meets it.
+            # A server that is back with older data has again what was posted before: the poster, behind its cursor, never meets it.
             for shard, cursor in (await self._epochs.cursors(shards)).items():
                 if cursor.stream_id != START:
                     await self._stream.trim(shard, cursor.stream_id)

@@ -64,10 +64,14 @@ WHERE shard_of(b.user_id) = %(shard)s AND b.user_id > %(after)s::uuid
 ORDER BY b.user_id LIMIT %(limit)s;
 
 -- name: budgets_spent
--- What these budgets have spent, by span: everything, or the periods that now and a day ago lie in.
-SELECT r.budget_id::text AS budget_id,
-    CASE r.period WHEN 'day' THEN to_char(s.day, 'YYYY-MM-DD') WHEN 'month' THEN to_char(s.day, 'YYYY-MM') ELSE 'all' END AS span,
-    sum(s.nanos)::bigint AS nanos
-FROM json_to_recordset(%(rows)s::json) AS r (budget_id uuid, period text) JOIN budget_spend AS s ON s.budget_id = r.budget_id
-WHERE r.period = 'none' OR s.day >= date_trunc(r.period, now() AT TIME ZONE 'UTC' - interval '1 day')
-GROUP BY 1, 2;
+-- What these budgets have spent, by span: everything, or the periods that now and a day ago lie in, be it nothing.
+SELECT r.budget_id::text AS budget_id, p.span,
+    coalesce((SELECT sum(s.nanos) FROM budget_spend AS s WHERE s.budget_id = r.budget_id AND s.day >= p.first AND s.day < p.beyond), 0)::bigint AS nanos
+FROM json_to_recordset(%(rows)s::json) AS r (budget_id uuid, period text)
+CROSS JOIN LATERAL (
+    SELECT 'all' AS span, date '-infinity' AS first, date 'infinity' AS beyond WHERE r.period = 'none'
+    UNION
+    SELECT to_char(d.moment, CASE r.period WHEN 'day' THEN 'YYYY-MM-DD' ELSE 'YYYY-MM' END), date_trunc(r.period, d.moment)::date,
+        (date_trunc(r.period, d.moment) + ('1 ' || r.period)::interval)::date
+    FROM (VALUES (now() AT TIME ZONE 'UTC'), (now() AT TIME ZONE 'UTC' - interval '1 day')) AS d (moment) WHERE r.period <> 'none'
+) AS p;
