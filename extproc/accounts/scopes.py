@@ -47,6 +47,11 @@ def model(key: Key, name: str) -> Fault | None:
     return None if not key.models or name in key.models else Fault.MODEL
 
 
+def may_use(key: Key, name: str, *, open_to_sandbox: bool) -> bool:
+    """The same, and a sandbox key only a model that is marked for it."""
+    return model(key, name) is None and (open_to_sandbox or not key.sandbox)
+
+
 @lru_cache(maxsize=NETWORK_SETS_MAX)
 def parse_networks(texts: tuple[str, ...]) -> tuple[Network, ...]:
     """CIDRs or single addresses, v4-mapped ones as v4. ``ValueError`` for anything else, host bits included: ``10.0.0.1/8`` is a typo."""
@@ -68,10 +73,10 @@ def key_fault(key: Key, *, client_ip: str, unix_ms: int) -> None:
         )
 
 
-def model_fault(key: Key, name: str) -> None:
+def model_fault(key: Key, name: str, *, open_to_sandbox: bool) -> None:
     """Refuse a model outside the key's scope. :class:`ClientError` 403."""
-    if model(key, name) is not None:
-        message = f"This API key may not use the model {name!r}."
+    if not may_use(key, name, open_to_sandbox=open_to_sandbox):
+        message = f"This {'sandbox' if key.sandbox else 'API'} key may not use the model {name!r}; `GET /v1/models` lists what it may."
         raise ClientError(message, status=403, type="permission_error", param="model", code="model_not_allowed")
 
 

@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from extproc.catalog.model import CHAT_COMPLETIONS, COMPLETIONS, EMBEDDINGS, Catalog, Model, Tier
+from extproc.catalog.model import CHAT_COMPLETIONS, COMPLETIONS, EMBEDDINGS, SANDBOX_TOKENS_PER_DAY, Catalog, Model, Tier
 from extproc.errors import ConfigError, Fault
 from extproc.money.amount import NANOS_PER_UNIT, parse_scaled
 from extproc.money.hold import Limits
@@ -43,6 +43,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "priority_factor": {"standard": FACTOR_ONE},
     "usage": "inject",
     "sticky": "none",
+    "sandbox": False,
 }
 _OWN = ("aliases", "served_name", "tokenizer", "chat_template", "context_tokens", "output_tokens_max", "price", "image")
 _LIMITS = ("requests_per_minute", "requests_per_hour", "tokens_per_minute", "concurrent_requests")
@@ -88,23 +89,30 @@ def _tiers(at: Cursor) -> dict[str, Tier]:
 
 def _tier(name: str, at: Cursor) -> Tier:
     _check_name(at, name, WORD)
-    members = at.members(["limits", "price_factor", "priorities"])
-    tier = Tier(
+    members = at.members(["limits", "price_factor", "priorities", "sandbox_tokens_per_day"])
+    return Tier(
         name=name,
         limits=_limits(members["limits"]) if "limits" in members else Limits(),
         price_factor=factor(members["price_factor"]) if "price_factor" in members else FACTOR_ONE,
+        priorities=_priorities(members["priorities"]) if "priorities" in members else frozenset({"standard"}),
+        sandbox_tokens_per_day=_limit(members["sandbox_tokens_per_day"]) if "sandbox_tokens_per_day" in members else SANDBOX_TOKENS_PER_DAY,
     )
-    if "priorities" not in members:
-        return tier
-    priorities = frozenset(members["priorities"].texts(pattern=WORD, what="the name of a priority"))
+
+
+def _priorities(at: Cursor) -> frozenset[str]:
+    priorities = frozenset(at.texts(pattern=WORD, what="the name of a priority"))
     if not priorities:
-        members["priorities"].fault("at least one priority is needed")
-    return Tier(name=name, limits=tier.limits, price_factor=tier.price_factor, priorities=priorities)
+        at.fault("at least one priority is needed")
+    return priorities
 
 
 def _limits(at: Cursor) -> Limits:
     found = at.members(_LIMITS)
-    return Limits(**{key: None if member.is_null else member.integer(None, low=1, high=LIMIT_MAX) for key, member in found.items()})
+    return Limits(**{key: _limit(member) for key, member in found.items()})
+
+
+def _limit(at: Cursor) -> int | None:
+    return None if at.is_null else at.integer(None, low=1, high=LIMIT_MAX)
 
 
 def _check_name(at: Cursor, name: str, pattern: str) -> None:
@@ -179,6 +187,7 @@ class _Reading:
             "priority_factor": self._priority_factors,
             "usage": lambda at: at.text("inject", choices=USAGE_MODES),
             "sticky": lambda at: at.text("none", choices=STICKY),
+            "sandbox": lambda at: at.boolean(default=False),
         }
         return {key: reader(members[key]) for key, reader in readers.items() if key in members}
 
@@ -226,6 +235,7 @@ class _Reading:
             priority_factors=values["priority_factor"],
             usage=values["usage"],
             sticky=values["sticky"],
+            sandbox=values["sandbox"],
             image_formula=image_formula,
             image_tokens_max=image_tokens_max,
         )

@@ -11,16 +11,21 @@ from extproc.money.price import FACTOR_ONE, Factor, Price
 CHAT_COMPLETIONS = "chat.completions"
 COMPLETIONS = "completions"
 EMBEDDINGS = "embeddings"
+SANDBOX_TOKENS_PER_DAY = 100_000  # enough to try everything, too little to work with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tier:
-    """A customer group. ``price_factor`` in millionths; ``priorities`` = what ``X-Priority`` may ask for."""
+    """A customer group. ``price_factor`` in millionths; ``priorities`` = what ``X-Priority`` may ask for.
+
+    ``sandbox_tokens_per_day``: what all sandbox keys of one account may use together; ``None`` = unlimited.
+    """
 
     name: str
     limits: Limits
     price_factor: int = FACTOR_ONE
     priorities: frozenset[str] = frozenset({"standard"})
+    sandbox_tokens_per_day: int | None = SANDBOX_TOKENS_PER_DAY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +49,7 @@ class Model:
     usage: str = "inject"  # inject | continuous | forced | counted
     sticky: str = "none"  # none | account | prefix
     method: str = "per_token"
+    sandbox: bool = False  # sandbox keys may use it
     image_formula: str = ""  # "" = takes no images
     image_tokens_max: int = 0  # what an image by URL is held at
 

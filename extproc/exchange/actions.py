@@ -34,7 +34,14 @@ class Count(Action, frozen=True, kw_only=True):
 
 
 class Amend(Action, frozen=True, kw_only=True):
-    """Answered by Amended, Refused or StoreFailed."""
+    """Answered by Amended, Refused or StoreFailed. ``is_trusted``: Amended at once, whatever the store says afterwards."""
+
+    amendment: Amendment
+    is_trusted: bool = False
+
+
+class Lend(Action, frozen=True, kw_only=True):
+    """The hold store is away: ask the worker's own credit for the amendment's cap. Answered by Amended or StoreFailed."""
 
     amendment: Amendment
 

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from extproc.accounts.scopes import model_fault
+from extproc.catalog.model import Model
 from extproc.errors import ClientError
 from extproc.exchange.tab import Tab
 
@@ -28,22 +29,31 @@ def understand(tab: Tab, data: bytes) -> None:
     body = parse_object(data)
     assert tab.door is not None
     assert tab.door.endpoint is not None
-    assert tab.key is not None
     # The cheap questions first: a model that nobody sells must not make us read a long prompt.
     name = body.get("model")
     model = pinned.catalog.models.get(name) if isinstance(name, str) else None
     if model is None and isinstance(name, str) and name:
         raise _not_found(f"The model {name[:64]!r} does not exist here.")
+    tab.model = model
     if model is not None:
-        model_fault(tab.key, model.name)
+        _check_scope(tab, model)
         if tab.door.endpoint.name not in model.endpoints:
             raise _not_found(f"{model.name} does not serve {tab.door.endpoint.path}.")
     ask = tab.door.endpoint.parse(body, reject_unknown=pinned.policy.unknown_fields == "reject")
     assert model is not None, "the endpoint has refused a body without a model"
     if tab.priority not in model.priority_factors:
         raise _not_found(f"{model.name} is not sold at priority {tab.priority!r}.", param="x-priority")
-    tab.ask, tab.stream, tab.model = ask, ask.stream, model
+    tab.ask, tab.stream = ask, ask.stream
     tab.counter = pinned.counters.get(model.tokenizer, model.chat_template)
+
+
+def _check_scope(tab: Tab, model: Model) -> None:
+    try:
+        if tab.key is not None:
+            model_fault(tab.key, model.name, open_to_sandbox=model.sandbox)
+    except ClientError as error:
+        if not tab.spares(error.code or ""):
+            raise
 
 
 def _not_found(message: str, param: str = "model") -> ClientError:

@@ -20,7 +20,10 @@ StoreAnswer = KeyRead | Admitted | Amended | Refused | Counted | StoreFailed
 def gone_forwarded(tab: Tab, event: Gone) -> Outcome:
     """Gone before any output. A backend that failed would have shown itself by a status, so it was the client (or our own edge)."""
     reason = _reason_of(event, EndReason.CLIENT_GONE)
-    if tab.pinned.policy.abort_before_response == "void" or reason is not EndReason.CLIENT_GONE:
+    policy = tab.pinned.policy.abort_before_response
+    if reason is EndReason.CLIENT_GONE:
+        tab.decided_by("abort_before_response", policy)
+    if policy == "void" or reason is not EndReason.CLIENT_GONE:
         return State.CLOSED, tab.void(reason, event.at_ns)
     return State.CLOSED, tab.settle(tab.prompt_usage(), reason, event.at_ns)
 
@@ -35,6 +38,7 @@ def gone_streaming(tab: Tab, event: Gone) -> Outcome:
             return State.CLOSED, tab.void(said, event.at_ns, error_code="upstream_error")
         return gone_forwarded(tab, event)
     reason = _reason_of(event, said or EndReason.CUT)
+    tab.decided_by("ended_early", policy.ended_early)
     if policy.ended_early == "input_only":
         usage = tab.prompt_usage()
     elif policy.ended_early == "full":

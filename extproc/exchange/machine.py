@@ -5,15 +5,15 @@ Envoy sends us one message after the other, and waits for our one reply to each:
     request headers ─ request body ─ response headers ─ response body × n ─ (end of stream)
 
 A request walks down these states. On its **headers** the key is looked up (``KEYING``) and an entry hold is asked for (``ADMITTING``);
-with the hold it is ``OPEN``. On its **body** the prompt is counted (``COUNTING``, long texts only), the worst case priced, and the
-exact hold asked for (``AMENDING``, or ``CLAMPING`` the second time, with fewer output tokens). Granted, it is ``FORWARDED``: Envoy
-chooses the route by the model and asks a backend. With the **response headers** of a success it is ``STREAMING``: chunks are passed,
-and looked at. The final usage, ``[DONE]``, the end of the stream, or somebody hanging up **ends the hold**, exactly once: ``ENDED``
-(Envoy may still have messages for us) or ``CLOSED`` (it has none). Whoever leaves while a store is still thinking leaves an
-``ORPHANED`` exchange, which waits for that one answer and voids. What Envoy answers by itself before it has asked us anything (a path
-that it rejects) is ``FOREIGN``: passed, and none of our business. A drain that has lost patience cuts the stream: ``CUTTING`` until
-the next chunk can be replaced by an error event, ``CUT`` afterwards. If Envoy answers while a store is still thinking (a body above its
-buffer), we are ``SIDELINED``: its answer passes, and the store's is waited for and voided.
+with the hold it is ``OPEN``. On its **body** the prompt is counted (``COUNTING``, long texts only), the worst case priced, and the exact
+hold asked for (``AMENDING``, or ``CLAMPING`` the second time, with fewer output tokens). Granted, it is ``FORWARDED``: Envoy chooses the
+route by the model and asks a backend. With the **response headers** of a success it is ``STREAMING``: chunks are passed, and looked at.
+The final usage, ``[DONE]``, the end of the stream, or somebody hanging up **ends the hold**, exactly once: ``ENDED`` (Envoy may still have
+messages for us) or ``CLOSED`` (it has none). Whoever leaves while a store is still thinking leaves an ``ORPHANED`` exchange, which waits
+for that one answer and voids. What Envoy answers by itself before it has asked us anything (a path that it rejects) is ``FOREIGN``:
+passed, and none of our business. A drain that has lost patience cuts the stream: ``CUTTING`` until the next chunk can be replaced by an
+error event, ``CUT`` afterwards. If Envoy answers while a store is still thinking (a body above its buffer), we are ``SIDELINED``: its
+answer passes, and the store's is waited for and voided. What shadow mode lets pass although nobody can price it is ``SPARED``.
 
 Everything that can happen stands in one table, :data:`TRANSITIONS`, with late and doubled events as rows. What is not in it is
 illegal: the driver counts it and sends ``Gone(sidecar_error)``, which every state knows. The steps themselves stand in ``request.py``
@@ -22,7 +22,7 @@ illegal: the driver counts it and sends ``Gone(sidecar_error)``, which every sta
 actions ask for deeds (``events.py``, ``actions.py``).
 
 Three promises hold over every walk through the table, and are tested by random ones: a granted hold ends exactly once; Envoy gets at
-most one reply to a message; nothing is forwarded that is not held.
+most one reply to a message; nothing is forwarded that is not held, unless shadow mode spares it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from extproc.exchange.events import (
     Tick,
     Trailers,
 )
-from extproc.exchange.state import HOLDING, PASS, SWALLOW, State, Step, beat_in, pass_trailers_in, to
+from extproc.exchange.state import HOLDING, PASS, SWALLOW, State, Step, beat_in, pass_body_in, pass_trailers_in, to
 from extproc.exchange.tab import Pinned, Tab
 
 
@@ -80,17 +80,18 @@ class Exchange:
 S = State
 ORPHAN = to(S.ORPHANED)
 CLOSE = to(S.CLOSED)
+PASSING_TRAILERS = (S.OPEN, S.FORWARDED, S.ENDED, S.FOREIGN, S.SPARED, S.SIDELINED, S.CUTTING, S.CUT)
 
 TRANSITIONS: dict[tuple[State, type[Event]], Step] = {
     (S.FRESH, Headers): request.headers,
     (S.FRESH, ResponseHeaders): to(S.FOREIGN, PassResponseHeaders()),
     (S.FRESH, Gone): CLOSE,
     (S.KEYING, KeyRead): request.key_read,
-    (S.KEYING, StoreFailed): request.store_failed_keying,
+    (S.KEYING, StoreFailed): request.look_up_failed,
     (S.KEYING, Gone): ORPHAN,
     (S.ADMITTING, Admitted): request.admitted,
     (S.ADMITTING, Refused): request.not_admitted,
-    (S.ADMITTING, StoreFailed): request.store_failed,
+    (S.ADMITTING, StoreFailed): request.admit_failed,
     (S.ADMITTING, Gone): ORPHAN,
     (S.OPEN, Body): request.body,
     (S.OPEN, ResponseHeaders): response.pass_and_void,
@@ -102,11 +103,11 @@ TRANSITIONS: dict[tuple[State, type[Event]], Step] = {
     (S.COUNTING, Gone): ORPHAN,
     (S.AMENDING, Amended): request.amended,
     (S.AMENDING, Refused): request.not_amended,
-    (S.AMENDING, StoreFailed): request.store_failed,
+    (S.AMENDING, StoreFailed): request.amend_failed,
     (S.AMENDING, Gone): ORPHAN,
     (S.CLAMPING, Amended): request.amended,
     (S.CLAMPING, Refused): request.never_amended,
-    (S.CLAMPING, StoreFailed): request.store_failed,
+    (S.CLAMPING, StoreFailed): request.amend_failed,
     (S.CLAMPING, Gone): ORPHAN,
     (S.FORWARDED, ResponseHeaders): response.headers,
     (S.FORWARDED, Tick): beat_in(S.FORWARDED),
@@ -126,6 +127,10 @@ TRANSITIONS: dict[tuple[State, type[Event]], Step] = {
     (S.ENDED, Gone): CLOSE,
     (S.FOREIGN, Chunk): to(S.FOREIGN, PASS),
     (S.FOREIGN, Gone): CLOSE,
+    (S.SPARED, Body): pass_body_in(S.SPARED),
+    (S.SPARED, ResponseHeaders): to(S.SPARED, PassResponseHeaders()),
+    (S.SPARED, Chunk): to(S.SPARED, PASS),
+    (S.SPARED, Gone): CLOSE,
     **{(state, ResponseHeaders): endings.sidelined for state in (S.KEYING, S.ADMITTING, S.COUNTING, S.AMENDING, S.CLAMPING)},
     **{(S.SIDELINED, answer): endings.sidelined_answer for answer in get_args(StoreAnswer)},
     (S.SIDELINED, Chunk): to(S.SIDELINED, PASS),
@@ -133,7 +138,7 @@ TRANSITIONS: dict[tuple[State, type[Event]], Step] = {
     **{(S.ORPHANED, answer): endings.orphan for answer in get_args(StoreAnswer)},
     (S.ORPHANED, Gone): to(S.ORPHANED),
     (S.CLOSED, Gone): to(S.CLOSED),
-    **{(state, Trailers): pass_trailers_in(state) for state in (S.OPEN, S.FORWARDED, S.ENDED, S.FOREIGN, S.SIDELINED, S.CUTTING, S.CUT)},
+    **{(state, Trailers): pass_trailers_in(state) for state in PASSING_TRAILERS},
     # Where no row above says otherwise, beats and drains do not matter.
     **{(state, Tick): to(state) for state in S if state not in {S.OPEN, S.COUNTING, S.FORWARDED, S.STREAMING}},
     **{(state, Stopped): to(state) for state in S if state not in {S.FORWARDED, S.STREAMING}},

@@ -16,6 +16,8 @@ class Policy:
     abort_before_response: str = "input"  # input | void
     no_usage: str = "count"  # count | hold
     unknown_fields: str = "strip"  # strip | reject
+    stores_away_credit_nanos: int | None = None  # None = closed: 503; else what all workers together may lend a payer
+    trust_factor: int | None = None  # an account with so many times the hold does not wait for it
     shadow: bool = False
     topup_url: str | None = None
 

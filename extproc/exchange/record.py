@@ -11,6 +11,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     No prompt, no completion, no key: ids, counts, names from the catalog and reasons only.
     ``status`` is the HTTP status that the client saw (0: it left before there was one).
     ``price`` is the price in full, sent along until an ending that names it was acknowledged; empty afterwards.
+    ``policies``: settings of section ``policy`` that made this figure or let this request in, as ``name=value``.
+    ``would_deny``: of a shadow request, why it would have been refused (a ``DenyReason``, or the code of the error).
     """
 
     id: str
@@ -46,6 +48,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ttft_ms: int = 0
     sandbox: bool = False
     shadow: bool = False
+    would_deny: str = ""
+    policies: tuple[str, ...] = ()
 
     def to_row(self) -> bytes:
         """JSON of the fields that are not defaults: what travels with the hold."""

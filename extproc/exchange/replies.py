@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from extproc.accounts.model import Key
+from extproc.accounts.scopes import may_use
 from extproc.catalog.model import Catalog
 from extproc.errors import ClientError
 from extproc.exchange.actions import Answer
@@ -63,6 +65,7 @@ _LIMITED = {
     DenyReason.REQUESTS_PER_MINUTE: "requests a minute",
     DenyReason.REQUESTS_PER_HOUR: "requests an hour",
     DenyReason.TOKENS_PER_MINUTE: "tokens a minute",
+    DenyReason.SANDBOX_TOKENS: "sandbox tokens a day",
     DenyReason.CONCURRENT: "requests at the same time",
 }
 
@@ -103,7 +106,7 @@ def _limited(denied: Denied, request_id: str) -> Answer:
         words = f"This request alone is above the limit{limit} {_LIMITED[denied.reason]} for {whose}. It cannot be served; ask for less."
         headers = (*_wait(NEVER_RETRY_MS), ("x-should-retry", "false"))
     error = ClientError(words, status=429, type="rate_limit_error", code="rate_limit_exceeded")
-    kind = "tokens" if denied.reason is DenyReason.TOKENS_PER_MINUTE else "requests"
+    kind = "tokens" if denied.reason in (DenyReason.TOKENS_PER_MINUTE, DenyReason.SANDBOX_TOKENS) else "requests"
     return deny(error, request_id=request_id, headers=(*headers, *rate_headers(kind, window)))
 
 
@@ -148,12 +151,12 @@ def rate_headers(kind: str, window: Window | None) -> Pairs:
     )
 
 
-def model_list(catalog: Catalog, models: frozenset[str], *, request_id: str) -> Answer:
-    """``GET /v1/models``: the models that a key may use (none named = all), each once."""
+def model_list(catalog: Catalog, key: Key | None, *, request_id: str) -> Answer:
+    """``GET /v1/models``: the models that a key may use (all, if there is none), each once."""
     rows = [
         {"id": name, "object": "model", "created": 0, "owned_by": "extproc"}
         for name, model in catalog.models.items()
-        if name == model.name and (not models or name in models)
+        if name == model.name and (key is None or may_use(key, name, open_to_sandbox=model.sandbox))
     ]
     body = msgspec.json.encode({"object": "list", "data": rows})
     return Answer(status=200, body=body, headers=(_JSON, ("x-request-id", request_id)))

@@ -1,11 +1,15 @@
-"""The first half of a request: who asks (headers), for what (body), and whether there is money for it. Steps of the machine's table."""
+"""The first half of a request: who asks (headers), for what (body), and whether there is money for it. Steps of the machine's table.
+
+Where a step would refuse, shadow mode goes on (``tab.spares``): a key that nobody knows is a stranger's, who is metered and holds nothing;
+what cannot be priced at all passes as it came, and is none of our business from there on.
+"""
 
 from __future__ import annotations
 
 from extproc.accounts.scopes import key_fault
 from extproc.errors import ClientError
 from extproc.exchange import replies
-from extproc.exchange.actions import Admit, Amend, Answer, Count, LookUpKey, PassBody, PassHeaders
+from extproc.exchange.actions import Admit, Answer, Count, LookUpKey, PassBody, PassHeaders
 from extproc.exchange.body import understand
 from extproc.exchange.doors import FORBIDDEN_HEADERS, door_of, secret_of, too_large
 from extproc.exchange.events import Admitted, Amended, Body, Counted, Headers, KeyRead, Refused, StoreFailed
@@ -14,7 +18,10 @@ from extproc.exchange.state import Outcome, State
 from extproc.exchange.tab import Tab
 from extproc.money.hold import DenyReason, EndReason
 from extproc.money.price import Price
-from extproc.money.quote import Quote, affordable_output_tokens
+from extproc.money.quote import Quote, Terms, affordable_output_tokens
+
+UNAVAILABLE = "unavailable"
+SHORT = frozenset({DenyReason.INSUFFICIENT, DenyReason.HELD, DenyReason.KEY_BUDGET})  # fewer tokens may fit
 
 # request headers
 
@@ -24,9 +31,12 @@ def headers(tab: Tab, event: Headers) -> Outcome:
     tab.arrive(event)
     try:
         tab.door = door_of(event, tab.pinned.bounds)
-        secret = secret_of(event)
     except ClientError as error:
         return _refuse(tab, event.at_ns, error)
+    try:
+        secret = secret_of(event)
+    except ClientError as error:
+        return _stranger(tab, event.at_ns, error)
     return State.KEYING, (LookUpKey(secret=secret),)
 
 
@@ -34,38 +44,61 @@ def key_read(tab: Tab, event: KeyRead) -> Outcome:
     """Who asks; may this key come in like this?"""
     key = event.key
     if key is None:
-        return _refuse(tab, event.at_ns, replies.unauthorized("The API key is not valid."))
-    tab.key = key
-    tab.tier = tab.pinned.catalog.tier(key.tier)
+        return _stranger(tab, event.at_ns, replies.unauthorized("The API key is not valid."))
+    tab.identify(key)
+    assert tab.tier is not None
     try:
         key_fault(key, client_ip=tab.client_ip, unix_ms=tab.created_ms)
+        if tab.priority not in tab.tier.priorities:
+            words = f"Your account may ask for priority {', '.join(sorted(tab.tier.priorities))}, not {tab.priority[:32]!r}."
+            raise replies.forbidden(words, "priority_not_allowed")
     except ClientError as error:
-        return _refuse(tab, event.at_ns, error)
-    if tab.priority not in tab.tier.priorities:
-        words = f"Your account may ask for priority {', '.join(sorted(tab.tier.priorities))}, not {tab.priority[:32]!r}."
-        return _refuse(tab, event.at_ns, replies.forbidden(words, "priority_not_allowed"))
+        if not tab.spares(error.code or ""):
+            return _refuse(tab, event.at_ns, error)
     assert tab.door is not None
     if tab.door.endpoint is None:
-        return State.CLOSED, (replies.model_list(tab.pinned.catalog, key.models, request_id=tab.request_id),)
+        return _model_list(tab)
     return State.ADMITTING, (Admit(admission=tab.admission()),)
 
 
 def admitted(tab: Tab, event: Admitted) -> Outcome:
     """The entry hold stands: let Envoy read the body."""
-    tab.hold_id = event.granted.hold_id
-    assert tab.key is not None
-    assert tab.door is not None
-    headers = [("x-account-id", tab.key.payer_id), ("x-hold-id", tab.hold_id)]
-    if tab.door.query:
-        headers.append((":path", tab.door.path))
-    return State.OPEN, (PassHeaders(set_headers=tuple(headers), remove_headers=FORBIDDEN_HEADERS),)
+    granted = event.granted
+    tab.hold_id, tab.spendable_nanos = granted.hold_id, granted.spendable_nanos
+    if granted.would_deny is not None:
+        tab.spares(granted.would_deny.value)
+    return _let_in(tab)
 
 
 def not_admitted(tab: Tab, event: Refused) -> Outcome:
     """A limit is reached, or there is not even money for the least."""
     denied = event.denied
+    if tab.spares(denied.reason.value):
+        return _let_in(tab)
     reply, code = _refusal(tab, event)
     return State.CLOSED, (reply, tab.refused(event.at_ns, error_code=code, error=denied.reason.value))
+
+
+def _let_in(tab: Tab) -> Outcome:
+    assert tab.door is not None
+    names = [("x-account-id", tab.key.payer_id), ("x-hold-id", tab.hold_id)] if tab.key else []
+    if tab.door.query:
+        names.append((":path", tab.door.path))
+    removed = FORBIDDEN_HEADERS if tab.key else (*FORBIDDEN_HEADERS, "x-account-id", "x-hold-id")
+    return State.OPEN, (PassHeaders(set_headers=tuple(names), remove_headers=removed),)
+
+
+def _stranger(tab: Tab, at_ns: int, error: ClientError) -> Outcome:
+    """Nobody knows this key."""
+    if not tab.spares(error.code or ""):
+        return _refuse(tab, at_ns, error)
+    tab.identify(None)
+    assert tab.door is not None
+    return _let_in(tab) if tab.door.endpoint else _model_list(tab)
+
+
+def _model_list(tab: Tab) -> Outcome:
+    return State.CLOSED, (replies.model_list(tab.pinned.catalog, tab.key, request_id=tab.request_id),)
 
 
 # request body
@@ -73,6 +106,8 @@ def not_admitted(tab: Tab, event: Refused) -> Outcome:
 
 def body(tab: Tab, event: Body) -> Outcome:
     """What is asked for. Texts above the bound of a loop are counted in a thread."""
+    if tab.is_shadow:
+        tab.body = event.data
     try:
         if len(event.data) > tab.pinned.bounds.body_bytes_max:
             raise too_large(tab.pinned.bounds.body_bytes_max)
@@ -85,8 +120,8 @@ def body(tab: Tab, event: Body) -> Outcome:
             return _amend(tab, prompt.count(counter))
     except ClientError as error:
         return _refuse_held(tab, event.at_ns, error)
-    assert tab.key is not None
-    return State.COUNTING, (Count(payer_id=tab.key.payer_id, job=lambda: prompt.count(counter)),)
+    payer_id = tab.key.payer_id if tab.key else ""
+    return State.COUNTING, (Count(payer_id=payer_id, job=lambda: prompt.count(counter)),)
 
 
 def counted(tab: Tab, event: Counted) -> Outcome:
@@ -101,52 +136,67 @@ def _amend(tab: Tab, counted: int | None) -> Outcome:
     assert tab.ask is not None
     assert tab.model is not None
     tab.ask_for(size(tab.ask, tab.model, tab.counter, counted=counted))
-    return State.AMENDING, (Amend(amendment=tab.amendment()),)
+    if tab.key is None:
+        return _forward(tab)
+    return State.AMENDING, (tab.amend(),)
 
 
 def amended(tab: Tab, event: Amended) -> Outcome:
-    """The exact hold stands: forward."""
-    del event
-    model, (_, worst, price) = tab.model, _priced(tab)
-    assert model is not None
-    assert tab.key is not None
-    headers: tuple[tuple[str, str], ...] = (
-        ("x-model", model.name),
-        ("x-priority", tab.priority),
-        ("content-type", "application/json"),
-    )
+    """The exact hold stands, or (in shadow mode) would not: forward."""
+    granted = event.granted
+    if granted.would_deny is not None and _lower(tab, granted.would_deny, granted.spendable_nanos) is None:
+        tab.spares(granted.would_deny.value)
+    return _forward(tab)
+
+
+def _forward(tab: Tab) -> Outcome:
+    _, worst, price = _priced(tab)
     metadata = (
         ("hold_id", tab.hold_id),
-        ("payer_id", tab.key.payer_id),
+        ("payer_id", tab.key.payer_id if tab.key else ""),
         ("cap_nanos", str(worst.cap_nanos)),
         ("price_id", price.price_id),
     )
+    names = _route(tab)
     if sticky := tab.sticky():
-        headers = (*headers, ("x-sticky", sticky))
-    return State.FORWARDED, (PassBody(data=tab.forward(), set_headers=headers, metadata=metadata),)
+        names = (*names, ("x-sticky", sticky))
+    return State.FORWARDED, (PassBody(data=tab.forward(), set_headers=names, metadata=metadata),)
+
+
+def _route(tab: Tab) -> tuple[tuple[str, str], ...]:
+    assert tab.model is not None
+    return ("x-model", tab.model.name), ("x-priority", tab.priority), ("content-type", "application/json")
 
 
 def not_amended(tab: Tab, event: Refused) -> Outcome:
     """Perhaps fewer output tokens fit: silently if the client named no maximum, by policy if it did."""
-    policy, denied = tab.pinned.policy, event.denied
-    ask, (sized, _, price) = tab.ask, _priced(tab)
-    assert ask is not None
-    short = denied.reason in (DenyReason.INSUFFICIENT, DenyReason.HELD, DenyReason.KEY_BUDGET)
-    if not short or (ask.output_max is not None and policy.over_balance != "clamp"):
+    denied = event.denied
+    lower = _lower(tab, denied.reason, denied.spendable_nanos)
+    if lower is None:
         return never_amended(tab, event)
-    most = affordable_output_tokens(price, input_tokens=sized.demand.input_tokens, spendable_nanos=denied.spendable_nanos)
-    lower = clamped(sized, output_total=max(0, most), choices=ask.choices)
-    if lower.output_each < min(policy.clamp_output_tokens_min, sized.output_each):
-        return never_amended(tab, event)
-    tab.clamped = ask.output_max is not None
+    assert tab.ask is not None
+    if tab.ask.output_max is not None:
+        tab.clamped = True
+        tab.decided_by("over_balance", "clamp")
     tab.ask_for(lower)
-    return State.CLAMPING, (Amend(amendment=tab.amendment()),)
+    return State.CLAMPING, (tab.amend(),)
+
+
+def _lower(tab: Tab, reason: DenyReason, spendable_nanos: int) -> Size | None:
+    policy, ask, (sized, _, price) = tab.pinned.policy, tab.ask, _priced(tab)
+    assert ask is not None
+    if reason not in SHORT or (ask.output_max is not None and policy.over_balance != "clamp"):
+        return None
+    most = affordable_output_tokens(price, input_tokens=sized.demand.input_tokens, spendable_nanos=spendable_nanos)
+    lower = clamped(sized, output_total=max(0, most), choices=ask.choices)
+    return lower if lower.output_each >= min(policy.clamp_output_tokens_min, sized.output_each) else None
 
 
 def never_amended(tab: Tab, event: Refused) -> Outcome:
     """It does not fit: give the entry hold back."""
+    if tab.spares(event.denied.reason.value):
+        return _forward(tab)
     reply, code = _refusal(tab, event)
-    tab.status = reply.status
     void = tab.void(EndReason.REFUSED, event.at_ns, error_code=code, error=event.denied.reason.value)
     return State.CLOSED, (reply, *void)
 
@@ -154,22 +204,42 @@ def never_amended(tab: Tab, event: Refused) -> Outcome:
 # a store did not answer
 
 
-def store_failed_keying(tab: Tab, event: StoreFailed) -> Outcome:
+def look_up_failed(tab: Tab, event: StoreFailed) -> Outcome:
     """Nobody can say whose key it is: 503, never 401."""
+    if tab.is_shadow:
+        return _stranger(tab, event.at_ns, ClientError("", code=UNAVAILABLE))
     tab.status = 503
-    note = tab.refused(event.at_ns, error_code="unavailable", error=event.what)
+    note = tab.refused(event.at_ns, error_code=UNAVAILABLE, error=event.what)
     return State.CLOSED, (replies.unavailable(tab.request_id), note)
+
+
+def admit_failed(tab: Tab, event: StoreFailed) -> Outcome:
+    """On credit, if the policy says so; how much is asked when it is known."""
+    return _let_in(tab) if tab.spares(UNAVAILABLE) or tab.borrows() else store_failed(tab, event)
+
+
+def amend_failed(tab: Tab, event: StoreFailed) -> Outcome:
+    """The store has gone between headers and body, or there is no credit either."""
+    if tab.spares(UNAVAILABLE):
+        return _forward(tab)
+    if tab.terms is not Terms.LENT and tab.borrows():
+        assert tab.sized is not None
+        tab.ask_for(tab.sized)
+        return State.AMENDING, (tab.amend(),)
+    return store_failed(tab, event)
 
 
 def store_failed(tab: Tab, event: StoreFailed) -> Outcome:
     """The outcome is unknown: void until that is acknowledged (idempotent by id; an unknown id gets a tombstone)."""
     tab.status = 503
-    void = tab.void(EndReason.SIDECAR_ERROR, event.at_ns, error_code="unavailable", error=event.what)
+    void = tab.void(EndReason.SIDECAR_ERROR, event.at_ns, error_code=UNAVAILABLE, error=event.what)
     return State.CLOSED, (replies.unavailable(tab.request_id), *void)
 
 
 def _refuse(tab: Tab, at_ns: int, error: ClientError) -> Outcome:
     """Before anything is held."""
+    if tab.spares(error.code or ""):
+        return State.SPARED, (PassHeaders(), tab.refused(at_ns, error_code="", error=""))
     tab.status = error.status
     reply = replies.deny(error, request_id=tab.request_id)
     return State.CLOSED, (reply, tab.refused(at_ns, error_code=error.code or "", error=""))
@@ -177,6 +247,9 @@ def _refuse(tab: Tab, at_ns: int, error: ClientError) -> Outcome:
 
 def _refuse_held(tab: Tab, at_ns: int, error: ClientError) -> Outcome:
     """After the entry hold: give it back."""
+    if tab.spares(error.code or ""):
+        names = _route(tab) if tab.model else ()
+        return State.SPARED, (PassBody(data=tab.body, set_headers=names), *tab.void(EndReason.REFUSED, at_ns))
     tab.status = error.status
     reply = replies.deny(error, request_id=tab.request_id)
     return State.CLOSED, (reply, *tab.void(EndReason.REFUSED, at_ns, error_code=error.code or ""))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from extproc.exchange.actions import End, Note, PassChunk, PassResponseHeaders, PassTrailers
+from extproc.exchange.actions import PassChunk, PassResponseHeaders, PassTrailers
 from extproc.exchange.events import Chunk, ResponseHeaders, Trailers
 from extproc.exchange.meter import OpaqueMeter
 from extproc.exchange.meter_answer import AnswerMeter
 from extproc.exchange.meter_stream import StreamMeter
 from extproc.exchange.state import PASS, Outcome, State
-from extproc.exchange.tab import Tab
+from extproc.exchange.tab import Finish, Tab
 from extproc.money.amount import format_amount
 from extproc.money.hold import EndReason
 from extproc.money.usage import UsageSource
@@ -67,7 +67,7 @@ def chunk(tab: Tab, event: Chunk) -> Outcome:
         return PASSED if data == event.data else (State.STREAMING, (_pass_chunk(event, data),))
     tab.ttft_ns = tab.ttft_ns or event.at_ns
     # Something has been delivered: from here on a worker that dies must not take the whole charge with it.
-    beat = (tab.beat(event.at_ns),) if meter.started else ()
+    beat = tab.beat(event.at_ns) if meter.started else ()
     return State.STREAMING, (_pass_chunk(event, data), *beat)
 
 
@@ -76,17 +76,17 @@ def _last_chunk(tab: Tab, event: Chunk, data: bytes) -> Outcome:
     reply = _pass_chunk(event, data)
     whole = event.end_of_stream and not tab.ttft_ns
     tab.ttft_ns = tab.ttft_ns or event.at_ns
-    end, note = _final(tab, event.at_ns)
+    *end, note = _final(tab, event.at_ns)
     if whole:
-        reply = PassChunk(data=reply.data, set_headers=(("x-request-cost", format_amount(end.ending.charge_nanos)),))
-    return State.ENDED, (end, reply, note)
+        reply = PassChunk(data=reply.data, set_headers=(("x-request-cost", format_amount(note.record.cost_nanos)),))
+    return State.ENDED, (*end, reply, note)
 
 
 def _pass_chunk(event: Chunk, data: bytes) -> PassChunk:
     return PASS if data == event.data else PassChunk(data=data)
 
 
-def _final(tab: Tab, at_ns: int) -> tuple[End, Note]:
+def _final(tab: Tab, at_ns: int) -> Finish:
     """The answer is complete. No output and no usage out of a failed backend: void."""
     policy, meter = tab.pinned.policy, tab.meter
     assert meter is not None
@@ -95,8 +95,9 @@ def _final(tab: Tab, at_ns: int) -> tuple[End, Note]:
     failed = reason in FAILURES
     if failed and not meter.started and usage.source is not UsageSource.UPSTREAM:
         return tab.void(reason, at_ns, error_code="upstream_error")
-    if not failed and usage.source is not UsageSource.UPSTREAM and policy.no_usage == "hold" and tab.trusts_usage:
-        usage = tab.held_usage()
+    if not failed and usage.source is not UsageSource.UPSTREAM and tab.trusts_usage:
+        tab.decided_by("no_usage", policy.no_usage)
+        usage = tab.held_usage() if policy.no_usage == "hold" else usage
     return tab.settle(usage, reason, at_ns, wait=True)
 
 
@@ -106,8 +107,8 @@ def trailers_end(tab: Tab, event: Trailers) -> Outcome:
         return State.STREAMING, (PassTrailers(response=False),)
     if tab.meter is not None:
         tab.meter.feed(b"", end_of_stream=True)
-    end, note = _final(tab, event.at_ns)
-    return State.ENDED, (end, PassTrailers(response=True), note)
+    *end, note = _final(tab, event.at_ns)
+    return State.ENDED, (*end, PassTrailers(response=True), note)
 
 
 def late_chunk(tab: Tab, event: Chunk) -> Outcome:

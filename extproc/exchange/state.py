@@ -6,8 +6,8 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Any
 
-from extproc.exchange.actions import Action, PassChunk, PassTrailers
-from extproc.exchange.events import Event, Trailers
+from extproc.exchange.actions import Action, PassBody, PassChunk, PassTrailers
+from extproc.exchange.events import Body, Event, Trailers
 from extproc.exchange.tab import Tab
 
 
@@ -27,6 +27,7 @@ class State(StrEnum):
     CUT = "cut"
     ENDED = "ended"
     FOREIGN = "foreign"
+    SPARED = "spared"
     SIDELINED = "sidelined"
     ORPHANED = "orphaned"
     CLOSED = "closed"
@@ -59,7 +60,17 @@ def beat_in(state: State) -> Step:
     """Renew the lease."""
 
     def step(tab: Tab, event: Event) -> Outcome:
-        return state, (tab.beat(event.at_ns),)
+        return state, tab.beat(event.at_ns)
+
+    return step
+
+
+def pass_body_in(state: State) -> Step:
+    """As it came."""
+
+    def step(tab: Tab, event: Body) -> Outcome:
+        del tab
+        return state, (PassBody(data=event.data),)
 
     return step
 

@@ -14,7 +14,7 @@ from msgspec import structs
 
 from extproc.accounts.model import Key
 from extproc.catalog.model import Catalog, Model, Tier
-from extproc.exchange.actions import Beat, End, Note
+from extproc.exchange.actions import Amend, Beat, End, Lend, Note
 from extproc.exchange.ask import Ask
 from extproc.exchange.doors import Door
 from extproc.exchange.events import Headers
@@ -25,7 +25,7 @@ from extproc.exchange.record import Record
 from extproc.exchange.sizing import Size
 from extproc.money.hold import Admission, Amendment, Checkpoint, Ending, EndKind, EndReason
 from extproc.money.price import Price
-from extproc.money.quote import Quote, quote
+from extproc.money.quote import Quote, Terms, quote
 from extproc.money.receipt import cost_nanos
 from extproc.money.usage import NO_USAGE, TOKENS_MAX, Usage, UsageSource
 from extproc.tokens.counter import Counter, Counters
@@ -33,6 +33,9 @@ from extproc.tokens.counter import Counter, Counters
 STANDARD = "standard"
 STICKY_CHARS = 1_024  # conversations that begin alike share a prefix cache; later turns must not move them
 NANOS_PER_MS = 1_000_000
+
+Finish = tuple[End, Note] | tuple[Note]
+"""How an exchange ends. Without an :class:`End`: a stranger's, who holds nothing."""
 
 
 class Pinned(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -49,12 +52,15 @@ class Pinned(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Tab:
-    """Facts in the order in which they become known; ``None`` until then."""
+    """Facts in the order in which they become known; ``None`` until then.
+
+    A shadow request may stay without a key: then it is metered and counted like any other, and nobody is asked to hold or charge anything.
+    """
 
     __slots__ = (
-        "ask", "attempts", "beat_ns", "checkpoint", "clamped", "client_ip", "counter", "created_ms", "door", "expected",
-        "hold_id", "key", "meter", "model", "owner", "pinned", "price", "priority", "quote", "request_id", "sized", "started_ns",
-        "status", "stream", "tier", "ttft_ns", "upstream",
+        "ask", "attempts", "beat_ns", "body", "checkpoint", "clamped", "client_ip", "counter", "created_ms", "door", "expected",
+        "hold_id", "key", "meter", "model", "owner", "pinned", "policies", "price", "priority", "quote", "request_id", "sized",
+        "spendable_nanos", "started_ns", "status", "stream", "terms", "tier", "ttft_ns", "upstream", "would_deny",
     )  # fmt: skip
 
     def __init__(self, pinned: Pinned) -> None:
@@ -65,6 +71,11 @@ class Tab:
         self.created_ms = 0
         self.started_ns = 0
         self.priority = STANDARD
+        self.terms = Terms.SHADOW if pinned.policy.shadow else Terms.PAID
+        self.would_deny = ""
+        self.policies: tuple[str, ...] = ()  # that made a figure, or let this request in
+        self.spendable_nanos = 0  # when it was admitted
+        self.body = b""  # as it came: what a shadow request forwards
         self.door: Door | None = None
         self.key: Key | None = None
         self.tier: Tier | None = None
@@ -94,20 +105,53 @@ class Tab:
         self.started_ns = headers.at_ns
         self.priority = headers.headers.get("x-priority", "").strip().lower() or STANDARD
 
+    def identify(self, key: Key | None) -> None:
+        """Who asks. ``None``: a stranger, whom only shadow mode lets in; he is priced as a new account would be."""
+        self.key = key
+        self.tier = self.pinned.catalog.tier(key.tier if key else "")
+        if key is not None and key.sandbox and not self.is_shadow:
+            self.terms = Terms.SANDBOX
+
+    @property
+    def is_shadow(self) -> bool:
+        """Nothing is refused, changed or charged."""
+        return self.terms is Terms.SHADOW
+
+    def spares(self, reason: str) -> bool:
+        """Only shadow mode does: what would have been refused is noted (the first reason stands), and goes on."""
+        if self.is_shadow:
+            self.would_deny = self.would_deny or reason
+        return self.is_shadow
+
+    def borrows(self) -> bool:
+        """The hold store is away; from now on this request is served on credit, if the policy says so and there is money to be charged."""
+        if self.pinned.policy.stores_away_credit_nanos is None or self.key is None or self.terms not in (Terms.PAID, Terms.LENT):
+            return False
+        if self.terms is Terms.PAID:
+            self.terms = Terms.LENT
+            self.decided_by("stores_away", "credit")
+        return True
+
+    def decided_by(self, policy: str, value: object) -> None:
+        """A setting of section ``policy`` made the figure, or let this request in."""
+        self.policies = (*self.policies, f"{policy}={value}")
+
     # what the stores are asked
 
     def admission(self) -> Admission:
         """The entry hold. It costs nothing for a key that can reach something free."""
         key, tier = self._key(), self._tier()
+        needs_money = self.terms is not Terms.SANDBOX and not reaches_free(self.pinned.catalog, tier, key)
         return Admission(
             hold_id=self.hold_id,
             payer_id=key.payer_id,
             key_id=key.id,
             request_id=self.request_id,
-            entry_nanos=0 if reaches_free(self.pinned.catalog, tier, key) else self.pinned.bounds.entry_nanos,
+            entry_nanos=self.pinned.bounds.entry_nanos if needs_money else 0,
             account_limits=tier.limits,
             key_limits=key.limits,
             row=self._begun(EndReason.SIDECAR_LOST).to_row(),
+            is_shadow=self.is_shadow,
         )
 
     def ask_for(self, sized: Size) -> None:
@@ -115,12 +159,20 @@ class Tab:
         model, tier = self._model(), self._tier()
         self.sized = sized
         self.price = self.pinned.catalog.price(model, priority=self.priority, tier=tier)
-        self.quote = quote(self.price, sized.demand)
+        self.quote = quote(self.price, sized.demand, self.terms)
 
-    def amendment(self) -> Amendment:
-        """The exact hold."""
-        key, worst, sized = self._key(), self.quote, self.sized
-        assert worst is not None
+    def amend(self) -> Amend | Lend:
+        """Ask for the exact hold; a trusted account does not wait for it. When the store is away: ask for credit."""
+        worst, trust = self._quote(), self.pinned.policy.trust_factor
+        if self.terms is Terms.LENT:
+            return Lend(amendment=self._amendment())
+        if trust is None or not worst.reserved_nanos or self.spendable_nanos < trust * worst.reserved_nanos:
+            return Amend(amendment=self._amendment())
+        self.decided_by("trust_factor", trust)
+        return Amend(amendment=self._amendment(), is_trusted=True)
+
+    def _amendment(self) -> Amendment:
+        key, worst, sized = self._key(), self._quote(), self.sized
         assert sized is not None
         return Amendment(
             hold_id=self.hold_id,
@@ -133,37 +185,41 @@ class Tab:
             account_limits=self._tier().limits,
             key_limits=key.limits,
             row=self._begun(EndReason.SIDECAR_LOST).to_row(),
+            sandbox_tokens_per_day=self._tier().sandbox_tokens_per_day if self.terms is Terms.SANDBOX else None,
+            would_hold_nanos=worst.list_nanos if self.is_shadow else None,
         )
 
-    def beat(self, at_ns: int) -> Beat:
+    def beat(self, at_ns: int) -> tuple[Beat, ...]:
         """What would be charged if this worker died now: nothing before output; never less than the last time."""
         usage = NO_USAGE
         if self.meter is not None and self.meter.started:
             # Half a JSON answer is no figure; its prompt is one.
             usage = self.meter.usage(ended_early=True) if isinstance(self.meter, StreamMeter) else self.prompt_usage()
             self.beat_ns = at_ns
+        if self.key is None:
+            return ()
         cost, nanos = self._cost_and_charge(usage)
         if self.checkpoint is None or nanos >= self.checkpoint.charge_nanos:
             record = self._record(EndReason.SIDECAR_LOST, at_ns, usage=usage, list_nanos=cost, charge_nanos=nanos)
             self.checkpoint = Checkpoint(
-                hold_id=self.hold_id, owner=self.owner, payer_id=self._key().payer_id, charge_nanos=nanos, row=record.to_row()
+                hold_id=self.hold_id, owner=self.owner, payer_id=self.key.payer_id, charge_nanos=nanos, row=record.to_row()
             )
-        return Beat(checkpoint=self.checkpoint)
+        return (Beat(checkpoint=self.checkpoint),)
 
     # how it ends
 
-    def settle(self, usage: Usage, reason: EndReason, at_ns: int, *, wait: bool = False) -> tuple[End, Note]:
+    def settle(self, usage: Usage, reason: EndReason, at_ns: int, *, wait: bool = False) -> Finish:
         """Charge a usage, at most the cap."""
         cost, nanos = self._cost_and_charge(usage)
         record = self._record(reason, at_ns, usage=usage, list_nanos=cost, charge_nanos=nanos)
         return self._end(EndKind.SETTLE, nanos, usage.total_tokens, record, wait=wait)
 
-    def void(self, reason: EndReason, at_ns: int, *, error_code: str = "", error: str = "") -> tuple[End, Note]:
+    def void(self, reason: EndReason, at_ns: int, *, error_code: str = "", error: str = "") -> Finish:
         """Give everything back."""
         record = self._record(reason, at_ns, error_code=error_code, error=error)
         return self._end(EndKind.VOID, 0, 0, record, wait=False)
 
-    def abandon(self, at_ns: int) -> tuple[End, Note] | tuple[()]:
+    def abandon(self, at_ns: int) -> Finish | tuple[()]:
         """What the last checkpoint says is charged, and no figure is worked out any more."""
         if self.key is None:
             return ()
@@ -208,19 +264,19 @@ class Tab:
         ask, model, sized = self.ask, self._model(), self.sized
         assert ask is not None
         assert sized is not None
-        body = ask.endpoint.canonical(
+        body = self.body or ask.endpoint.canonical(
             ask,
             served_name=model.served_name,
             output_max=sized.output_each,
             usage=ask.wants_usage or self.injects_usage,
             continuous=ask.wants_continuous_usage or self.injects_continuous,
         )
-        self.expected, self.ask = self._expected(ask, model, sized), None
+        self.expected, self.ask, self.body = self._expected(ask, model, sized), None, b""
         return body
 
     def _expected(self, ask: Ask, model: Model, sized: Size) -> Expected:
-        rename = (model.served_name, ask.model) if model.served_name != ask.model else None
-        forced = model.usage == "forced"
+        rename = (model.served_name, ask.model) if model.served_name != ask.model and not self.is_shadow else None
+        forced = model.usage == "forced" and not self.is_shadow
         return Expected(
             endpoint=ask.endpoint,
             counter=self.counter,
@@ -243,7 +299,7 @@ class Tab:
         assert ask is not None
         if model.sticky == "none":
             return ""
-        payer_id = self._key().payer_id
+        payer_id = self.key.payer_id if self.key else ""
         if model.sticky == "account":
             return payer_id
         beginning = "".join([content for _, content in ask.prompt.messages[:2]] + list(ask.prompt.texts[:1]))[:STICKY_CHARS]
@@ -262,12 +318,14 @@ class Tab:
     @property
     def injects_usage(self) -> bool:
         """We ask the backend for the final usage, whether the client does or not."""
-        return self._model().usage in ("inject", "continuous")
+        return self._model().usage in ("inject", "continuous") and not self.is_shadow
 
     @property
     def injects_continuous(self) -> bool:
         """Per-chunk usage too: where the model says so, and wherever we could not count prompt or output ourselves."""
         model = self._model()
+        if self.is_shadow:
+            return False
         uncounted = (self.sized is not None and self.sized.estimated) or (self.ask is not None and bool(self.ask.fields.get("logprobs")))
         return model.usage == "continuous" or (model.usage == "inject" and uncounted)
 
@@ -290,6 +348,10 @@ class Tab:
             price_id=price.price_id if price else "",
             price=price.text if price and not known else "",
             created_ms=self.created_ms,
+            sandbox=key is not None and key.sandbox,
+            shadow=self.is_shadow,
+            would_deny=self.would_deny,
+            policies=self.policies,
         )
 
     def _record(
@@ -315,7 +377,7 @@ class Tab:
             events=self.meter.events if self.meter else 0,
             cost_nanos=charge_nanos,
             list_nanos=list_nanos,
-            overage_nanos=list_nanos - charge_nanos,
+            overage_nanos=list_nanos - charge_nanos if self.terms.is_charged else 0,
             status=self.status,
             error_code=error_code,
             error_msg=error,
@@ -332,8 +394,10 @@ class Tab:
         cost = cost_nanos(usage, self.price)
         return cost, min(cost, self.quote.cap_nanos)
 
-    def _end(self, kind: EndKind, nanos: int, tokens: int, record: Record, *, wait: bool) -> tuple[End, Note]:
-        key = self._key()
+    def _end(self, kind: EndKind, nanos: int, tokens: int, record: Record, *, wait: bool) -> Finish:
+        key, row = self.key, record.to_row()
+        if key is None:
+            return (Note(record=record, row=row),)
         ending = Ending(
             hold_id=self.hold_id,
             owner=self.owner,
@@ -342,7 +406,7 @@ class Tab:
             kind=kind,
             charge_nanos=nanos,
             tokens=tokens,
-            row=record.to_row(),
+            row=row,
             reserved_nanos=self.quote.reserved_nanos if self.quote and self.is_forwarded else 0,
             is_forwarded=self.is_forwarded,
         )
@@ -351,6 +415,10 @@ class Tab:
     def _key(self) -> Key:
         assert self.key is not None, "the key is read before anything is held"
         return self.key
+
+    def _quote(self) -> Quote:
+        assert self.quote is not None
+        return self.quote
 
     def _tier(self) -> Tier:
         assert self.tier is not None

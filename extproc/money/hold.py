@@ -45,6 +45,7 @@ class DenyReason(StrEnum):
     REQUESTS_PER_MINUTE = "requests_per_minute"
     REQUESTS_PER_HOUR = "requests_per_hour"
     TOKENS_PER_MINUTE = "tokens_per_minute"
+    SANDBOX_TOKENS = "sandbox_tokens_per_day"
     CONCURRENT = "concurrent_requests"
     FROZEN = "frozen"  # the operator froze the account
     ENDED = "ended"  # the hold id has a tombstone: amend came after its end
@@ -71,6 +72,7 @@ class Admission:
 
     ``request_id`` is Envoy's, for the dedupe of its retries: an un-amended hold of the same payer and request id is taken over.
     ``account_limits`` are the tier's, ``key_limits`` the key's own (each counted in its own windows).
+    ``is_shadow``: nothing is held, and what would be denied is granted with its reason.
     """
 
     hold_id: str
@@ -81,13 +83,16 @@ class Admission:
     account_limits: Limits
     key_limits: Limits
     row: bytes
+    is_shadow: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Amendment:
     """Entry hold → exact hold. ``owner`` is the hold id that this exchange proposed; it differs from ``hold_id`` after a take-over.
 
-    ``tokens`` (the demand) counts against tokens per minute; the settle corrects it.
+    ``tokens`` (the demand) counts against tokens per minute, and against ``sandbox_tokens_per_day`` of the account if that is not ``None``;
+    the settle corrects it. ``would_hold_nanos`` ``None``: in earnest; else a shadow request, which holds nothing and is never denied,
+    but told whether so much would have been.
     """
 
     hold_id: str
@@ -100,6 +105,8 @@ class Amendment:
     account_limits: Limits
     key_limits: Limits
     row: bytes
+    sandbox_tokens_per_day: int | None = None
+    would_hold_nanos: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,12 +120,16 @@ class Window:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Granted:
-    """The hold stands. ``hold_id`` is the first one's if Envoy retried. ``spendable_nanos`` = available + credit, after this hold."""
+    """The hold stands. ``hold_id`` is the first one's if Envoy retried. ``spendable_nanos`` = available + credit, after this hold.
+
+    ``would_deny``: why it would have been denied if this were no shadow request (``spendable_nanos`` is then what a ``Denied`` says).
+    """
 
     hold_id: str
     spendable_nanos: int
     requests: Window | None = None
     tokens: Window | None = None
+    would_deny: DenyReason | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

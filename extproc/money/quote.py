@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from extproc.money.price import Price
+
+
+class Terms(StrEnum):
+    """On what terms a request is served."""
+
+    PAID = "paid"  # out of the balance: the worst case is held, what was used is charged
+    SANDBOX = "sandbox"  # metered, never debited
+    SHADOW = "shadow"  # nothing is refused and nothing charged: it is recorded what would have been
+    LENT = "lent"  # the hold store is away: nothing is held, what was used is charged later, out of the operator's bounded credit
+
+    @property
+    def is_charged(self) -> bool:
+        return self in (Terms.PAID, Terms.LENT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +39,7 @@ class Demand:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quote:
-    """What a demand costs at most. Paid: ``reserved = cap = list``. Sandbox and shadow: ``reserved = cap = 0``."""
+    """What a demand costs at most. Paid: ``reserved = cap = list``. Sandbox and shadow: ``reserved = cap = 0``. Lent: ``reserved = 0``."""
 
     reserved_nanos: int
     cap_nanos: int
@@ -42,10 +56,14 @@ def worst_case_nanos(price: Price, demand: Demand) -> int:
     return price.of(demand.input_tokens * input_rate + demand.output_tokens * price.output_rate)
 
 
-def quote(price: Price, demand: Demand) -> Quote:
-    """A paid quote."""
+def quote(price: Price, demand: Demand, terms: Terms = Terms.PAID) -> Quote:
+    """The worst case, and what of it these terms hold and charge at most."""
     nanos = worst_case_nanos(price, demand)
-    return Quote(reserved_nanos=nanos, cap_nanos=nanos, list_nanos=nanos)
+    return Quote(
+        reserved_nanos=nanos if terms is Terms.PAID else 0,
+        cap_nanos=nanos if terms.is_charged else 0,
+        list_nanos=nanos,
+    )
 
 
 def affordable_output_tokens(price: Price, *, input_tokens: int, spendable_nanos: int) -> int:

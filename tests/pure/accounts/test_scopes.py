@@ -18,7 +18,7 @@ def test_no_scope_restricts_nothing():
     assert address(key(), "") is None
     assert model(key(), "anything") is None
     key_fault(key(), client_ip="", unix_ms=0)
-    model_fault(key(), "anything")
+    model_fault(key(), "anything", open_to_sandbox=False)
 
 
 @pytest.mark.parametrize(("now", "fault"), [(99, None), (100, Fault.EXPIRED), (101, Fault.EXPIRED)])
@@ -79,5 +79,5 @@ def test_refusals_carry_status_and_code(fields, status, code):
 
 def test_a_model_outside_the_scope_is_403():
     with pytest.raises(ClientError) as refused:
-        model_fault(key(models=frozenset({"a"})), "b")
+        model_fault(key(models=frozenset({"a"})), "b", open_to_sandbox=False)
     assert (refused.value.status, refused.value.code) == (403, "model_not_allowed")

@@ -3,8 +3,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from stage import (
     DONE,
     HOLD,
@@ -410,73 +408,6 @@ def test_what_is_not_in_the_table_is_illegal():
 
 def test_gone_is_legal_everywhere():
     assert {state for state, event in TRANSITIONS if event is ev.Gone} == set(State)
-
-
-# Random walks: whatever happens in whatever order, three promises hold.
-
-FAILED = ev.StoreFailed(what="redis")
-EVENTS = st.sampled_from(
-    [
-        headers(), headers("/v1/nothing"), headers("/v1/models", method="GET", end=True), ev.KeyRead(key=None), ev.KeyRead(key=key()),
-        ev.KeyRead(key=key(revoked=True)), ev.Admitted(granted=granted()), ev.Refused(denied=denied(spendable_nanos=700_000)),
-        ev.Refused(denied=denied(DenyReason.CONCURRENT)), ev.Refused(denied=denied(DenyReason.MISSING)), FAILED, FAILED,
-        chat(), chat(stream=True, max_tokens=5), chat(messages=[{"role": "user", "content": "x" * 20}]), ev.Body(data=b"{"),
-        ev.Counted(tokens=20), ev.Counted(tokens=20_000), ev.Amended(granted=granted()), ev.Tick(), ev.Stopped(), ev.Gone(),
-        ev.Gone(reason="sidecar_error"), ev.Trailers(response=True), ev.Trailers(response=False),
-        ev.ResponseHeaders(status=200, headers={"content-type": "text/event-stream"}), ev.ResponseHeaders(status=500, headers={}),
-        ev.ResponseHeaders(status=200, headers={"content-type": "application/json", "content-length": "9"}),
-        ev.ResponseHeaders(status=200, headers={"content-encoding": "gzip"}), ev.ResponseHeaders(status=200, headers={}, end_of_stream=True),
-        chunk(delta("ab")), chunk(delta("c")[:9]), chunk(delta("d", "stop") + usage_event()), chunk(DONE), chunk(b"", end=True), chunk(b"{}"),
-    ]
-)  # fmt: skip
-REPLIES = (act.PassHeaders, act.PassBody, act.PassResponseHeaders, act.PassChunk, act.PassTrailers, act.Answer)
-OF_ENVOY = (ev.Headers, ev.Body, ev.ResponseHeaders, ev.Chunk, ev.Trailers)
-ANSWERS = {  # a store answers what it was asked
-    act.LookUpKey: (ev.KeyRead, ev.StoreFailed),
-    act.Admit: (ev.Admitted, ev.Refused, ev.StoreFailed),
-    act.Amend: (ev.Amended, ev.Refused, ev.StoreFailed),
-    act.Count: (ev.Counted, ev.StoreFailed),
-}
-ANY_ANSWER = (ev.KeyRead, ev.Admitted, ev.Refused, ev.StoreFailed, ev.Amended, ev.Counted)
-
-
-@settings(max_examples=200)
-@given(st.lists(EVENTS, min_size=4, max_size=60))
-def test_random_walks(events: list[ev.Event]):
-    exchange = Exchange(pinned(model(output_tokens_default=1_000), bounds=Bounds(offload_bytes=15)))
-    unanswered = 0
-    asked: type[act.Action] | None = None
-    open_holds: set[str] = set()
-    ended: list[act.End] = []
-    for event in [*events, ev.Gone(), FAILED, ev.Gone()]:
-        if isinstance(event, ANY_ANSWER):
-            if asked is None or not isinstance(event, ANSWERS[asked]):
-                continue
-            asked = None
-        try:
-            actions = exchange.receive(event)
-        except IllegalEvent:
-            assert not isinstance(event, ANY_ANSWER), "a store's answer must be legal"
-            continue
-        unanswered += isinstance(event, OF_ENVOY)
-        if isinstance(event, ev.Admitted):
-            open_holds.add(event.granted.hold_id)
-        for action in actions:
-            if type(action) in ANSWERS:
-                assert asked is None, "two questions at once"
-                asked = type(action)
-            unanswered -= isinstance(action, REPLIES)
-            if isinstance(action, act.PassBody):
-                assert exchange.state is State.FORWARDED
-                assert open_holds, "forwarded without a hold"
-            if isinstance(action, act.End):
-                ended.append(action)
-                open_holds.discard(action.ending.hold_id)
-        assert 0 <= unanswered <= 1
-    if asked is None:
-        assert exchange.state is State.CLOSED
-        assert not open_holds
-    assert len(ended) <= 1
 
 
 @pytest.mark.parametrize(("policy", "nanos"), [("actual_so_far", 17_000), ("input_only", 11_000), ("full", 33_000 + 100_000)])
