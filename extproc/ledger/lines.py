@@ -49,16 +49,16 @@ def _entry(e: Record) -> str:
 
 
 def _request(r: Record) -> str:
-    request_id, model, endpoint, priority, tier, source, reason, price_id, code, message, upstream, flags = _escaped(
+    request_id, model, endpoint, priority, tier, source, reason, price_id, code, message, upstream, would_deny, flags, policies = _escaped(
         r["request_id"], r["model"], r["endpoint"], r["priority"], r["tier"], r["usage_source"], r["end_reason"], r["price_id"],
-        r["error_code"], r["error_msg"], r["upstream"], _array(r["usage_flags"]),
+        r["error_code"], r["error_msg"], r["upstream"], r["would_deny"], _array(r["usage_flags"]), _array(r["policies"]),
     )  # fmt: skip
     return (
         f"{r['id']}\t{request_id}\t{r['user_id'] or NULL}\t{r['creds_id'] or NULL}\t{model}\t{endpoint}\t{priority}\t{tier}\t"
         f"{r['stream']}\t{r['input_tokens']}\t{r['cached_tokens']}\t{r['output_tokens']}\t{r['reasoning_tokens']}\t{source}\t{flags}\t{r['events']}\t"
         f"{r['ending']}\t{reason}\t{r['hold_nanos']}\t{r['cost']}\t{r['refund_nanos']}\t{r['list_nanos']}\t{r['overage_nanos']}\t"
         f"{r['loss_nanos']}\t{price_id}\t{r['status']}\t{code}\t{message}\t{upstream}\t{r['attempts']}\t{r['duration_ms']}\t{r['ttft_ms']}\t"
-        f"{r['sandbox']}\t{r['shadow']}\t{r['times']}\t{_moment(r['created_ms'])}\t{_moment(r['occurred_ms'])}\n"
+        f"{r['sandbox']}\t{r['shadow']}\t{would_deny}\t{policies}\t{r['times']}\t{_moment(r['created_ms'])}\t{_moment(r['occurred_ms'])}\n"
     )
 
 

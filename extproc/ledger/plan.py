@@ -142,7 +142,7 @@ def refusal_key(screened: Screened) -> RefusalKey:
     """What bounds the rows of refusals."""
     row = screened.row
     minute = (row["created_ms"] or screened.posting.occurred_ms) // MINUTE_MS * MINUTE_MS
-    return row["creds_id"] or row["user_id"], row["error_code"], minute
+    return row["creds_id"] or row["user_id"], row["error_code"] or row["would_deny"], minute
 
 
 class Planner:

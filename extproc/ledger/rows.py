@@ -33,6 +33,7 @@ _TEXTS = {
     "error_code": TEXT_MAX,
     "error_msg": MESSAGE_MAX,
     "upstream": TEXT_MAX,
+    "would_deny": TEXT_MAX,
     "price": PRICE_MAX,
 }
 _INTS = {
@@ -55,13 +56,14 @@ _LONG_INTS = {
 }
 _BOOLS = ("stream", "sandbox", "shadow")
 _IDS = ("id", "user_id", "creds_id")
+_LISTS = ("usage_flags", "policies")
 _DEFAULTS: Final[dict[str, Any]] = {
     **dict.fromkeys(_IDS, ""),
     **dict.fromkeys(_TEXTS, ""),
     **dict.fromkeys(_INTS, 0),
     **dict.fromkeys(_LONG_INTS, 0),
     **dict.fromkeys(_BOOLS, False),
-    "usage_flags": [],
+    **{name: [] for name in _LISTS},
     "usage_source": "none",
 }
 _TYPES: Final = tuple(map(type, _DEFAULTS.values()))
@@ -105,9 +107,9 @@ def _object(data: bytes) -> Row:
 
 
 def _is_ordinary(row: Row) -> bool:
-    """Nothing to refuse, to cut or to clean: twelve texts cost one look instead of twelve."""
+    """Nothing to refuse, to cut or to clean: a dozen texts cost one look instead of twelve."""
     values = tuple(row.values())
-    if tuple(map(type, values)) != _TYPES or row["usage_flags"]:
+    if tuple(map(type, values)) != _TYPES or row["usage_flags"] or row["policies"]:
         return False
     texts, ints, long_ints = values[_TEXTS_AT], values[_INTS_AT], values[_LONG_INTS_AT]
     said = "".join(texts)
@@ -171,5 +173,5 @@ _CHECKS: Final[dict[str, Callable[[str, object], object]]] = {
     **dict.fromkeys(_TEXTS, _text),
     **dict.fromkeys((*_INTS, *_LONG_INTS), _integer),
     **dict.fromkeys(_BOOLS, _boolean),
-    "usage_flags": _flags,
+    **dict.fromkeys(_LISTS, _flags),
 }

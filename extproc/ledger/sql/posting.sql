@@ -63,8 +63,8 @@ COPY entries (event_id, line, kind, name, user_id, unit, amount) FROM STDIN;
 COPY requests (
     id, request_id, user_id, creds_id, model, endpoint, priority, tier, stream, input_tokens, cached_tokens, output_tokens,
     reasoning_tokens, usage_source, usage_flags, events, ending, end_reason, hold_nanos, cost, refund_nanos, list_nanos, overage_nanos,
-    loss_nanos, price_id, status, error_code, error_msg, upstream, attempts, duration_ms, ttft_ms, sandbox, shadow, times, created_at,
-    occurred_at) FROM STDIN;
+    loss_nanos, price_id, status, error_code, error_msg, upstream, attempts, duration_ms, ttft_ms, sandbox, shadow, would_deny, policies,
+    times, created_at, occurred_at) FROM STDIN;
 
 -- name: replace_requests
 -- After an adjust the row is the settle's: what the request really used. Its ending, hold and first moment stay.
@@ -74,23 +74,24 @@ UPDATE requests AS q SET
     end_reason = r.end_reason, cost = r.cost, refund_nanos = q.hold_nanos - least(r.cost + r.loss_nanos, q.hold_nanos),
     list_nanos = r.list_nanos, overage_nanos = greatest(q.overage_nanos, r.overage_nanos), loss_nanos = r.loss_nanos,
     price_id = r.price_id, status = r.status, error_code = r.error_code, error_msg = r.error_msg, duration_ms = r.duration_ms,
-    ttft_ms = r.ttft_ms, posted_at = now()
+    ttft_ms = r.ttft_ms, policies = r.policies, posted_at = now()
 FROM json_to_recordset(%(rows)s::json) AS r (
     id uuid, model text, input_tokens integer, cached_tokens integer, output_tokens integer, reasoning_tokens integer, usage_source text,
     usage_flags text[], events integer, end_reason text, cost bigint, list_nanos bigint, overage_nanos bigint, loss_nanos bigint,
-    price_id text, status integer, error_code text, error_msg text, duration_ms integer, ttft_ms integer)
+    price_id text, status integer, error_code text, error_msg text, duration_ms integer, ttft_ms integer, policies text[])
 WHERE q.id = r.id;
 
 -- name: add_refusals
 -- Rows that stand for many refusals of one key, reason and minute.
 INSERT INTO requests AS q (
-    id, user_id, creds_id, model, endpoint, priority, tier, ending, end_reason, status, error_code, error_msg, times, created_at, occurred_at)
+    id, user_id, creds_id, model, endpoint, priority, tier, ending, end_reason, status, error_code, error_msg, shadow, would_deny, times,
+    created_at, occurred_at)
 SELECT
     r.id, r.user_id, r.creds_id, r.model, r.endpoint, r.priority, r.tier, 'none', r.end_reason, r.status, r.error_code, r.error_msg,
-    r.times, timestamptz 'epoch' + r.created_ms * interval '1 millisecond', timestamptz 'epoch' + r.occurred_ms * interval '1 millisecond'
+    r.shadow, r.would_deny, r.times, timestamptz 'epoch' + r.created_ms * interval '1 millisecond', timestamptz 'epoch' + r.occurred_ms * interval '1 millisecond'
 FROM json_to_recordset(%(rows)s::json) AS r (
     id uuid, user_id uuid, creds_id uuid, model text, endpoint text, priority text, tier text, end_reason text, status integer,
-    error_code text, error_msg text, times integer, created_ms bigint, occurred_ms bigint)
+    error_code text, error_msg text, shadow boolean, would_deny text, times integer, created_ms bigint, occurred_ms bigint)
 ON CONFLICT (id) DO UPDATE SET times = q.times + excluded.times, posted_at = now();
 
 -- name: change_balances

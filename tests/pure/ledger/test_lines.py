@@ -31,7 +31,7 @@ EVENT: dict[str, Any] = {
 }
 MONEY = {"ending": "settle", "hold_nanos": 10, "cost": 7, "refund_nanos": 3, "loss_nanos": 0, "times": 1, "occurred_ms": 1}
 REQUEST = {**empty_row(), **MONEY, "id": ID}
-REQUEST_COLUMNS = 37
+REQUEST_COLUMNS = 39
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"))
 
