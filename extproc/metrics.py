@@ -265,6 +265,7 @@ class Metrics:
         self._open_exchanges = gauge("extproc_exchanges_open", "Exchanges open in the gate workers.")
         self._lag = gauge("extproc_settlement_lag_seconds", "Age of the oldest ending that the ledger does not have.", "livemax")
         self._led = gauge("extproc_settlement_shards_led", "Shards that settlers post.")
+        self._closed = gauge("extproc_shards_closed", "Shards of the hold store that a process does not call: they are rebuilt.", "livemax")
         self._reloaded = gauge(
             "extproc_config_reload_success", "1 = the catalog file is in force; 0 = it is bad, the last good one serves.", "livemin"
         )
@@ -368,6 +369,10 @@ class Metrics:
     def shards_led(self, count: int) -> None:
         """So many shards are posted by this settler."""
         self._led.set(count)
+
+    def shards_closed(self, count: int) -> None:
+        """So many shards are not called by this process."""
+        self._closed.set(count)
 
     def settlement(self, what: str, count: int = 1) -> None:
         """Something that the settler counts (``settlement.meter.Series``)."""

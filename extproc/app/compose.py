@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
@@ -30,7 +31,7 @@ from extproc.edge.threads import Threads
 from extproc.edge.transport.grpcio import GrpcioTransport
 from extproc.edge.transport.lean.server import LeanTransport
 from extproc.edge.transport.port import Call, Handler, HandlerFactory, Listen, Transport
-from extproc.errors import ConfigError, ExtprocError
+from extproc.errors import ConfigError, ExtprocError, StoreError
 from extproc.exchange.policy import Policy
 from extproc.holds.redis import RedisHolds
 from extproc.holds.stream import RedisEventStream
@@ -89,6 +90,8 @@ async def open_stores(settings: Settings, *, application: str, meter: Meter = UN
         await pipeline.close()
         await database.close()
         raise ExtprocError(pipeline.fault)
+    with contextlib.suppress(StoreError):  # it need not be there yet: a shard that nobody has looked at is closed
+        await holds.states()
     return Stores(
         database=database,
         pipeline=pipeline,

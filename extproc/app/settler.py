@@ -6,15 +6,17 @@ It needs neither Envoy nor the gate workers, and they do not need it to serve: w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import time
 from collections.abc import Coroutine, Sequence
 
 from extproc import metrics
-from extproc.app.compose import event_stream, open_stores, unix_ms
+from extproc.app.compose import Stores, event_stream, open_stores, unix_ms
 from extproc.app.process import Child, run
-from extproc.errors import ExtprocError
+from extproc.errors import ExtprocError, StoreError
+from extproc.holds.fresh import open_fresh
 from extproc.ledger.leadership import PostgresLeadership
 from extproc.settings import Settings
 from extproc.settlement.meter import Series
@@ -80,21 +82,34 @@ async def main(settings: Settings, child: Child) -> None:
             batch_rows=settings.settler.batch_rows,
             batch_wait_ms=settings.settler.batch_wait_ms,
         )
-        failure = await _until_over([poster.run(), reaper.run(), sweep.run()], child)
+        watch = stores.holds.watch(lambda _: series.shards_closed(len(stores.holds.closed)))
+        failure = await _until_over([poster.run(), reaper.run(), sweep.run(), _opened(stores, pace)], watch, child)
     await stores.close()
     series.flush()
     if failure is not None:
         raise ExtprocError(f"the settler failed: {failure!r}") from failure
 
 
-async def _until_over(loops: Sequence[Coroutine[None, None, None]], child: Child) -> BaseException | None:
-    """All of them, until one fails (that failure) or all have ended (``None``)."""
-    beat = asyncio.create_task(child.beat())
+async def _opened(stores: Stores, pace: Pace) -> None:
+    """Shards that are closed are opened with what is in them."""
+    while not pace.is_over:
+        with contextlib.suppress(StoreError):
+            await open_fresh(stores.holds)
+        await pace.rest(0.25)
+
+
+async def _until_over(
+    loops: Sequence[Coroutine[None, None, None]], watch: Coroutine[None, None, None], child: Child
+) -> BaseException | None:
+    """All of them, until one fails (that failure) or all but the watch have ended (``None``)."""
+    beat, watching = asyncio.create_task(child.beat()), asyncio.create_task(watch)
     tasks = [asyncio.create_task(loop) for loop in loops]
-    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-    for task in (beat, *tasks):
+    over = asyncio.create_task(asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION))
+    await asyncio.wait({over, watching}, return_when=asyncio.FIRST_COMPLETED)
+    done = [task for task in (*tasks, watching) if task.done()]
+    for task in (beat, over, watching, *tasks):
         task.cancel()
-    await asyncio.gather(beat, *tasks, return_exceptions=True)
+    await asyncio.gather(beat, over, watching, *tasks, return_exceptions=True)
     return next((task.exception() for task in done if not task.cancelled() and task.exception() is not None), None)
 
 

@@ -36,7 +36,9 @@ async def main(settings: Settings, child: Child) -> None:
     loop = asyncio.get_running_loop()
     child.chores.append(worker.gate.metrics.flush)
     child.hang_ups.append(lambda: loop.run_in_executor(None, worker.reload))
-    tasks = [asyncio.create_task(job) for job in (child.beat(), _watch(worker), _ticks(worker, settings.holds.beat_s))]
+    holds, meter = worker.stores.holds, worker.gate.metrics
+    watch = holds.watch(lambda _: meter.shards_closed(len(holds.closed)))
+    tasks = [asyncio.create_task(job) for job in (child.beat(), _watch(worker), _ticks(worker, settings.holds.beat_s), watch)]
     stop = asyncio.create_task(child.stop.wait())
     # A worker whose beats have stopped must not go on as if nothing had happened: its leases run out. It drains, and another one starts.
     done, _ = await asyncio.wait({stop, *tasks}, return_when=asyncio.FIRST_COMPLETED)

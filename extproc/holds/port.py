@@ -103,7 +103,7 @@ class ShardState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reassertion:
-    """An open hold as its worker knows it. ``entry_nanos`` only of an entry hold, ``reserved_nanos`` and ``cap_nanos`` only of an exact one."""
+    """An open hold as its worker knows it. An entry hold has ``entry_nanos``, an exact one ``reserved_nanos`` and ``cap_nanos``; else 0."""
 
     hold_id: str
     owner: str
@@ -123,16 +123,18 @@ class Reasserting(Protocol):
     """What a gate worker needs while a shard is rebuilt."""
 
     async def states(self) -> list[ShardState]:
-        """Of all shards, one round trip a server. :class:`StoreError`: a server does not answer; what it holds is as good as closed."""
+        """Of all shards, one round trip a server. Those of a server that does not answer have no run. :class:`StoreError`: none answers."""
 
     async def reassert(
         self, worker_id: str, shard: int, *, epoch: str, holds: Sequence[Reassertion], endings: Sequence[Posting], is_all: bool
     ) -> None:
-        """Holds that this worker has open in the shard, and endings that the ledger has not confirmed; in batches, ``is_all`` with the last.
+        """Holds that this worker has open in the shard, and endings that the ledger has not confirmed. ``is_all``: there are no more.
 
         ``epoch`` is the one being rebuilt, or (for who comes late) the open one: then what a hold reserves is taken from what is available.
-        A hold that is there already is left as it is but for a higher checkpoint and a new lease; an ending removes its hold if that
-        is there, and goes into the stream without a sequence number. :class:`StoreFenced`: the shard has another epoch by now.
+        A hold that is there already is left as it is but for a higher checkpoint and a new lease (unless its amend was lost: that is made
+        up); one that has ended stays ended. An ending removes its hold if that is there, and goes into the stream without a sequence
+        number; in an open shard it ends its hold as ``end`` does, if it can. Doubled or late, all of it is harmless.
+        :class:`StoreFenced`: the shard has another epoch by now, or is being counted.
         """
 
 
@@ -173,7 +175,7 @@ class Rebuilding(Protocol):
         """As in :class:`Reasserting`."""
 
     async def begin(self, shard: int, *, epoch: str, cursor: str) -> None:
-        """Close the shard and name the epoch that is being built. Holds and waiting events stay; the next event's id is above ``cursor``."""
+        """Close the shard and name the epoch that is being built. Holds and waiting events stay; ids of new events are above ``cursor``."""
 
     async def asserted(self, shard: int, *, epoch: str) -> frozenset[str]:
         """Workers that have said all."""
@@ -185,10 +187,13 @@ class Rebuilding(Protocol):
         """Events that are not trimmed yet: 0 = the ledger has them all."""
 
     async def restore(self, shard: int, *, epoch: str, payers: Sequence[PayerState], keys: Sequence[KeyState]) -> None:
-        """Write these as they are to be; rate windows begin at nothing."""
+        """Write these as they are to be; rate windows begin at nothing. What is not among them stays as it was: name all of the shard.
+
+        After :meth:`count` only. ``held_nanos`` of keys: of the holds that have a ``budget_id``; the others are counted by :meth:`open`.
+        """
 
     async def open(self, shard: int, *, epoch: str) -> None:
-        """The shard serves again, under ``epoch``; nothing expires for one lease."""
+        """The shard serves again, under ``epoch``, after :meth:`count`; its events are numbered from 1, nothing expires for one lease."""
 
 
 class Delivery(Protocol):

@@ -15,57 +15,66 @@ Keys (``{s00}`` … ``{s63}`` is the shard's tag; no other key is touched by a s
 ``{sNN}:leases``                      zset    hold id → unix ms at which its lease runs out: the open holds
 ``{sNN}:events``                      stream  k(ind) h(old) p(ayer) c(reds = key) a(mount charged) r(eserved) e(poch) s(eq)
                                               t(ime, ms) d(ata: the row)
-``{sNN}:shard``                       hash    now (last seen, ms) seq; reaped reaped_epoch quiet (of the reaper)
+``{sNN}:shard``                       hash    now (last seen, ms) seq (of the epoch); epoch (while open), rebuilding (the epoch that is
+                                              built) counting (1: nobody asserts any more); reaped reaped_epoch quiet (of the reaper)
+``{sNN}:asserted``                    set     workers that have said what they hold in the epoch that is built
 ====================================  ======  ================================================================================
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from extproc.holds.epochs import closed
 from extproc.holds.port import OpenHold, PayerView
+from extproc.holds.shards import HOLD_AGE_MS_MAX, RedisShards, amount
 from extproc.money.amount import BALANCE_NANOS_MAX
 from extproc.money.hold import Admission, Amendment, Checkpoint, Denied, DenyReason, Ending, EndResult, Granted, Limits, Verdict, Window
 from extproc.stores.pipeline import Pipeline
-from extproc.stores.scripts import load_scripts
+from extproc.stores.redis_link import as_it_is
 from extproc.stores.shards import SHARDS, TAGS, shard_of, tag_of
 
 DEDUPE_MS: Final = 60_000  # Envoy's retries of one request come within its route's patience for a first byte of ours
-HOLD_AGE_MS_MAX: Final = 4 * 3_600_000  # longer than any stream: what a live worker leaks ends all the same
 REAP_PAUSE_MS_MAX: Final = 10_000  # a reaper away for longer cannot know whether beats could come (MONEY.md)
 EXPIRE_BATCH: Final = 64  # endings of one script: 2 ms of a server that everybody waits for
 BEAT_BATCH: Final = 256  # checkpoints of one script, for the same reason
 NOTES_WAITING_MAX: Final = 20_000  # events of a shard above which rows of refusals are dropped: in all shards together below a gigabyte
-LIST_BATCH: Final = 512  # holds of one page of ``open_holds``
 TOTAL_NANOS_MAX: Final = 2**63 - 1  # what HINCRBY can subtract
 KEY_FIELDS: Final = frozenset({"revoked", "expires_ms", "budget_nanos", "budget_period", "budget_id"})
 
 
-class RedisHolds:
-    """The ports Holds, Reaping and Delivery over one :class:`Pipeline` (whose owner opens and closes it)."""
+class RedisHolds(RedisShards):
+    """The ports Holds, Reaping and Delivery, besides those of :class:`RedisShards`, over one :class:`Pipeline`.
 
-    def __init__(self, pipeline: Pipeline, *, lease_ms: int = 60_000, epoch: str = "0.0") -> None:
-        self._pipeline = pipeline
-        self._scripts = load_scripts("extproc.holds.lua")
-        self._lease_ms = lease_ms
-        self._epoch = epoch
+    (Its owner opens and closes it.) Every call carries the epoch that its shard is known to have. A shard is closed until ``states()`` has
+    said that it is open: then calls are refused at once, as :class:`~extproc.errors.StoreFenced`.
+    """
+
+    def __init__(self, pipeline: Pipeline, *, lease_ms: int = 60_000) -> None:
+        super().__init__(pipeline, lease_ms=lease_ms)
         self._reaped_connection: dict[int, int] = {}
-        pipeline.register(self._scripts.values())
+
+    def _call(
+        self, name: str, shard: int, args: Iterable[str | bytes | int], decode: Callable[[Any], Any] = as_it_is
+    ) -> asyncio.Future[Any]:
+        """A script of an open shard."""
+        epoch = self._epochs.of(shard)
+        return self._pipeline.call(self._scripts[name], TAGS[shard], (epoch, *args), decode) if epoch else closed(shard)
 
     # --- Holds
 
     def admit(self, admission: Admission) -> Awaitable[Verdict]:
-        return self._pipeline.call(
-            self._scripts["admit"],
-            tag_of(admission.payer_id),
+        return self._call(
+            "admit",
+            shard_of(admission.payer_id),
             (
                 admission.hold_id,
                 admission.payer_id,
                 admission.key_id,
                 admission.request_id,
-                _amount(admission.entry_nanos),
+                amount(admission.entry_nanos),
                 admission.row,
                 self._lease_ms,
                 DEDUPE_MS,
@@ -77,16 +86,16 @@ class RedisHolds:
 
     def amend(self, amendment: Amendment) -> Awaitable[Verdict]:
         account_tokens, key_tokens = amendment.account_limits.tokens_per_minute, amendment.key_limits.tokens_per_minute
-        return self._pipeline.call(
-            self._scripts["amend"],
-            tag_of(amendment.payer_id),
+        return self._call(
+            "amend",
+            shard_of(amendment.payer_id),
             (
                 amendment.hold_id,
                 amendment.owner,
                 amendment.payer_id,
                 amendment.key_id,
-                _amount(amendment.reserved_nanos),
-                _amount(amendment.cap_nanos),
+                amount(amendment.reserved_nanos),
+                amount(amendment.cap_nanos),
                 _tokens(amendment.tokens),
                 amendment.row,
                 self._lease_ms,
@@ -97,52 +106,47 @@ class RedisHolds:
         )
 
     def beat(self, checkpoints: Sequence[Checkpoint]) -> Awaitable[None]:
-        by_shard: dict[str, list[Checkpoint]] = {}
+        by_shard: dict[int, list[Checkpoint]] = {}
         for checkpoint in checkpoints:
-            by_shard.setdefault(tag_of(checkpoint.payer_id), []).append(checkpoint)
+            by_shard.setdefault(shard_of(checkpoint.payer_id), []).append(checkpoint)
         calls = [
-            self._beat(tag, together[start : start + BEAT_BATCH])
-            for tag, together in by_shard.items()
+            self._beat(shard, together[start : start + BEAT_BATCH])
+            for shard, together in by_shard.items()
+            if self._epochs.of(shard)  # a closed shard forgets leases, and is told what is open when it is rebuilt
             for start in range(0, len(together), BEAT_BATCH)
         ]
         return _all(calls)
 
-    def _beat(self, tag: str, checkpoints: Sequence[Checkpoint]) -> asyncio.Future[Any]:
+    def _beat(self, shard: int, checkpoints: Sequence[Checkpoint]) -> asyncio.Future[Any]:
         args: list[str | bytes | int] = [self._lease_ms, HOLD_AGE_MS_MAX]
         for checkpoint in checkpoints:
-            args += (checkpoint.hold_id, checkpoint.owner, _amount(checkpoint.charge_nanos), checkpoint.row)
-        return self._pipeline.call(self._scripts["beat"], tag, args)
+            args += (checkpoint.hold_id, checkpoint.owner, amount(checkpoint.charge_nanos), checkpoint.row)
+        return self._call("beat", shard, args)
 
     def end(self, ending: Ending) -> Awaitable[EndResult]:
-        return self._pipeline.call(
-            self._scripts["settle"],
-            tag_of(ending.payer_id),
+        return self._call(
+            "settle",
+            shard_of(ending.payer_id),
             (
                 ending.hold_id,
                 ending.owner,
                 ending.kind.value,
-                _amount(ending.charge_nanos),
+                amount(ending.charge_nanos),
                 _tokens(ending.tokens),
                 ending.row,
-                self._epoch,
             ),
             _end_result,
         )
 
     def note(self, payer_id: str, row: bytes) -> Awaitable[None]:
-        return self._pipeline.call(self._scripts["note"], tag_of(payer_id), (payer_id, row, self._epoch, NOTES_WAITING_MAX), _nothing)
+        return self._call("note", shard_of(payer_id), (payer_id, row, NOTES_WAITING_MAX), _nothing)
 
     # --- Reaping
 
     async def expire(self, shard: int) -> list[str]:
         connection = self._pipeline.connects
         reconnected = self._reaped_connection.get(shard, connection) != connection
-        ended: list[str] = await self._pipeline.call(
-            self._scripts["expire"],
-            TAGS[shard],
-            (self._epoch, self._lease_ms, REAP_PAUSE_MS_MAX, EXPIRE_BATCH, int(reconnected)),
-            _texts,
-        )
+        ended: list[str] = await self._call("expire", shard, (self._lease_ms, REAP_PAUSE_MS_MAX, EXPIRE_BATCH, int(reconnected)), _texts)
         self._reaped_connection[shard] = connection
         return ended
 
@@ -151,24 +155,24 @@ class RedisHolds:
     async def install_payer(self, payer_id: str, *, version: int, total_nanos: int, available_nanos: int, credit_nanos: int) -> bool:
         assert abs(available_nanos) <= BALANCE_NANOS_MAX
         assert abs(total_nanos) <= TOTAL_NANOS_MAX
-        spendable = available_nanos + _amount(credit_nanos)
+        spendable = available_nanos + amount(credit_nanos)
         args = (payer_id, version, total_nanos, spendable, credit_nanos)
-        return bool(await self._pipeline.call(self._scripts["install"], tag_of(payer_id), args))
+        return bool(await self._call("install", shard_of(payer_id), args))
 
     async def credit(self, payer_id: str, *, version: int, total_nanos: int, credit_nanos: int) -> bool:
         assert abs(total_nanos) <= TOTAL_NANOS_MAX
-        args = (payer_id, version, total_nanos, _amount(credit_nanos))
-        return bool(await self._pipeline.call(self._scripts["credit"], tag_of(payer_id), args))
+        args = (payer_id, version, total_nanos, amount(credit_nanos))
+        return bool(await self._call("credit", shard_of(payer_id), args))
 
     async def put_key(self, payer_id: str, key_id: str, *, version: int, fields: Mapping[str, str]) -> None:
         unknown = fields.keys() - KEY_FIELDS
         assert not unknown, f"{sorted(unknown)} are not fields of a key"
         flat = [part for field in fields.items() for part in field]
-        await self._pipeline.call(self._scripts["put_key"], tag_of(payer_id), (payer_id, key_id, version, *flat))
+        await self._call("put_key", shard_of(payer_id), (payer_id, key_id, version, *flat))
 
     async def set_frozen(self, payer_id: str, *, version: int, frozen: bool) -> bool:
         """Refuse new requests of a payer, or accept them again; the newest version wins. False: the payer is missing."""
-        return bool(await self._pipeline.call(self._scripts["freeze"], tag_of(payer_id), (payer_id, version, int(frozen))))
+        return bool(await self._call("freeze", shard_of(payer_id), (payer_id, version, int(frozen))))
 
     async def view(self, payer_id: str) -> PayerView | None:
         key = f"{tag_of(payer_id)}:payer:{payer_id}"
@@ -187,19 +191,8 @@ class RedisHolds:
 
     async def open_holds(self, payer_id: str | None = None) -> list[OpenHold]:
         shards = range(SHARDS) if payer_id is None else (shard_of(payer_id),)
-        found = [hold for shard in shards for hold in await self._open_holds(TAGS[shard])]
+        found = [hold for shard in shards for hold in await self._holds_of(shard)]
         return [hold for hold in found if payer_id in (None, hold.payer_id)]
-
-    async def _open_holds(self, tag: str) -> list[OpenHold]:
-        found: list[OpenHold] = []
-        start = 0
-        while leases := await self._pipeline.execute("ZRANGE", f"{tag}:leases", start, start + LIST_BATCH - 1, "WITHSCORES"):
-            pairs = list(zip(leases[::2], leases[1::2], strict=True))
-            fields = ("payer", "key", "owner", "state", "entry", "reserved", "checkpoint", "budget", "period", "created")
-            holds = await asyncio.gather(*(self._pipeline.execute("HMGET", f"{tag}:hold:{hold.decode()}", *fields) for hold, _ in pairs))
-            found += (_open_hold(hold, lease, values) for (hold, lease), values in zip(pairs, holds, strict=True) if values[0] is not None)
-            start += LIST_BATCH
-        return found
 
 
 async def _all_of(calls: Sequence[asyncio.Future[Any]]) -> None:
@@ -208,12 +201,6 @@ async def _all_of(calls: Sequence[asyncio.Future[Any]]) -> None:
 
 def _all(calls: Sequence[asyncio.Future[Any]]) -> Awaitable[None]:
     return asyncio.ensure_future(_all_of(calls))
-
-
-def _amount(nanos: int) -> int:
-    """In the range in which no sum in a script can leave int64: checked before anything is sent, since scripts do not roll back."""
-    assert 0 <= nanos <= BALANCE_NANOS_MAX, nanos
-    return nanos
 
 
 def _tokens(tokens: int) -> int:
@@ -267,21 +254,3 @@ def _texts(reply: list[bytes]) -> list[str]:
 
 def _nothing(_reply: Any) -> None:
     return None
-
-
-def _open_hold(hold_id: bytes, lease: bytes, values: list[bytes]) -> OpenHold:
-    payer, key, owner, state, entry, reserved, checkpoint, budget, period, created = values
-    return OpenHold(
-        hold_id=hold_id.decode(),
-        payer_id=payer.decode(),
-        key_id=key.decode(),
-        owner=owner.decode(),
-        state=state.decode(),
-        entry_nanos=int(entry),
-        reserved_nanos=int(reserved),
-        checkpoint_nanos=int(checkpoint),
-        budget_id=(budget or b"").decode(),
-        period=(period or b"").decode(),
-        lease_ms=int(lease),
-        created_ms=int(created),
-    )

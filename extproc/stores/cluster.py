@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from extproc.errors import StoreError, StoreRefused
-from extproc.stores.pipeline import Pipeline
+from extproc.stores.pipeline import Listener, Pipeline
 from extproc.stores.redis_link import as_it_is
 from extproc.stores.scripts import Script
 from extproc.stores.shards import TAGS
@@ -45,6 +45,7 @@ class ClusterPipeline:
         self._seeds = [host for host in hosts.partition("/")[0].split(",") if host]
         self._options: dict[str, Any] = {"timeout_ms": timeout_ms, "pipeline_max": pipeline_max, "password": password}
         self._scripts: list[Script] = []
+        self._listeners: list[Listener] = []
         self._nodes: dict[str, Pipeline] = {}
         self._host_of: dict[str, str] = {}  # tag → master
         self._moved = asyncio.Event()
@@ -70,6 +71,17 @@ class ClusterPipeline:
         self._scripts += scripts
         for node in self._nodes.values():
             node.register(self._scripts)
+
+    def listen(self, listener: Listener) -> None:
+        """As :meth:`Pipeline.listen`, of every node."""
+        self._listeners.append(listener)
+        for node in self._nodes.values():
+            node.listen(listener)
+
+    def run_id(self, key: str) -> str:
+        """As :meth:`Pipeline.run_id`, of the master of the key's shard: another one when the shard has another master."""
+        node = self._of_tag(key[:TAG_CHARS])
+        return "" if node is None else node.run_id(key)
 
     async def open(self) -> None:
         """Begin to connect, and go on until ``close``. Returns when the first look has succeeded or every seed has failed."""
@@ -162,6 +174,8 @@ class ClusterPipeline:
             return
         node = self._nodes[host] = Pipeline(f"redis://{self._who}{host}", **self._options)
         node.register(self._scripts)
+        for listener in self._listeners:
+            node.listen(listener)
         await node.open()
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from extproc.errors import StoreError, StoreRefused
 from extproc.stores.redis_link import Link, as_it_is
@@ -25,6 +25,16 @@ KEEPS_ALL: Final = "noeviction"
 HANDSHAKE_S: Final = 2.0  # connect, AUTH, SELECT and loading the scripts
 
 
+class Listener(Protocol):
+    """Who has to know what happens to connections."""
+
+    def connected(self) -> None:
+        """There is a new one, perhaps to another server than before."""
+
+    def fenced(self, text: str) -> None:
+        """A script was fenced off; ``text`` is its error reply."""
+
+
 class Pipeline:
     """For one event loop, over one connection. ``timeout_ms`` bounds the wait for an answer; ``pipeline_max`` the calls of one write."""
 
@@ -36,6 +46,7 @@ class Pipeline:
         self._link: Link | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._tried = asyncio.Event()
+        self._listeners: list[Listener] = []
         self._why_not = "not opened"
         self.fault = ""  # why the server that is there is not one for us: an operator has to change it
         self.connects = 0  # connections so far: another number means that something may have been missed
@@ -48,6 +59,14 @@ class Pipeline:
     def register(self, scripts: Iterable[Script]) -> None:
         """Scripts to load with every connection. (One that comes later is loaded when it is first called.)"""
         self._scripts.update((script.sha, script) for script in scripts)
+
+    def listen(self, listener: Listener) -> None:
+        """Tell it of connections to come, and of calls that were fenced off."""
+        self._listeners.append(listener)
+
+    def run_id(self, key: str) -> str:  # noqa: ARG002 - one server has all keys
+        """Which life of the server a call on this key would reach: another one after a restart or a promotion. "" = none, or unknown."""
+        return "" if self._link is None else self._link.run_id
 
     async def open(self) -> None:
         """Begin to connect, and go on until ``close``. Returns when the first attempt has succeeded or failed: see ``connected``."""
@@ -82,7 +101,7 @@ class Pipeline:
     async def _keep_connected(self) -> None:
         delay_s = RECONNECT_FIRST_S
         while True:
-            link = Link(timeout_s=self._timeout_s, pipeline_max=self._pipeline_max)
+            link = Link(timeout_s=self._timeout_s, pipeline_max=self._pipeline_max, fenced=self._fenced)
             try:
                 if await self._connect(link):
                     delay_s = RECONNECT_FIRST_S
@@ -107,33 +126,46 @@ class Pipeline:
         else:
             self._link = link
             self.connects += 1
+            for listener in self._listeners:
+                listener.connected()
             return True
         finally:
             self._tried.set()
 
+    def _fenced(self, text: str) -> None:
+        for listener in self._listeners:
+            listener.fenced(text)
+
     async def _greet(self, link: Link) -> None:
         loads = (("SCRIPT", "LOAD", script.text) for script in self._scripts.values())
         await asyncio.gather(*(link.call(command) for command in (*self._address.greeting, *loads, ("PING",))))
-        fault = await self._fault_of(link)
+        told = await self._ask(link)
+        link.run_id = told.get("run_id", "")
+        fault = _fault_of(told)
         if fault and fault != self.fault:
             log.error("%s", fault)
         self.fault = fault
         if fault:
             raise StoreRefused(fault)
 
-    async def _fault_of(self, link: Link) -> str:
-        """An unsuitable server, by what it says of itself. One that does not let us ask is believed to be a good one."""
+    async def _ask(self, link: Link) -> dict[str, str]:
+        """What the server says of itself. One that does not let us ask may be read from; for holds its shards are closed."""
         try:
-            memory = await link.call(("INFO", "memory"), _info)
+            told: dict[str, str] = await link.call(("INFO", "server", "memory"), _info)
         except StoreError as error:
             if link.lost.is_set():
                 raise
-            log.warning("whether Redis evicts keys when it is full could not be asked: %s", error)
-            return ""
-        policy = memory.get("maxmemory_policy", KEEPS_ALL)
-        if policy == KEEPS_ALL or memory.get("maxmemory", "0") == "0":
-            return ""
-        return f"Redis evicts keys when it is full (maxmemory-policy {policy}), balances and holds too: set maxmemory-policy {KEEPS_ALL}"
+            log.warning("Redis could not be asked which run it is, nor whether it evicts keys when it is full: %s", error)
+            return {}
+        return told
+
+
+def _fault_of(told: dict[str, str]) -> str:
+    """Why a server is not one for us, by what it says of itself."""
+    policy = told.get("maxmemory_policy", KEEPS_ALL)
+    if policy == KEEPS_ALL or told.get("maxmemory", "0") == "0":
+        return ""
+    return f"Redis evicts keys when it is full (maxmemory-policy {policy}), balances and holds too: set maxmemory-policy {KEEPS_ALL}"
 
 
 def _info(reply: bytes) -> dict[str, str]:

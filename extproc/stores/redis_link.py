@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import hiredis
 
-from extproc.errors import StoreRefused, StoreUnknown
+from extproc.errors import StoreFenced, StoreRefused, StoreUnknown
 from extproc.stores.redis_errors import store_error
 from extproc.stores.scripts import Script
 
@@ -55,9 +55,11 @@ class Link(asyncio.Protocol):
     ``lost``: it has ended (``why``); ``gone``: its socket is closed.
     """
 
-    def __init__(self, *, timeout_s: float, pipeline_max: int) -> None:
+    def __init__(self, *, timeout_s: float, pipeline_max: int, fenced: Callable[[str], None]) -> None:
+        """``fenced`` is told of every reply that a script was fenced off."""
         self._timeout_s = timeout_s
         self._pipeline_max = pipeline_max
+        self._fenced = fenced
         self._loop = asyncio.get_running_loop()
         self._reader = hiredis.Reader(notEnoughData=_MORE)
         self._transport: asyncio.WriteTransport | None = None
@@ -71,6 +73,7 @@ class Link(asyncio.Protocol):
         self.lost = asyncio.Event()  # not a future: waiting tasks that are cancelled would cancel it
         self.gone = asyncio.Event()
         self.why = ""
+        self.run_id = ""  # of the server's life that this connection leads to
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]  # uvloop's transports do not derive from asyncio's
@@ -142,7 +145,10 @@ class Link(asyncio.Protocol):
             if call.script is not None and text.startswith("NOSCRIPT"):
                 self._load_and_repeat(call, call.script)
             else:
-                call.fail(store_error(text))
+                error = store_error(text)
+                if isinstance(error, StoreFenced):
+                    self._fenced(text)
+                call.fail(error)
             return
         try:
             result = call.decode(reply)

@@ -18,6 +18,7 @@ import psycopg
 
 from extproc.app.settler import GC_YOUNG
 from extproc.exchange.record import Record
+from extproc.holds.fresh import open_fresh
 from extproc.holds.redis import RedisHolds
 from extproc.holds.stream import RedisEventStream
 from extproc.ledger.leadership import PostgresLeadership
@@ -67,6 +68,7 @@ async def redis_pairs(url: str, count: int, server_ns: Callable[[], int], *, scr
     pipeline = Pipeline(url, timeout_ms=5_000)
     holds = RedisHolds(pipeline)
     await pipeline.open()
+    await open_fresh(holds)
     payers = [f"bench-{place}" for place in range(PAYERS)]
     for payer in payers:
         total = 10**15

@@ -2,24 +2,24 @@
 -- name: admit
 -- uses: clock, amount, hold, window, limits, verdict
 -- A concurrency slot, a lease and a soft entry hold, if every limit and the balance allow it; otherwise nothing at all.
--- ARGV: hold, payer, key, request id, entry, row, lease_ms, dedupe_ms, then rpm, rph, tpm, concurrent ('' = none) of account and of key.
+-- ARGV: epoch, hold, payer, key, request id, entry, row, lease_ms, dedupe_ms, then rpm, rph, tpm, concurrent ('' = none) of account and of key.
 local S = KEYS[1]
-local id, payer_id, key_id, request_id, entry, row = unpack(ARGV, 1, 6)
-local lease_ms, dedupe_ms = tonumber(ARGV[7]), ARGV[8]
+local id, payer_id, key_id, request_id, entry, row = unpack(ARGV, 2, 7)
+local lease_ms, dedupe_ms = tonumber(ARGV[8]), ARGV[9]
 local P, K, H = payer_key(S, payer_id), key_key(S, payer_id, key_id), hold_key(S, id)
 local R = S .. ':request:' .. payer_id .. ':' .. request_id
 
-local now = clock(S)
+local now = clock(S, ARGV[1])
 local payer = redis.call('HMGET', P, 'version', 'spendable', 'open', 'frozen', 'rpm', 'rph', 'tpm')
 local key = redis.call('HMGET', K, 'version', 'revoked', 'expires_ms', 'open', 'rpm', 'rph', 'tpm')
 local spendable = payer[2]
 local rates = {}
-rate(rates, 'requests', 'requests_per_minute', 'account', P, 'rpm', payer[5], now, MINUTE, ARGV[9])
-rate(rates, 'requests', 'requests_per_hour', 'account', P, 'rph', payer[6], now, HOUR, ARGV[10])
-rate(rates, 'tokens', 'tokens_per_minute', 'account', P, 'tpm', payer[7], now, MINUTE, ARGV[11])
-rate(rates, 'requests', 'requests_per_minute', 'key', K, 'rpm', key[5], now, MINUTE, ARGV[13])
-rate(rates, 'requests', 'requests_per_hour', 'key', K, 'rph', key[6], now, HOUR, ARGV[14])
-rate(rates, 'tokens', 'tokens_per_minute', 'key', K, 'tpm', key[7], now, MINUTE, ARGV[15])
+rate(rates, 'requests', 'requests_per_minute', 'account', P, 'rpm', payer[5], now, MINUTE, ARGV[10])
+rate(rates, 'requests', 'requests_per_hour', 'account', P, 'rph', payer[6], now, HOUR, ARGV[11])
+rate(rates, 'tokens', 'tokens_per_minute', 'account', P, 'tpm', payer[7], now, MINUTE, ARGV[12])
+rate(rates, 'requests', 'requests_per_minute', 'key', K, 'rpm', key[5], now, MINUTE, ARGV[14])
+rate(rates, 'requests', 'requests_per_hour', 'key', K, 'rph', key[6], now, HOUR, ARGV[15])
+rate(rates, 'tokens', 'tokens_per_minute', 'key', K, 'tpm', key[7], now, MINUTE, ARGV[16])
 
 local function granted(hold, counted)
   local limit, remaining, reset = tightest(rates, 'requests', counted)
@@ -59,7 +59,7 @@ end
 
 local over = exceeded(rates, 1)
 if over then return denied_by(over, 1, spendable) end
-for _, slot in ipairs({ { 'account', payer[3], ARGV[12] }, { 'key', key[4], ARGV[16] } }) do
+for _, slot in ipairs({ { 'account', payer[3], ARGV[13] }, { 'key', key[4], ARGV[17] } }) do
   if slot[3] ~= '' and tonumber(slot[2] or '0') >= tonumber(slot[3]) then
     return denied('concurrent_requests', slot[1], '0', spendable, slot[3] ~= '0' and SOON_MS or 0)
   end

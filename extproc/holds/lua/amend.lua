@@ -2,19 +2,19 @@
 -- name: amend
 -- uses: clock, amount, hold, window, limits, period, verdict
 -- Entry hold to exact hold: the reserve leaves the balance and the entry hold is let go, or nothing changes.
--- ARGV: hold, owner, payer, key, reserved, cap, tokens, row, lease_ms, then tokens per minute ('' = none) of account and of key.
+-- ARGV: epoch, hold, owner, payer, key, reserved, cap, tokens, row, lease_ms, then tokens per minute ('' = none) of account and of key.
 local S = KEYS[1]
-local id, owner, payer_id, key_id, reserved, cap = unpack(ARGV, 1, 6)
-local tokens, row, lease_ms = tonumber(ARGV[7]), ARGV[8], tonumber(ARGV[9])
+local id, owner, payer_id, key_id, reserved, cap = unpack(ARGV, 2, 7)
+local tokens, row, lease_ms = tonumber(ARGV[8]), ARGV[9], tonumber(ARGV[10])
 local P, K, H = payer_key(S, payer_id), key_key(S, payer_id, key_id), hold_key(S, id)
 
-local now = clock(S)
+local now = clock(S, ARGV[1])
 local hold = redis.call('HMGET', H, 'state', 'owner', 'entry', 'reserved', 'payer', 'key')
 local payer = redis.call('HMGET', P, 'version', 'spendable', 'held', 'tpm')
 local key = redis.call('HMGET', K, 'version', 'budget_nanos', 'budget_period', 'tpm', 'budget_id')
 local rates = {}
-rate(rates, 'tokens', 'tokens_per_minute', 'account', P, 'tpm', payer[4], now, MINUTE, ARGV[10])
-rate(rates, 'tokens', 'tokens_per_minute', 'key', K, 'tpm', key[4], now, MINUTE, ARGV[11])
+rate(rates, 'tokens', 'tokens_per_minute', 'account', P, 'tpm', payer[4], now, MINUTE, ARGV[11])
+rate(rates, 'tokens', 'tokens_per_minute', 'key', K, 'tpm', key[4], now, MINUTE, ARGV[12])
 
 local function granted(counted)
   return { 'granted', id, redis.call('HGET', P, 'spendable'), -1, 0, 0, tightest(rates, 'tokens', counted) }

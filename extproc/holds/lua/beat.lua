@@ -2,12 +2,12 @@
 -- name: beat
 -- uses: clock, amount, hold
 -- Renews the leases of open holds and raises their checkpoints, capped; ended, unknown and foreign holds are left alone.
--- ARGV: lease_ms, age_ms_max (no lease goes beyond it), then hold, owner, charge, row ('' = as it was) of each.
+-- ARGV: epoch, lease_ms, age_ms_max (no lease goes beyond it), then hold, owner, charge, row ('' = as it was) of each.
 local S = KEYS[1]
-local lease_ms, age_ms_max = tonumber(ARGV[1]), tonumber(ARGV[2])
-local now = clock(S)
+local lease_ms, age_ms_max = tonumber(ARGV[2]), tonumber(ARGV[3])
+local now = clock(S, ARGV[1])
 local renewed = 0
-for i = 3, #ARGV, 4 do
+for i = 4, #ARGV, 4 do
   local id, owner, charge, row = unpack(ARGV, i, i + 3)
   local H = hold_key(S, id)
   local hold = redis.call('HMGET', H, 'state', 'owner', 'checkpoint', 'cap', 'created')

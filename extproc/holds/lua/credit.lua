@@ -1,10 +1,11 @@
 #!lua flags=allow-oom
 -- name: credit
--- uses: amount, hold
+-- uses: clock, amount, hold
 -- Applies the difference of a newer cumulative total and credit line to a payer; 0 = the payer is missing.
--- ARGV: payer, version, total, credit.
-local P = payer_key(KEYS[1], ARGV[1])
-local version, total, credit = ARGV[2], ARGV[3], ARGV[4]
+-- ARGV: epoch, payer, version, total, credit.
+clock(KEYS[1], ARGV[1])
+local P = payer_key(KEYS[1], ARGV[2])
+local version, total, credit = ARGV[3], ARGV[4], ARGV[5]
 local stored = redis.call('HMGET', P, 'version', 'total', 'credit')
 if not stored[1] then return 0 end
 if not less(stored[1], version) then return 1 end

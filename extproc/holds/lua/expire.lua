@@ -6,7 +6,7 @@
 -- ARGV: epoch, lease_ms, pause_ms_max, batch, '1' after a reconnect.
 local S = KEYS[1]
 local epoch, lease_ms, pause_ms_max, batch, reconnected = unpack(ARGV)
-local now = clock(S)
+local now = clock(S, epoch)
 local shard = redis.call('HMGET', S .. ':shard', 'reaped', 'reaped_epoch', 'quiet')
 local quiet = tonumber(shard[3] or '0')
 if reconnected == '1' or shard[2] ~= epoch or now - tonumber(shard[1] or '0') > tonumber(pause_ms_max) then

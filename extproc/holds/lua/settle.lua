@@ -2,11 +2,11 @@
 -- name: settle
 -- uses: clock, amount, hold, ending
 -- Settles or voids a hold, once; a second ending is a named result, and an unknown hold leaves a tombstone that turns away what is late.
--- ARGV: hold, owner, kind, charge, tokens, row, epoch.
+-- ARGV: epoch, hold, owner, kind, charge, tokens, row.
 local S = KEYS[1]
-local id, owner, kind, charge = unpack(ARGV, 1, 4)
-local tokens, row, epoch = tonumber(ARGV[5]), ARGV[6], ARGV[7]
-local now = clock(S)
+local epoch, id, owner, kind, charge = unpack(ARGV, 1, 5)
+local tokens, row = tonumber(ARGV[6]), ARGV[7]
+local now = clock(S, epoch)
 local h = open_hold(S, id)
 if h.state == 'alias' then h = open_hold(S, h.to) end
 if not h.state then

@@ -6,6 +6,7 @@ import pytest
 from integration.holds.bank import Bank
 from integration.holds.invariants import problems
 
+from extproc.holds.fresh import open_fresh
 from extproc.holds.redis import RedisHolds
 from extproc.stores.pipeline import Pipeline
 
@@ -17,6 +18,7 @@ async def bank(request: pytest.FixtureRequest, redis_url: str) -> AsyncIterator[
     pipeline = Pipeline(redis_url, timeout_ms=5_000)
     holds = RedisHolds(pipeline, lease_ms=2_000)
     await pipeline.open()
+    await open_fresh(holds)
     bank = Bank(holds)
     yield bank
     await pipeline.close()

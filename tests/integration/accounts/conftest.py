@@ -10,6 +10,7 @@ import pytest
 
 from extproc.accounts.directory import Directory, KeyStore
 from extproc.accounts.registry import Registry
+from extproc.holds.fresh import open_fresh
 from extproc.holds.redis import RedisHolds
 from extproc.money.hold import uuid7
 from extproc.stores.pipeline import Pipeline
@@ -34,6 +35,11 @@ class House:
         self.registry = Registry(self.store, self.holds, new_id=new_id)
         self.directory = self.new_process()
 
+    async def empty_redis(self) -> None:
+        """All is lost, and the shards are opened without having been rebuilt."""
+        await self.pipeline.execute("FLUSHALL")
+        await open_fresh(self.holds)
+
     def new_process(self) -> Directory:
         return Directory(self.store, monotonic_s=lambda: self.now_s)
 
@@ -43,5 +49,7 @@ async def house(database: str, redis_url: str) -> AsyncIterator[House]:
     pipeline = Pipeline(redis_url)
     await pipeline.open()
     async with Database(database) as pool:
-        yield House(pool, pipeline, database)
+        house = House(pool, pipeline, database)
+        await open_fresh(house.holds)
+        yield house
     await pipeline.close()

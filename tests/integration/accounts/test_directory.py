@@ -195,7 +195,7 @@ async def test_a_stopped_postgres_and_one_that_is_back(postgres, redis_url, hous
 async def test_forgetting_installs_a_key_again_that_redis_lost(house, found):
     directory, account, new = found
     await directory.find(new.secret)
-    await house.pipeline.execute("FLUSHALL")
+    await house.empty_redis()
     directory.forget(new.secret)
     assert directory.peek(new.secret) is MISS
     key = await directory.find(new.secret)

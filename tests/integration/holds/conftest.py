@@ -6,6 +6,7 @@ import pytest
 from integration.holds.bank import Bank
 from integration.holds.invariants import problems
 
+from extproc.holds.fresh import open_fresh
 from extproc.holds.redis import RedisHolds
 from extproc.stores.pipeline import Pipeline
 
@@ -22,6 +23,7 @@ async def pipeline(redis_url: str) -> AsyncIterator[Pipeline]:
 
 @pytest.fixture
 async def bank(pipeline: Pipeline, redis_url: str) -> AsyncIterator[Bank]:
-    bank = Bank(RedisHolds(pipeline, lease_ms=LEASE_MS, epoch="run.1"))
+    bank = Bank(RedisHolds(pipeline, lease_ms=LEASE_MS))
+    await open_fresh(bank.holds)
     yield bank
     assert await problems(redis_url, balances=bank.credited, trimmed=bank.trimmed) == []

@@ -14,6 +14,7 @@ from integration.holds.invariants import problems
 from integration.holds.shard_clock import ShardClock
 
 from extproc.errors import StoreRefused
+from extproc.holds.fresh import open_fresh
 from extproc.holds.redis import RedisHolds
 from extproc.money.amount import BALANCE_NANOS_MAX
 from extproc.money.hold import Denied, DenyReason, EndResult, Granted
@@ -136,6 +137,7 @@ class Histories(RuleBasedStateMachine):
         await self.pipeline.open()
         await self.pipeline.execute("FLUSHDB")
         self.bank = Bank(RedisHolds(self.pipeline, lease_ms=LEASE_MS))
+        await open_fresh(self.bank.holds)
         await self.bank.payer(self.model.total)
         self.clock = ShardClock(self.pipeline, self.bank.holds)
         await self.clock.pass_by(LEASE_MS + 2_000)

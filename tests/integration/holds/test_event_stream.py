@@ -27,7 +27,7 @@ async def test_an_ending_is_an_event_with_all_that_the_ledger_needs(bank: Bank, 
     await bank.settle(hold, 2**53 - 1)
     (event,) = await RedisEventStream(pipeline).read(ALL, count=10, block_ms=0)
     assert (event.shard, event.kind, event.hold_id, event.payer_id, event.key_id) == (shard_of("anna"), "settle", hold, "anna", "k1")
-    assert (event.charge_nanos, event.reserved_nanos, event.epoch, event.seq) == (2**53 - 1, 2**53 + 1, "run.1", 1)
+    assert (event.charge_nanos, event.reserved_nanos, event.epoch, event.seq) == (2**53 - 1, 2**53 + 1, f"{pipeline.run_id('')}.1", 1)
     assert event.row == row(hold, "settle")
     assert abs(event.occurred_ms - time.time_ns() // 1_000_000) < 10_000
 
@@ -55,7 +55,7 @@ async def test_refusals_are_noted_without_a_sequence_number(bank: Bank, pipeline
     await bank.void(await bank.open(1))
     note, void = await RedisEventStream(pipeline).read(ALL, count=10, block_ms=0)
     assert (note.kind, note.payer_id, note.hold_id, note.key_id, note.seq, note.row) == ("note", "anna", "", "", 0, b'{"status":402}')
-    assert (note.charge_nanos, note.reserved_nanos, note.epoch) == (0, 0, "run.1")
+    assert (note.charge_nanos, note.reserved_nanos, note.epoch) == (0, 0, f"{pipeline.run_id('')}.1")
     assert (void.kind, void.seq) == ("void", 1)
 
 

@@ -15,7 +15,8 @@ from integration.holds.bank import Bank, denied, granted
 from integration.holds.cutting_proxy import CuttingProxy
 from integration.holds.invariants import problems
 
-from extproc.errors import StoreError, StoreRefused, StoreUnknown
+from extproc.errors import StoreError, StoreFenced, StoreRefused, StoreUnknown
+from extproc.holds.fresh import open_fresh
 from extproc.holds.redis import RedisHolds
 from extproc.local import valkey as engine
 from extproc.money.hold import DenyReason, EndResult
@@ -46,6 +47,7 @@ async def bank(own: engine.Valkey, proxy: CuttingProxy) -> AsyncIterator[Bank]:
     pipeline = Pipeline(proxy.url, timeout_ms=TIMEOUT_MS)
     bank = Bank(RedisHolds(pipeline))
     await pipeline.open()
+    await open_fresh(bank.holds)
     await bank.payer(1_000)
     yield bank
     await pipeline.close()
@@ -118,6 +120,9 @@ async def test_a_killed_server_refuses_and_is_met_again_with_an_empty_script_cac
         await bank.admit(bank.id())
     own.start_again()
     await _until(lambda: pipeline.connected)
+    with pytest.raises(StoreFenced):
+        await bank.settle(hold, 100)
+    await open_fresh(bank.holds)
     assert await bank.settle(hold, 100) is EndResult.ENDED
     assert await bank.balance() == (900, 0, 0, 0)
 
@@ -233,6 +238,7 @@ def test_all_of_it_under_uvloop(own: engine.Valkey) -> None:
             pipeline = Pipeline(proxy.url, timeout_ms=TIMEOUT_MS, pipeline_max=7)
             bank = Bank(RedisHolds(pipeline))
             await pipeline.open()
+            await open_fresh(bank.holds)
             await bank.payer(1_000)
             holds = await asyncio.gather(*(bank.open(10) for _ in range(50)))
             proxy.lose_replies = True

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 from town import Town
 
+from extproc.holds.fresh import open_fresh
 from extproc.stores.pipeline import Pipeline
 from extproc.stores.postgres import Database
 
@@ -17,6 +18,7 @@ async def town(database: str, redis_url: str) -> AsyncIterator[Town]:
     await pipeline.open()
     async with Database(database) as pool:
         town = Town(pool, pipeline, database, redis_url)
+        await open_fresh(town.holds)
         town.stream = await town.new_stream()
         yield town
         await town.close()

@@ -55,13 +55,13 @@ async def test_what_redis_did_not_confirm_the_sweep_brings(town, after):
 
 async def test_a_payer_that_redis_never_had_is_installed_by_the_sweep(town):
     account = await town.registry.create_account(name="n", tier="t", actor="test")
-    await town.pipeline.execute("FLUSHALL")
+    await town.empty_redis()
     with_key = await town.registry.create_key(account.id, name="k", scopes=Scopes(), actor="test")
     with psycopg.connect(town.dsn) as connection:
         connection.execute("UPDATE balances SET redis_version = NULL")
         connection.execute("UPDATE credentials SET redis_version = NULL")
     await town.deposits_over(Deaf(town.holds, after=False)).deposit(account.id, 5_000, method="manual", actor="test")
-    await town.pipeline.execute("FLUSHALL")
+    await town.empty_redis()
     await town.sweep().step()
     assert await town.at_rest(account.id) == (5_000, 5_000, 0)
     assert (town.meter.counts[Series.DELIVERED_KEYS], town.meter.counts[Series.MISSING_PAYERS]) == (1, 0)
@@ -70,7 +70,7 @@ async def test_a_payer_that_redis_never_had_is_installed_by_the_sweep(town):
 
 async def test_a_payer_that_redis_lost_is_alarmed_and_not_guessed(town):
     payer, _ = await town.customer(100)
-    await town.pipeline.execute("FLUSHALL")
+    await town.empty_redis()
     receipt = await town.deposits.deposit(payer, 500, method="manual", actor="test")
     assert (receipt.is_delivered, await town.holds.view(payer)) == (False, None)
     await town.sweep().step()

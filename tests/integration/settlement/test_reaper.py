@@ -18,6 +18,7 @@ LEASE_MS = 300
 
 async def test_an_abandoned_hold_comes_back(town):
     holds = RedisHolds(town.pipeline, lease_ms=LEASE_MS)
+    await holds.states()
     town.holds = holds
     payer, key = await town.customer(5_000)
     reaper = Reaper(holds=holds, shards=64, meter=town.meter, pace=town.pace, reap_every_s=0.05)

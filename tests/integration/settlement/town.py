@@ -15,6 +15,7 @@ import psycopg
 from extproc.accounts.directory import KeyStore
 from extproc.accounts.registry import Registry, Scopes
 from extproc.exchange.record import Record
+from extproc.holds.fresh import open_fresh
 from extproc.holds.redis import RedisHolds
 from extproc.holds.stream import RedisEventStream
 from extproc.ledger.leadership import PostgresLeadership
@@ -106,6 +107,11 @@ class Town:
         self._readings.append(Pipeline(self._url))
         await self._readings[-1].open()
         return RedisEventStream(self._readings[-1])
+
+    async def empty_redis(self) -> None:
+        """All is lost, and the shards are opened without having been rebuilt."""
+        await self.pipeline.execute("FLUSHALL")
+        await open_fresh(self.holds)
 
     async def close(self) -> None:
         for reading in self._readings:

@@ -12,17 +12,20 @@ from extproc.stores.scripts import load_scripts
 
 LUA = files("extproc.holds.lua")
 SCRIPTS = load_scripts("extproc.holds.lua")
-ALLOW_OOM = {"settle", "expire", "beat", "credit", "freeze"}
+REBUILD = {"begin", "reassert", "count", "restore", "open"}
+READS = {"audit"}
+ALLOW_OOM = {"settle", "expire", "beat", "credit", "freeze"} | REBUILD
 
 
 def test_every_verb_is_there() -> None:
-    assert set(SCRIPTS) == {"admit", "amend", "beat", "settle", "expire", "credit", "install", "put_key", "freeze", "note"}
+    assert set(SCRIPTS) == {"admit", "amend", "beat", "settle", "expire", "credit", "install", "put_key", "freeze", "note"} | REBUILD | READS
 
 
 @pytest.mark.parametrize("name", sorted(SCRIPTS))
 def test_a_full_server_takes_no_new_holds_and_ends_old_ones(name: str) -> None:
     script = SCRIPTS[name]
-    assert script.text.split("\n")[0] == ("#!lua flags=allow-oom" if name in ALLOW_OOM else "#!lua")
+    flags = " flags=allow-oom" if name in ALLOW_OOM else " flags=no-writes" if name in READS else ""
+    assert script.text.split("\n")[0] == f"#!lua{flags}"
     assert script.sentence.endswith(".")
     assert len(script.sha) == 40
 

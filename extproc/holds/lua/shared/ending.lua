@@ -56,6 +56,12 @@ local function tombstone(S, id, owner, kind, charge)
   redis.call('PEXPIRE', H, TOMBSTONE_MS)
 end
 
+-- For the ledger. Number 0: what it says has not passed through the sums of Redis.
+local function event(S, h, kind, charge, epoch, seq, at, row)
+  redis.call('XADD', S .. ':events', '*', 'k', kind, 'h', h.id, 'p', h.payer, 'c', h.key, 'a', charge, 'r', h.reserved,
+    'e', epoch, 's', seq, 't', string.format('%d', at), 'd', row)
+end
+
 -- The owner's settle comes after the reaper has ended the hold at its last checkpoint: what it knows better goes to the ledger, once, as
 -- an event without a number. The ledger books the difference, and what that takes from the balance comes back as a credit.
 local function late(S, h, charge, row, epoch, now)
@@ -65,8 +71,7 @@ local function late(S, h, charge, row, epoch, now)
   if less(h.reserved, charge) then charge = h.reserved end
   if not less(amount, charge) then return end
   redis.call('HSET', H, 'amount', charge)
-  redis.call('XADD', S .. ':events', '*', 'k', 'settle', 'h', h.id, 'p', h.payer, 'c', h.key, 'a', charge, 'r', h.reserved,
-    'e', epoch, 's', 0, 't', string.format('%d', now), 'd', row)
+  event(S, h, 'settle', charge, epoch, 0, now, row)
 end
 
 local function finish(S, h, now, kind, charge, tokens, row, epoch)
@@ -75,6 +80,5 @@ local function finish(S, h, now, kind, charge, tokens, row, epoch)
   tombstone(S, h.id, h.owner, kind, charge)
   if kind == 'expire' then redis.call('HSET', hold_key(S, h.id), 'payer', h.payer, 'key', h.key, 'reserved', h.reserved) end
   local seq = redis.call('HINCRBY', S .. ':shard', 'seq', 1)
-  redis.call('XADD', S .. ':events', '*', 'k', kind, 'h', h.id, 'p', h.payer, 'c', h.key, 'a', charge, 'r', h.reserved,
-    'e', epoch, 's', seq, 't', string.format('%d', now), 'd', row ~= '' and row or h.row)
+  event(S, h, kind, charge, epoch, seq, now, row ~= '' and row or h.row)
 end
