@@ -103,9 +103,7 @@ class PostgresGrants:
     async def _charge(self, transaction: Transaction, request_id: str, name: str) -> Charge:
         rows = await transaction.fetch(self._queries["charge_of_request"], {"id": request_id}) if request_id else []
         if not rows:
-            raise UsageError(
-                f"the ledger has no request {name}: it is still running, waits to be posted, or is nobody's"
-            )
+            raise UsageError(f"the ledger has no request {name}: it is still running, waits to be posted, or is nobody's")
         return Charge(**rows[0])
 
     async def _granted_before(self, transaction: Transaction, grant: Grant, event_id: str) -> str | None:

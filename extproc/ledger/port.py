@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from datetime import date
 from enum import StrEnum
 from hashlib import sha256
 from typing import Any, Final, NamedTuple, Protocol
@@ -312,6 +313,74 @@ class Epochs(Protocol):
         """For as long as the block lasts."""
 
 
+class OutboxRow(NamedTuple):
+    """An ending that an outbox keeps, as it came past Redis. ``id`` rises with the time of its commit."""
+
+    id: int
+    posting: Posting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Positions:
+    """``below``: by outbox, every row with a lower id was read back from this ledger. ``ledger_id``: the cluster and its timeline."""
+
+    ledger_id: str
+    below: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadBack:
+    """``missing``: rows that the ledger knows nothing of. ``below``: the position now, ``None`` = somebody else has moved it."""
+
+    below: int | None
+    missing: Sequence[OutboxRow]
+
+
+class Outboxes(Protocol):
+    """What the replay needs of the ledger, besides posting."""
+
+    async def positions(self) -> Positions:
+        """Of all outboxes, and of which ledger they are."""
+
+    async def read_back(self, outbox_id: str, rows: Sequence[OutboxRow], *, known: int) -> ReadBack:
+        """Which of these, the next in line, are booked (as they say, or by an adjust) or set aside; the position is moved up to the first
+        that is neither, if it still is ``known`` (0: there is none yet).
+        """
+
+    async def forget(self, outbox_id: str) -> None:
+        """It is gone."""
+
+
+class PeriodSum(NamedTuple):
+    """What a month did to one account; all customers together are one. ``sum`` in nanos, or tokens of a free quota."""
+
+    kind: str
+    name: str
+    unit: str
+    sum: int
+
+
+class PeriodSums(NamedTuple):
+    """``late``: how many of the events had occurred in months that were closed before they came."""
+
+    events: int
+    late: int
+    lines: tuple[PeriodSum, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Period:
+    """A closed month, by its first day. Not ``is_complete``: its sums are not frozen yet, the close was cut off."""
+
+    month: date
+    closed_at: str
+    actor: str
+    reason: str
+    is_complete: bool
+    events: int
+    late: int
+
+
 class Postings(Protocol):
     """What the poster needs of the ledger."""
 
@@ -355,6 +424,29 @@ class Grants(Protocol):
 
     async def confirm(self, payer_id: str, version: int) -> None:
         """Redis has this version (or a newer one)."""
+
+
+class Periods(Protocol):
+    """What closing a month needs of the ledger. Months are named by their first day."""
+
+    async def check(self, month: date) -> None:
+        """``UsageError``: this month cannot be closed."""
+
+    async def close(self, month: date, *, audit_id: str, actor: str, reason: str) -> None:
+        """From now on nothing is booked into it."""
+
+    async def sum_up(self, month: date, *, progress: Callable[[date], None]) -> PeriodSums:
+        """What was booked into it; ``progress`` hears of each day."""
+
+    async def freeze(self, month: date, sums: PeriodSums) -> None:
+        """Once."""
+
+
+class Audit(Protocol):
+    """Who did what to whom, and why, where the deed itself is not in the ledger."""
+
+    async def tell(self, audit_id: str, *, actor: str, action: str, subject: str, reason: str, detail: Mapping[str, Any]) -> None:
+        """Before it is done."""
 
 
 def derived_id(base: str, purpose: str) -> str:

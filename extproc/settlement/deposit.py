@@ -1,4 +1,4 @@
-"""Money that comes in by decision of somebody: first the ledger, then Redis, by version.
+"""Money that moves without a hold, by decision of somebody: first the ledger, then Redis, by version.
 
 A deposit that Redis did not confirm is not lost and not repeated: the sweep brings the same version again.
 """
@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from extproc.errors import StoreError, UsageError
 from extproc.holds.port import Delivery
-from extproc.ledger.port import Balance, EventType, Grant, Granted, Grants
+from extproc.ledger.entries import UNKNOWN_MODEL
+from extproc.ledger.port import Balance, Charge, EventType, Grant, Granted, Grants, derived_id
 from extproc.money.amount import BALANCE_NANOS_MAX
 from extproc.settlement.meter import UNMETERED, Meter, Series
 
@@ -25,6 +26,17 @@ class Receipt:
     fresh: bool
     balance: Balance
     is_delivered: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Decision:
+    """Of an operator. ``provider`` names the account on the other side."""
+
+    event_type: EventType
+    provider: str
+    reason: str
+    actor: str
+    reference: str | None
 
 
 class Deposits:
@@ -51,11 +63,7 @@ class Deposits:
         """Money of the customer. With a ``payment_id`` (or ``deposit_id``) it is booked once, however often it is told."""
         if not 0 < amount_nanos <= BALANCE_NANOS_MAX:
             raise UsageError("a deposit is more than nothing, and at most what a balance can hold")
-        if payment_id is not None and not (0 < len(payment_id) <= REFERENCE_CHARS_MAX and payment_id.isprintable() and payment_id.strip()):
-            # Above all not "": every payment without a reference would be a repetition of the first.
-            raise UsageError(
-                f"the reference of a payment has 1 to {REFERENCE_CHARS_MAX} printable characters; leave it out if there is none"
-            )
+        _check_reference(payment_id)
         return await self._book(
             Grant(
                 id=deposit_id or self._new_id(),
@@ -69,22 +77,27 @@ class Deposits:
             )
         )
 
-    async def correct(self, payer_id: str, amount_nanos: int, *, reason: str, actor: str, correction_id: str | None = None) -> Receipt:
+    async def correct(self, payer_id: str, amount_nanos: int, *, reason: str, actor: str, reference: str | None = None) -> Receipt:
         """Either sign; the only way to set right what was booked wrongly. May leave a negative balance."""
-        if not 0 < abs(amount_nanos) <= BALANCE_NANOS_MAX or not reason:
-            raise UsageError("a correction has an amount other than nothing, and a reason")
-        return await self._book(
-            Grant(
-                id=correction_id or self._new_id(),
-                payer_id=payer_id,
-                event_type=EventType.CORRECTION,
-                amount_nanos=amount_nanos,
-                provider="correction",
-                actor=actor,
-                reason=reason,
-                occurred_ms=self._unix_ms(),
-            )
-        )
+        if not 0 < abs(amount_nanos) <= BALANCE_NANOS_MAX:
+            raise UsageError("a correction has an amount other than nothing, and at most what a balance can hold")
+        decision = _Decision(event_type=EventType.CORRECTION, provider="correction", reason=reason, actor=actor, reference=reference)
+        return await self._decide(decision, payer_id, amount_nanos)
+
+    async def write_off(self, payer_id: str, amount_nanos: int, *, reason: str, actor: str, reference: str | None = None) -> Receipt:
+        """A debt, or a part of it, becomes the operator's loss."""
+        if amount_nanos <= 0:
+            raise UsageError("what is written off is more than nothing")
+        decision = _Decision(event_type=EventType.WRITEOFF, provider="writeoff", reason=reason, actor=actor, reference=reference)
+        return await self._decide(decision, payer_id, amount_nanos)
+
+    async def refund(self, charge: Charge, amount_nanos: int, *, reason: str, actor: str, reference: str | None = None) -> Receipt:
+        """Give back what a request was charged, or a part of it. What its key's budget has counted stays counted."""
+        if amount_nanos <= 0:
+            raise UsageError("what is refunded is more than nothing")
+        model = charge.model or UNKNOWN_MODEL
+        decision = _Decision(event_type=EventType.USAGE_REFUND, provider=model, reason=reason, actor=actor, reference=reference)
+        return await self._decide(decision, charge.payer_id, amount_nanos, of_id=charge.request_id)
 
     async def set_credit(self, payer_id: str, credit_nanos: int, *, actor: str, reason: str) -> Receipt:
         """The line down to which an account may go below zero."""
@@ -92,6 +105,28 @@ class Deposits:
             raise UsageError("a credit line is not negative, and at most what a balance can hold")
         balance = await self._ledger.set_credit(payer_id, credit_nanos, actor=actor, reason=reason)
         return await self._delivered(Granted(event_id="", fresh=True, balance=balance))
+
+    async def _decide(self, decision: _Decision, payer_id: str, amount_nanos: int, *, of_id: str | None = None) -> Receipt:
+        """With a reference it is booked once for its request or account, however often it is told."""
+        reference = decision.reference
+        if not decision.reason.strip():
+            raise UsageError("who decides about money says why: give a reason")
+        _check_reference(reference)
+        again = f"{decision.event_type}/{reference}"
+        return await self._book(
+            Grant(
+                id=self._new_id() if reference is None else derived_id(of_id or payer_id, again),
+                payer_id=payer_id,
+                event_type=decision.event_type,
+                amount_nanos=amount_nanos,
+                provider=decision.provider,
+                reference=reference,
+                of_id=of_id,
+                actor=decision.actor,
+                reason=decision.reason,
+                occurred_ms=self._unix_ms(),
+            )
+        )
 
     async def _book(self, grant: Grant) -> Receipt:
         return await self._delivered(await self._ledger.grant(grant))
@@ -102,6 +137,12 @@ class Deposits:
         except StoreError:
             delivered = False  # redis_version stays behind: the sweep delivers it
         return Receipt(event_id=granted.event_id, fresh=granted.fresh, balance=granted.balance, is_delivered=delivered)
+
+
+def _check_reference(reference: str | None) -> None:
+    # Above all not "": every payment without a reference would be a repetition of the first.
+    if reference is not None and not (0 < len(reference) <= REFERENCE_CHARS_MAX and reference.isprintable() and reference.strip()):
+        raise UsageError(f"a reference has 1 to {REFERENCE_CHARS_MAX} printable characters; leave it out if there is none")
 
 
 async def deliver(balance: Balance, *, ledger: Grants, delivery: Delivery, meter: Meter) -> bool:
