@@ -126,7 +126,7 @@ def screen(postings: Iterable[Posting]) -> tuple[list[Screened], list[Record]]:
     """Tell what can be booked from what goes to ``conflicts`` as it is."""
     good, bad = [], []
     for posting in postings:
-        fault = _fault(posting)
+        fault = fault_of(posting)
         if fault:
             bad.append(conflict(posting, ConflictReason.BAD_EVENT, fault))
             continue
@@ -356,10 +356,8 @@ def entry_rows(event_id: str, lines: book.Entries) -> list[Record]:
 
 
 def conflict(posting: Posting, reason: ConflictReason, detail: str) -> Record:
-    """The posting in full. The digest leaves out where it stood in a stream: the same event is one conflict however often it comes."""
-    row = base64.b64encode(posting.row).decode()
-    said = [str(value) for value in (posting.kind, posting.hold_id, posting.payer_id, posting.charge_nanos, posting.reserved_nanos)]
-    payload = {name: _plain(getattr(posting, name)) for name in _POSTING_FIELDS} | {"row": row}
+    """The posting in full."""
+    payload = {name: _plain(getattr(posting, name)) for name in _POSTING_FIELDS} | {"row": base64.b64encode(posting.row).decode()}
     return {
         "hold_id": _plain(posting.hold_id),
         "reason": reason,
@@ -369,8 +367,14 @@ def conflict(posting: Posting, reason: ConflictReason, detail: str) -> Record:
         "stream_id": posting.stream_id,
         "detail": _plain(detail)[:DETAIL_MAX],
         "payload": payload,
-        "digest": sha256(json.dumps([*said, row]).encode()).hexdigest(),
+        "digest": digest_of(posting),
     }
+
+
+def digest_of(posting: Posting) -> str:
+    """Leaves out where it stood in a stream: the same event is one conflict however often, and by whichever way, it comes."""
+    said = [str(value) for value in (posting.kind, posting.hold_id, posting.payer_id, posting.charge_nanos, posting.reserved_nanos)]
+    return sha256(json.dumps([*said, base64.b64encode(posting.row).decode()]).encode()).hexdigest()
 
 
 _POSTING_FIELDS = tuple(name for name in Posting._fields if name != "row")
@@ -381,7 +385,7 @@ def _plain(value: object) -> str:
     return str(value).encode("ascii", "backslashreplace").decode().replace("\x00", "\\x00")[:10_000]
 
 
-def _fault(posting: Posting) -> str:
+def fault_of(posting: Posting) -> str:
     """Why this posting cannot be booked, or "". Its shard and stream id are the reader's own and trusted."""
     if posting.kind == NOTE:
         return "" if _is_time(posting.occurred_ms) else "no time"

@@ -1,0 +1,71 @@
+"""What the ledger has of the outboxes, and how far each is known to be in it.
+
+A position is moved by the transaction that has read the endings below it back. So it is as old as the ledger that says it: a copy from
+before, put in its place, says an earlier one, and whoever remembers the later one knows that endings were lost.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+
+from extproc.ledger.plan import digest_of, fault_of
+from extproc.ledger.port import OutboxRow, Positions, ReadBack
+from extproc.money.posting import Posting
+from extproc.stores.postgres import Database, Transaction
+from extproc.stores.queries import load_queries
+
+
+class PostgresOutboxes:
+    """The port Outboxes."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._queries = load_queries("extproc.ledger")
+
+    async def positions(self) -> Positions:
+        rows = await self._database.fetch(self._queries["outbox_positions"])
+        return Positions(ledger_id=rows[0]["ledger_id"], below={row["outbox_id"]: row["below"] for row in rows if row["outbox_id"]})
+
+    async def read_back(self, outbox_id: str, rows: Sequence[OutboxRow], *, known: int) -> ReadBack:
+        async with self._database.transaction() as transaction:
+            missing = await self._missing(transaction, rows)
+            below = missing[0].id if missing else rows[-1].id + 1
+            moved = True
+            if below != known:
+                answer = await transaction.fetch(self._queries["move_outbox"], {"outbox": outbox_id, "below": below, "known": known})
+                moved = bool(answer)
+        return ReadBack(below=below if moved else None, missing=missing)
+
+    async def forget(self, outbox_id: str) -> None:
+        await self._database.fetch(self._queries["forget_outbox"], {"outbox": outbox_id})
+
+    async def _missing(self, transaction: Transaction, rows: Sequence[OutboxRow]) -> list[OutboxRow]:
+        """Nearly all have ended as they say, which one look at their events tells; only of the others it is asked what became of them."""
+        faulty = [row for row in rows if fault_of(row.posting)]
+        sound = [row for row in rows if not fault_of(row.posting)] if faulty else rows
+        others = faulty
+        if sound:
+            params = {
+                "ids": _array(row.posting.hold_id for row in sound),
+                "payers": _array(row.posting.payer_id for row in sound),
+                "charges": _array(row.posting.charge_nanos for row in sound),
+            }
+            answer = await transaction.fetch(self._queries["unbooked_endings"], params)
+            others = [*faulty, *(sound[one["number"] - 1] for one in answer)]
+        if not others:
+            return []
+        asked = [_asked(number, row.posting) for number, row in enumerate(others)]
+        unknown = await transaction.fetch(self._queries["unknown_endings"], {"rows": json.dumps(asked)})
+        return sorted((others[one["number"]] for one in unknown), key=lambda row: row.id)
+
+
+def _asked(number: int, posting: Posting) -> dict[str, object]:
+    asked: dict[str, object] = {"number": number, "digest": digest_of(posting)}
+    if fault_of(posting):
+        return asked  # it can only have been set aside
+    return {**asked, "id": posting.hold_id, "payer": posting.payer_id, "charge": posting.charge_nanos}
+
+
+def _array(values: Iterable[object]) -> str:
+    return "{" + ",".join(map(str, values)) + "}"

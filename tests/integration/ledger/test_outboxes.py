@@ -1,0 +1,135 @@
+"""What the ledger says of the outboxes' rows: only what is really in it counts as read back."""
+
+from __future__ import annotations
+
+import secrets
+import time
+
+import pytest
+
+from extproc.ledger.outboxes import PostgresOutboxes
+from extproc.ledger.port import OutboxRow
+from extproc.money.hold import uuid7
+from extproc.stores.postgres import Database
+
+
+def new_id() -> str:
+    return uuid7(unix_ms=time.time_ns() // 1_000_000, random_bits=secrets.randbits(74))
+
+
+@pytest.fixture
+async def outboxes(database: str):
+    async with Database(database) as pool:
+        yield PostgresOutboxes(pool)
+
+
+def rows_of(*postings) -> list[OutboxRow]:
+    return [OutboxRow(number, posting) for number, posting in enumerate(postings, 1)]
+
+
+def ids(found) -> list[int]:
+    return [row.id for row in found.missing]
+
+
+async def test_the_position_stands_before_the_first_row_that_is_missing(bench, outboxes):
+    payer, outbox = await bench.account(), new_id()
+    rows = rows_of(*[bench.posting(payer, past_redis=True) for _ in range(5)])
+    await bench.ledger.post([row.posting for row in rows if row.id != 3])
+    found = await outboxes.read_back(outbox, rows, known=0)
+    assert (found.below, ids(found)) == (3, [3])
+    await bench.ledger.post([rows[2].posting])
+    found = await outboxes.read_back(outbox, rows[2:], known=3)
+    assert (found.below, ids(found)) == (6, [])
+    assert (await outboxes.positions()).below == {outbox: 6}
+
+
+async def test_whoever_is_late_moves_nothing(bench, outboxes):
+    payer, outbox = await bench.account(), new_id()
+    rows = rows_of(*[bench.posting(payer, past_redis=True) for _ in range(2)])
+    await bench.ledger.post([row.posting for row in rows])
+    assert (await outboxes.read_back(outbox, rows, known=0)).below == 3
+    assert (await outboxes.read_back(outbox, rows[:1], known=0)).below is None
+    assert (await outboxes.read_back(outbox, rows[:1], known=7)).below is None
+    assert (await outboxes.read_back(outbox, rows[:1], known=3)).below == 2, "who begins again may go back"
+
+
+async def test_an_adjust_is_the_settle(bench, outboxes):
+    payer = await bench.account()
+    settle = bench.posting(payer, 10, past_redis=True)
+    await bench.ledger.post([settle._replace(kind="expire", charge_nanos=5, stream_id="1-0", seq=1)])
+    assert ids(await outboxes.read_back(new_id(), rows_of(settle), known=0)) == [1], "the expire alone is not what the worker says"
+    await bench.ledger.post([settle])
+    assert ids(await outboxes.read_back(new_id(), rows_of(settle), known=0)) == []
+    assert ids(await outboxes.read_back(new_id(), rows_of(settle._replace(charge_nanos=6)), known=0)) == [1]
+
+
+async def test_what_came_through_redis_is_there_as_well(bench, outboxes):
+    payer = await bench.account()
+    settle, void = bench.posting(payer), bench.posting(payer, kind="void")
+    await bench.ledger.post([settle, void])
+    past = rows_of(*[one._replace(stream_id="", seq=0, epoch="") for one in (settle, void)])
+    assert ids(await outboxes.read_back(new_id(), past, known=0)) == []
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"payer_id": new_id()},
+        {"hold_id": "x"},
+        {"hold_id": f"{new_id()},{new_id()}"},
+        {"charge_nanos": -1},
+        {"charge_nanos": 2**63},
+        {"kind": "explode"},
+        {"row": b"\xff", "hold_id": "\x00"},
+    ],
+)
+async def test_poison_is_known_once_it_is_set_aside(bench, outboxes, fields):
+    payer = await bench.account()
+    good = bench.posting(payer, past_redis=True)
+    rows = rows_of(bench.posting(payer, past_redis=True)._replace(**fields), good)
+    assert ids(await outboxes.read_back(new_id(), rows, known=0)) == [1, 2]
+    await bench.ledger.post([row.posting for row in rows])
+    assert bench.count("conflicts") == 1
+    assert ids(await outboxes.read_back(new_id(), rows, known=0)) == []
+
+
+async def test_a_quarantined_one_and_another_truth_are_known(bench, outboxes):
+    payer = await bench.account()
+    settle, other = bench.posting(payer, past_redis=True), bench.posting(payer, past_redis=True)
+    await bench.ledger.post([settle])
+    await bench.ledger.quarantine(other, "ZeroDivisionError")
+    differs = settle._replace(charge_nanos=7)
+    assert ids(await outboxes.read_back(new_id(), rows_of(other, differs), known=0)) == [2]
+    await bench.ledger.post([differs])
+    assert ids(await outboxes.read_back(new_id(), rows_of(other, differs), known=0)) == []
+
+
+async def test_another_payers_ending_is_not_this_one(bench, outboxes):
+    settle = bench.posting(await bench.account(), past_redis=True)
+    await bench.ledger.post([settle])
+    assert ids(await outboxes.read_back(new_id(), rows_of(settle._replace(payer_id=await bench.account())), known=0)) == [1]
+
+
+async def test_which_ledger_it_is_needs_no_superuser(bench, outboxes):
+    role = f"plain_{new_id().replace('-', '')}"
+    bench.sql(f"CREATE ROLE {role} LOGIN")
+    bench.sql(f"GRANT SELECT ON outbox_positions TO {role}")
+    try:
+        async with Database(bench.dsn.replace("//extproc@", f"//{role}@")) as pool:
+            plain = await PostgresOutboxes(pool).positions()
+        assert plain == await outboxes.positions()
+        cluster, _, timeline = plain.ledger_id.partition("/")
+        assert int(cluster) > 0
+        assert int(timeline, 16) > 0
+    finally:
+        bench.sql(f"DROP OWNED BY {role}")
+        bench.sql(f"DROP ROLE {role}")
+
+
+async def test_a_forgotten_outbox_has_no_position(bench, outboxes):
+    payer, outbox = await bench.account(), new_id()
+    rows = rows_of(bench.posting(payer, past_redis=True))
+    await bench.ledger.post([rows[0].posting])
+    await outboxes.read_back(outbox, rows, known=0)
+    await outboxes.forget(outbox)
+    assert (await outboxes.positions()).below == {}
