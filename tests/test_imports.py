@@ -37,7 +37,7 @@ TABLE = {
     "exchange": Room(("money", "tokens.counter", "catalog.model", "accounts.model", "accounts.scopes"), ("msgspec",)),
     "holds": Room(("money", "stores")),
     "ledger": Room(("money", "accounts.model", "stores")),
-    "settlement": Room(("money", "holds.port", "ledger.port", "ledger.entries", "accounts.model", "metrics")),
+    "settlement": Room(("money", "holds.port", "holds.facts", "ledger.port", "ledger.facts", "ledger.entries", "accounts.model", "metrics")),
     "edge": Room(
         ("exchange", "settlement", "holds.port", "accounts.model", "accounts.directory", "catalog.model", "tokens.counter", "money", "metrics"),
         ("grpc", "google.protobuf", "hpack"),
@@ -55,7 +55,8 @@ TABLE = {
 }  # fmt: skip
 
 PURE_CLOSURE = (
-    "errors", "money", "exchange", "catalog.model", "accounts.model", "accounts.scopes", "tokens.counter", "holds.port", "ledger.port", "ledger.entries",
+    "errors", "money", "exchange", "catalog.model", "accounts.model", "accounts.scopes", "tokens.counter", "holds.port", "holds.facts", "ledger.port", "ledger.facts",
+    "ledger.entries",
 )  # fmt: skip
 NOT_PURE = {
     "os",
