@@ -73,6 +73,10 @@ class Outcome(Protocol):
     @property
     def overage_nanos(self) -> int: ...
     @property
+    def would_deny(self) -> str: ...
+    @property
+    def policies(self) -> Sequence[str]: ...
+    @property
     def duration_ms(self) -> int: ...
     @property
     def ttft_ms(self) -> int: ...
@@ -247,6 +251,12 @@ class Metrics:
         self._sources = counter("extproc_usage_source_total", "Charged requests, by who said how many tokens they used.", "source")
         self._ends = counter("extproc_end_reason_total", "Exchanges by the reason of their end.", "reason")
         self._ending = counter("extproc_hold_endings_total", "Endings sent to the store, by what they found.", "result")
+        self._would_deny = counter("extproc_would_deny_total", "Shadow requests that would have been refused, by reason.", "reason")
+        self._policies = counter("extproc_policy_total", "Requests that a policy let in or made the figure of.", "policy")
+        self._fail_open = single("extproc_fail_open_total", "Requests served on credit while the hold store was away.")
+        self._untaken = counter(
+            "extproc_trusted_untaken_total", "Holds of trusted accounts that were not granted after all, by reason.", "reason"
+        )
         self._faults = counter("extproc_store_failures_total", "Calls of a store that failed or whose outcome is unknown.", "store")
         self._settlement = counter("extproc_settlement_events_total", "What the settler did, by what it was.", "event")
         self._expired = single("extproc_holds_expired_total", "Holds that the reaper ended.")
@@ -297,6 +307,10 @@ class Metrics:
         of_model.duration[outcome.error_code].observe(outcome.duration_ms / 1e3)
         if outcome.end_reason:
             self._ends[outcome.end_reason].inc()
+        if outcome.would_deny:
+            self._would_deny[outcome.would_deny].inc()
+        for policy in outcome.policies:
+            self._policies[policy].inc()
         if outcome.usage_source == "none":
             return
         self._sources[outcome.usage_source].inc()
@@ -330,6 +344,14 @@ class Metrics:
     def rejected(self, reason: str) -> None:
         """We answered the client ourselves. ``reason``: the ``code`` of the answer."""
         self._rejected[reason].inc()
+
+    def failed_open(self) -> None:
+        """The hold store is away, and a request was served on credit."""
+        self._fail_open.inc()
+
+    def trusted_untaken(self, reason: str) -> None:
+        """The hold that nobody waited for was denied (a ``DenyReason``), or its outcome is ``unknown``."""
+        self._untaken[reason].inc()
 
     def phase(self, name: str, seconds: float) -> None:
         """Our own time in one phase (one of :data:`PHASES`)."""

@@ -108,6 +108,7 @@ class Desk:
         budget: str | None = None,
         budget_period: str = "none",
         limits: Mapping[str, int | None] | None = None,
+        sandbox: bool = False,
     ) -> Facts:
         """The answer has the secret, this once."""
         account = await self._find(named)
@@ -118,9 +119,10 @@ class Desk:
             budget_nanos=_amount(budget) if budget is not None else None,
             budget_period=Period(budget_period),
             limits=Limits(**limits or {}),
+            sandbox=sandbox,
         )
         made = await self._stores.registry.create_key(account.id, name=name, scopes=scopes, actor=self._actor)
-        return {**_new_key(made), "account": account.id, "name": name}
+        return {**_new_key(made), "account": account.id, "name": name, "sandbox": sandbox}
 
     async def keys(self, named: str) -> list[Facts]:
         """Of one account, oldest first, no secret among them."""

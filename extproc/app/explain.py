@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from extproc.ledger.port import Explanation
@@ -25,7 +26,7 @@ def explained(found: Explanation) -> dict[str, Any]:
         reasoning_tokens=row["reasoning_tokens"],
         source=UsageSource(row["usage_source"]),
     )
-    total = receipt(usage, price, cap_nanos=row["hold_nanos"]) if price else None
+    total = receipt(usage, price, cap_nanos=_cap_nanos(row)) if price else None
     entries_sum = sum(entry["amount"] for entry in found.entries if entry["unit"] == "nanos")
     faults = _faults(found, price, total, entries_sum)
     return {
@@ -36,6 +37,12 @@ def explained(found: Explanation) -> dict[str, Any]:
         "agrees": not faults,
         "faults": faults,
     }
+
+
+def _cap_nanos(row: Mapping[str, Any]) -> int:
+    """The most that may be charged: the hold. Without one (credit, or trust that was not granted) the cap is in the row only by what broke it."""
+    is_unheld = not row["hold_nanos"] and not row["sandbox"] and not row["shadow"]
+    return int(row["list_nanos"] - row["overage_nanos"] if is_unheld else row["hold_nanos"])
 
 
 def _price(price: Price) -> dict[str, Any]:

@@ -38,12 +38,24 @@ def text_of(facts: dict[str, Any]) -> list[str]:
         f"given back  {row['given_back']} {currency}",
         f"ended       {row['ending']}, {row['end_reason'] or '-'}",
     ]
+    lines += _policies(row)
     for name, what in (("overage", "used beyond the hold, on the operator"), ("loss", "charged late and not covered, on the operator")):
         if row[f"{name}_nanos"]:
             lines.append(f"{name:<10}  {row[name]} {currency}  ({what})")
     lines += ["", *_entries(facts), ""]
     lines += ["agrees: the row, the price and the entries give the same figures"] if facts["agrees"] else []
     return lines + [f"DOES NOT AGREE: {fault}" for fault in facts["faults"]]
+
+
+def _policies(row: dict[str, Any]) -> list[str]:
+    """What a setting has to do with the figures above."""
+    lines = [f"policy      {policy.replace('=', ': ')}" for policy in row["policies"]]
+    if row["sandbox"]:
+        lines.append(f"sandbox     never debited; the list price is {row['list']}")
+    if row["shadow"]:
+        would = f"would have been refused: {row['would_deny']}" if row["would_deny"] else f"would have been charged {row['list']}"
+        lines.append(f"shadow      nothing was refused or charged; it {would}")
+    return lines
 
 
 def _head(row: dict[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from extproc.cli.output import print_facts, print_json, print_table
 
 COLUMNS = {
     "id": "id", "hint": "ends in", "name": "name", "models": "models", "networks": "networks", "budget": "budget",
-    "budget_period": "a", "expires_at": "expires", "revoked": "revoked", "created_at": "created",
+    "budget_period": "a", "expires_at": "expires", "revoked": "revoked", "sandbox": "sandbox", "created_at": "created",
 }  # fmt: skip
 COUNT = click.IntRange(min=1)
 
@@ -30,6 +30,9 @@ def key() -> None:
 @click.option("--expires", help="A time such as 2027-01-31T12:00:00Z, or from now: 90m, 12h, 30d, 4w.")
 @click.option("--budget", help="May spend so much, such as 10.00 …")
 @click.option("--budget-period", type=click.Choice(["none", "day", "month"]), default="none", show_default=True, help="… in each of these.")
+@click.option(
+    "--sandbox", is_flag=True, help="Metered, never debited; only models that the catalog opens for it, under a daily cap of tokens."
+)
 @click.option("--requests-per-minute", type=COUNT)
 @click.option("--requests-per-hour", type=COUNT)
 @click.option("--tokens-per-minute", type=COUNT)
