@@ -196,6 +196,19 @@ class Rebuilding(Protocol):
         """The shard serves again, under ``epoch``, after :meth:`count`; its events are numbered from 1, nothing expires for one lease."""
 
 
+class Releasing(Protocol):
+    """What an operator needs who ends a hold by hand."""
+
+    async def open_holds(self, payer_id: str | None = None) -> list[OpenHold]:
+        """Pending holds of one payer, or of all."""
+
+    async def row(self, hold: OpenHold) -> bytes:
+        """The request's row as the hold has it, b"" if it has ended meanwhile."""
+
+    async def release(self, hold: OpenHold, *, row: bytes) -> EndResult:
+        """End it at nothing, as an expiry: should its owner settle later, he is charged then. ``row`` goes to the ledger with it."""
+
+
 class Delivery(Protocol):
     """Out of PostgreSQL into Redis: idempotent, versioned, harmless if doubled, late or reordered."""
 

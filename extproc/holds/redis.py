@@ -46,7 +46,7 @@ KEY_FIELDS: Final = frozenset({"revoked", "expires_ms", "budget_nanos", "budget_
 
 
 class RedisHolds(RedisShards):
-    """The ports Holds, Reaping and Delivery, besides those of :class:`RedisShards`, over one :class:`Pipeline`.
+    """The ports Holds, Reaping, Releasing and Delivery, besides those of :class:`RedisShards`, over one :class:`Pipeline`.
 
     (Its owner opens and closes it.) Every call carries the epoch that its shard is known to have. A shard is closed until ``states()`` has
     said that it is open: then calls are refused at once, as :class:`~extproc.errors.StoreFenced`.
@@ -149,6 +149,15 @@ class RedisHolds(RedisShards):
         ended: list[str] = await self._call("expire", shard, (self._lease_ms, REAP_PAUSE_MS_MAX, EXPIRE_BATCH, int(reconnected)), _texts)
         self._reaped_connection[shard] = connection
         return ended
+
+    # --- Releasing
+
+    async def row(self, hold: OpenHold) -> bytes:
+        return await self._pipeline.execute("HGET", f"{tag_of(hold.payer_id)}:hold:{hold.hold_id}", "row") or b""
+
+    async def release(self, hold: OpenHold, *, row: bytes) -> EndResult:
+        released: EndResult = await self._call("release", shard_of(hold.payer_id), (hold.hold_id, row), _end_result)
+        return released
 
     # --- Delivery
 

@@ -32,6 +32,7 @@ class EndReason(StrEnum):
     SIDECAR_ERROR = "sidecar_error"
     REFUSED = "refused"
     CUT = "cut"
+    RELEASED = "released"  # an operator ended the hold
 
 
 class DenyReason(StrEnum):
