@@ -15,12 +15,12 @@ HOLDS_MAX: Final = 4_000  # of a shard at one look: a script of 4 ms; with 250,0
 EVENTS_MAX: Final = 2_000  # beyond the cursor: after an outage of PostgreSQL the look is put off until the poster has caught up
 
 
-class RedisAudit:
+class RedisFacts:
     """The port HoldFactsReader."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
-        self._script = load_scripts("extproc.holds.lua")["audit"]
+        self._script = load_scripts("extproc.holds.lua")["facts"]
         pipeline.register([self._script])
 
     async def shard(self, shard: int, *, cursor: str, payers: Iterable[str] = (), keys: Iterable[str] = ()) -> ShardFacts:

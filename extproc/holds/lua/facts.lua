@@ -1,5 +1,5 @@
 #!lua flags=no-writes
--- name: audit
+-- name: facts
 -- uses: hold
 -- What a shard has at one moment: itself, open holds with their budgets, events beyond a cursor, and the payers and keys asked for.
 -- ARGV: cursor, holds_max, events_max, number of payers, payers, then "payer:key" of every key.
