@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from extproc.holds.facts import BudgetFacts, HoldFacts, PayerFacts, ShardFacts, Waiting
-from extproc.stores.pipeline import Pipeline
+from extproc.stores.pipeline import Client
 from extproc.stores.scripts import load_scripts
 from extproc.stores.shards import TAGS
 
@@ -18,7 +18,7 @@ EVENTS_MAX: Final = 2_000  # beyond the cursor: after an outage of PostgreSQL th
 class RedisFacts:
     """The port HoldFactsReader."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Client) -> None:
         self._pipeline = pipeline
         self._script = load_scripts("extproc.holds.lua")["facts"]
         pipeline.register([self._script])

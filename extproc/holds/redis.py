@@ -32,7 +32,7 @@ from extproc.holds.port import OpenHold, PayerView
 from extproc.holds.shards import HOLD_AGE_MS_MAX, RedisShards, amount
 from extproc.money.amount import BALANCE_NANOS_MAX
 from extproc.money.hold import Admission, Amendment, Checkpoint, Denied, DenyReason, Ending, EndResult, Granted, Limits, Verdict, Window
-from extproc.stores.pipeline import Pipeline
+from extproc.stores.pipeline import Client
 from extproc.stores.redis_link import as_it_is
 from extproc.stores.shards import SHARDS, TAGS, shard_of, tag_of
 
@@ -46,13 +46,13 @@ KEY_FIELDS: Final = frozenset({"revoked", "expires_ms", "budget_nanos", "budget_
 
 
 class RedisHolds(RedisShards):
-    """The ports Holds, Reaping, Releasing and Delivery, besides those of :class:`RedisShards`, over one :class:`Pipeline`.
+    """The ports Holds, Reaping, Releasing and Delivery, besides those of :class:`RedisShards`, over one client.
 
     (Its owner opens and closes it.) Every call carries the epoch that its shard is known to have. A shard is closed until ``states()`` has
     said that it is open: then calls are refused at once, as :class:`~extproc.errors.StoreFenced`.
     """
 
-    def __init__(self, pipeline: Pipeline, *, lease_ms: int = 60_000) -> None:
+    def __init__(self, pipeline: Client, *, lease_ms: int = 60_000) -> None:
         super().__init__(pipeline, lease_ms=lease_ms)
         self._reaped_connection: dict[int, int] = {}
 
@@ -80,6 +80,7 @@ class RedisHolds(RedisShards):
                 DEDUPE_MS,
                 *_limits(admission.account_limits),
                 *_limits(admission.key_limits),
+                "1" if admission.is_shadow else "",
             ),
             _verdict,
         )
@@ -101,6 +102,8 @@ class RedisHolds(RedisShards):
                 self._lease_ms,
                 "" if account_tokens is None else account_tokens,
                 "" if key_tokens is None else key_tokens,
+                "" if amendment.sandbox_tokens_per_day is None else amendment.sandbox_tokens_per_day,
+                "" if amendment.would_hold_nanos is None else amount(amendment.would_hold_nanos),
             ),
             _verdict,
         )
@@ -235,12 +238,13 @@ def _window(limit: int, remaining: int, reset_ms: int) -> Window | None:
 
 def _verdict(reply: list[Any]) -> Verdict:
     if reply[0] == b"granted":
-        _, hold_id, spendable, limit, remaining, reset_ms, *tokens = reply
+        _, hold_id, spendable, would_deny, limit, remaining, reset_ms, *tokens = reply
         return Granted(
             hold_id=hold_id.decode(),
             spendable_nanos=int(spendable),
             requests=_window(limit, remaining, reset_ms),
             tokens=_window(*tokens),
+            would_deny=DenyReason(would_deny.decode()) if would_deny else None,
         )
     _, reason, source, required, spendable, retry_after_ms, *window = reply
     return Denied(

@@ -12,7 +12,7 @@ from extproc.holds.epochs import Epochs, Told
 from extproc.holds.port import KeyState, OpenHold, PayerState, Reassertion, ShardState
 from extproc.money.amount import BALANCE_NANOS_MAX
 from extproc.money.posting import Posting
-from extproc.stores.pipeline import Pipeline
+from extproc.stores.pipeline import Client
 from extproc.stores.scripts import load_scripts
 from extproc.stores.shards import TAGS
 
@@ -31,7 +31,7 @@ Words = list[str | bytes | int]
 class RedisShards:
     """The ports Reasserting and Rebuilding. Calls of a rebuild carry the epoch that they build, whatever is known of the shard."""
 
-    def __init__(self, pipeline: Pipeline, *, lease_ms: int) -> None:
+    def __init__(self, pipeline: Client, *, lease_ms: int) -> None:
         self._pipeline = pipeline
         self._scripts = load_scripts("extproc.holds.lua")
         self._lease_ms = lease_ms

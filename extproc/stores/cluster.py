@@ -38,6 +38,8 @@ def slot_of(key: str) -> int:
 class ClusterPipeline:
     """The same calls as a :class:`Pipeline`; a key's tag says which master they go to."""
 
+    shards_apart = True
+
     def __init__(self, url: str, *, timeout_ms: int = 500, pipeline_max: int = 256, password: str | None = None) -> None:
         """``redis+cluster://[user[:password]@]host:port,host:port…``: any nodes, of which one must answer."""
         who, _, hosts = url.removeprefix(SCHEME).rpartition("@")

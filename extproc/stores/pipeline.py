@@ -35,8 +35,54 @@ class Listener(Protocol):
         """A script was fenced off; ``text`` is its error reply."""
 
 
+class Client(Protocol):
+    """What the adapters of Redis call: one :class:`Pipeline`, or one to each master of a cluster.
+
+    ``shards_apart``: a command reaches one shard only, and may not wait on several.
+    """
+
+    shards_apart: bool
+
+    @property
+    def connected(self) -> bool:
+        """Calls are accepted."""
+
+    @property
+    def connects(self) -> int:
+        """Connections so far: another number means that something may have been missed."""
+
+    @property
+    def fault(self) -> str:
+        """Why the server that is there is not one for us: an operator has to change it."""
+
+    def register(self, scripts: Iterable[Script]) -> None:
+        """Scripts to load with every connection."""
+
+    def listen(self, listener: Listener) -> None:
+        """Tell it of connections to come, and of calls that were fenced off."""
+
+    def run_id(self, key: str) -> str:
+        """Which life of which server a call on this key would reach, "" = none, or unknown."""
+
+    async def open(self) -> None:
+        """Begin to connect, and go on until ``close``."""
+
+    async def close(self) -> None:
+        """Drop what is connected. What is in flight is unknown."""
+
+    def call(
+        self, script: Script, key: str, args: Iterable[str | bytes | int], decode: Callable[[Any], Any] = as_it_is
+    ) -> asyncio.Future[Any]:
+        """Run a script on one key. The future is resolved with ``decode(reply)``."""
+
+    def execute(self, *command: str | bytes | int, allow_ms: int = 0) -> asyncio.Future[Any]:
+        """Any command. ``allow_ms`` is what it may take beyond the time-out (a blocking read)."""
+
+
 class Pipeline:
     """For one event loop, over one connection. ``timeout_ms`` bounds the wait for an answer; ``pipeline_max`` the calls of one write."""
+
+    shards_apart = False
 
     def __init__(self, url: str, *, timeout_ms: int = 500, pipeline_max: int = 256, password: str | None = None) -> None:
         self._address = Address.parse(url, password=password)
@@ -48,8 +94,18 @@ class Pipeline:
         self._tried = asyncio.Event()
         self._listeners: list[Listener] = []
         self._why_not = "not opened"
-        self.fault = ""  # why the server that is there is not one for us: an operator has to change it
-        self.connects = 0  # connections so far: another number means that something may have been missed
+        self._fault = ""
+        self._connects = 0
+
+    @property
+    def fault(self) -> str:
+        """Why the server that is there is not one for us: an operator has to change it."""
+        return self._fault
+
+    @property
+    def connects(self) -> int:
+        """Connections so far: another number means that something may have been missed."""
+        return self._connects
 
     @property
     def connected(self) -> bool:
@@ -125,7 +181,7 @@ class Pipeline:
             return False
         else:
             self._link = link
-            self.connects += 1
+            self._connects += 1
             for listener in self._listeners:
                 listener.connected()
             return True
@@ -142,9 +198,9 @@ class Pipeline:
         told = await self._ask(link)
         link.run_id = told.get("run_id", "")
         fault = _fault_of(told)
-        if fault and fault != self.fault:
+        if fault and fault != self._fault:
             log.error("%s", fault)
-        self.fault = fault
+        self._fault = fault
         if fault:
             raise StoreRefused(fault)
 
