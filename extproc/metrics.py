@@ -276,6 +276,7 @@ class Metrics:
         self._lag = gauge("extproc_settlement_lag_seconds", "Age of the oldest ending that the ledger does not have.", "livemax")
         self._led = gauge("extproc_settlement_shards_led", "Shards that settlers post.")
         self._closed = gauge("extproc_shards_closed", "Shards of the hold store that a process does not call: they are rebuilt.", "livemax")
+        self._rebuild = gauge("extproc_rebuild_seconds", "What the last rebuild of shards took.", "livemax")
         self._reloaded = gauge(
             "extproc_config_reload_success", "1 = the catalog file is in force; 0 = it is bad, the last good one serves.", "livemin"
         )
@@ -395,6 +396,10 @@ class Metrics:
     def shards_closed(self, count: int) -> None:
         """So many shards are not called by this process."""
         self._closed.set(count)
+
+    def rebuilt(self, seconds: float) -> None:
+        """A rebuild has ended, and its shards serve."""
+        self._rebuild.set(seconds)
 
     def settlement(self, what: str, count: int = 1) -> None:
         """Something that the settler counts (``settlement.meter.Series``)."""

@@ -7,15 +7,17 @@ import contextlib
 import logging
 import os
 import random
+import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from extproc import metrics
+from extproc.accounts.codec import delivery_of_row, enforced
 from extproc.accounts.directory import Directory, KeyStore
 from extproc.accounts.registry import Registry
 from extproc.app.endpoint import listen_of
@@ -27,6 +29,7 @@ from extproc.edge.beats import Beats
 from extproc.edge.closing import Closing
 from extproc.edge.driver import Driver, Gate
 from extproc.edge.health import Health
+from extproc.edge.standing import Standing
 from extproc.edge.threads import Threads
 from extproc.edge.transport.grpcio import GrpcioTransport
 from extproc.edge.transport.lean.server import LeanTransport
@@ -36,12 +39,16 @@ from extproc.exchange.policy import Policy
 from extproc.holds.redis import RedisHolds
 from extproc.holds.stream import RedisEventStream
 from extproc.ledger.postgres import PostgresLedger
+from extproc.ledger.rebuild import Keys, PostgresEpochs
 from extproc.money.hold import uuid7
+from extproc.money.posting import Posting
 from extproc.settings import Settings, load_settings, restart_needed
 from extproc.settlement.deposit import Deposits
 from extproc.settlement.meter import UNMETERED, Meter
-from extproc.stores.pipeline import Pipeline
+from extproc.stores.cluster import ClusterPipeline, is_cluster
+from extproc.stores.pipeline import Client, Pipeline
 from extproc.stores.postgres import Database
+from extproc.stores.queries import load_queries
 from extproc.stores.shards import shard_of
 from extproc.tokens.registry import LoadedCounters, load_counters
 from extproc.tokens.vocabulary import TOKENIZERS
@@ -57,9 +64,10 @@ class Stores:
     """Redis and PostgreSQL with everything that speaks to them."""
 
     database: Database
-    pipeline: Pipeline
+    pipeline: Client
     holds: RedisHolds
     ledger: PostgresLedger
+    epochs: PostgresEpochs
     directory: Directory
     registry: Registry
     deposits: Deposits
@@ -97,6 +105,7 @@ async def open_stores(settings: Settings, *, application: str, meter: Meter = UN
         pipeline=pipeline,
         holds=holds,
         ledger=ledger,
+        epochs=PostgresEpochs(database, ledger, keys_of_payers()),
         directory=Directory(
             keys,
             monotonic_s=time.monotonic,
@@ -108,14 +117,11 @@ async def open_stores(settings: Settings, *, application: str, meter: Meter = UN
     )
 
 
-def pipeline_of(settings: Settings) -> Pipeline:
-    """One connection to Redis, not opened yet."""
-    return Pipeline(
-        settings.redis.url,
-        timeout_ms=settings.redis.timeout_ms,
-        pipeline_max=settings.redis.pipeline_max,
-        password=settings.redis.password,
-    )
+def pipeline_of(settings: Settings) -> Client:
+    """A client of Redis, or of the cluster that the settings name; not opened yet."""
+    redis = settings.redis
+    kind = ClusterPipeline if is_cluster(redis.url) else Pipeline
+    return kind(redis.url, timeout_ms=redis.timeout_ms, pipeline_max=redis.pipeline_max, password=redis.password)
 
 
 @asynccontextmanager
@@ -205,6 +211,7 @@ class GateWorker:
     transport: Transport
     health: Health
     stores: Stores
+    standing: Standing
     catalog: LiveCatalog
     policy: LivePolicy
     threads: ThreadPoolExecutor
@@ -227,6 +234,17 @@ async def gate_worker(settings: Settings, slot: int, listen_fd: int | None) -> G
     policy = LivePolicy(settings)
     stores = await open_stores(settings, application=f"gate-{slot}")
     threads = ThreadPoolExecutor(COUNT_THREADS, thread_name_prefix="count")
+    drivers: set[Driver] = set()
+    standing = Standing(
+        new_id(),
+        f"{socket.gethostname()} gate-{slot} {os.getpid()}",
+        holds=stores.holds,
+        register=stores.epochs,
+        exchanges=lambda: (driver.exchange for driver in tuple(drivers)),
+        unconfirmed=_unconfirmed,
+        shard_of=shard_of,
+        metrics=meter,
+    )
     gate = Gate(
         directory=stores.directory,
         holds=stores.holds,
@@ -238,8 +256,9 @@ async def gate_worker(settings: Settings, slot: int, listen_fd: int | None) -> G
         counters=lambda: catalog.counters,
         metrics=meter,
         threads=Threads(threads),
-        open=set(),
+        open=drivers,
         beats=Beats(stores.holds, meter),
+        missed=standing.miss,
         random=random.Random(),  # noqa: S311 - ids must be unique, not secret
     )
 
@@ -250,7 +269,26 @@ async def gate_worker(settings: Settings, slot: int, listen_fd: int | None) -> G
     chosen, why = settings.listen.chosen_transport
     log.info("transport %s: %s", chosen, why)
     transport = TRANSPORTS[chosen](listen_of(settings, slot, listen_fd), handler, health)
-    return GateWorker(gate=gate, transport=transport, health=health, stores=stores, catalog=catalog, policy=policy, threads=threads)
+    return GateWorker(
+        gate=gate,
+        transport=transport,
+        health=health,
+        stores=stores,
+        standing=standing,
+        catalog=catalog,
+        policy=policy,
+        threads=threads,
+    )
+
+
+async def _unconfirmed(shards: Sequence[int]) -> list[Posting]:
+    del shards
+    return []
+
+
+def keys_of_payers() -> Keys:
+    """How a rebuild reads keys, as the accounts have them."""
+    return Keys(query=load_queries("extproc.accounts")["keys_of_payers"], fields=lambda row: enforced(delivery_of_row(row)))
 
 
 def unix_ms() -> int:

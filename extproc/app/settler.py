@@ -6,30 +6,32 @@ It needs neither Envoy nor the gate workers, and they do not need it to serve: w
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import logging
 import time
 from collections.abc import Coroutine, Sequence
 
 from extproc import metrics
-from extproc.app.compose import Stores, event_stream, open_stores, unix_ms
+from extproc.app.compose import event_stream, open_stores, unix_ms
 from extproc.app.process import Child, run
-from extproc.errors import ExtprocError, StoreError
-from extproc.holds.fresh import open_fresh
+from extproc.errors import ExtprocError
+from extproc.holds.stream import RedisEventStream
 from extproc.ledger.leadership import PostgresLeadership
 from extproc.settings import Settings
 from extproc.settlement.meter import Series
 from extproc.settlement.pace import Pace
 from extproc.settlement.poster import Poster
 from extproc.settlement.reaper import Reaper
+from extproc.settlement.rebuild import Rebuild
 from extproc.settlement.sweep import Sweep
 from extproc.stores.shards import SHARDS
 
 log = logging.getLogger(__name__)
 
 GC_YOUNG = 100_000  # allocations between collections: a batch is some ten thousand values without circles, gone when it is committed
-ALARMS = frozenset({Series.CONFLICTS, Series.QUARANTINED, Series.FENCE_VIOLATIONS, Series.MISSING_PAYERS, Series.OVERAGE_NANOS})
+ALARMS = frozenset(
+    {Series.CONFLICTS, Series.QUARANTINED, Series.FENCE_VIOLATIONS, Series.MISSING_PAYERS, Series.OVERAGE_NANOS, Series.SILENT_WORKERS}
+)
 
 
 class SettlerMeter:
@@ -56,6 +58,8 @@ class SettlerMeter:
             self._metrics.settlement_lag(value / 1_000)
         elif series is Series.LED_SHARDS:
             self._metrics.shards_led(value)
+        elif series is Series.REBUILD_MS:
+            self._metrics.rebuilt(value / 1_000)
 
 
 async def main(settings: Settings, child: Child) -> None:
@@ -67,7 +71,23 @@ async def main(settings: Settings, child: Child) -> None:
     pace = Pace(child.stop, monotonic_s=time.monotonic, unix_ms=unix_ms)
     reaper = Reaper(holds=stores.holds, shards=SHARDS, meter=meter, pace=pace, reap_every_s=settings.holds.reap_every_s)
     sweep = Sweep(
-        ledger=stores.ledger, registry=stores.registry, delivery=stores.holds, housekeep=stores.ledger.housekeep, meter=meter, pace=pace
+        ledger=stores.ledger,
+        registry=stores.registry,
+        delivery=stores.holds,
+        housekeep=stores.ledger.housekeep,
+        missed=stores.epochs.miss,
+        meter=meter,
+        pace=pace,
+    )
+    leadership = PostgresLeadership(stores.database, range(SHARDS))
+    rebuild = Rebuild(
+        holds=stores.holds,
+        epochs=stores.epochs,
+        stream=RedisEventStream(stores.pipeline),
+        led=lambda: leadership.current,
+        meter=meter,
+        pace=pace,
+        say=log.info,
     )
     gc.freeze()
     gc.set_threshold(GC_YOUNG)
@@ -75,7 +95,7 @@ async def main(settings: Settings, child: Child) -> None:
         poster = Poster(
             stream=stream,
             ledger=stores.ledger,
-            leadership=PostgresLeadership(stores.database, range(SHARDS)),
+            leadership=leadership,
             meter=meter,
             pace=pace,
             shards=SHARDS,
@@ -83,19 +103,11 @@ async def main(settings: Settings, child: Child) -> None:
             batch_wait_ms=settings.settler.batch_wait_ms,
         )
         watch = stores.holds.watch(lambda _: series.shards_closed(len(stores.holds.closed)))
-        failure = await _until_over([poster.run(), reaper.run(), sweep.run(), _opened(stores, pace)], watch, child)
+        failure = await _until_over([poster.run(), reaper.run(), sweep.run(), rebuild.run()], watch, child)
     await stores.close()
     series.flush()
     if failure is not None:
         raise ExtprocError(f"the settler failed: {failure!r}") from failure
-
-
-async def _opened(stores: Stores, pace: Pace) -> None:
-    """Shards that are closed are opened with what is in them."""
-    while not pace.is_over:
-        with contextlib.suppress(StoreError):
-            await open_fresh(stores.holds)
-        await pace.rest(0.25)
 
 
 async def _until_over(

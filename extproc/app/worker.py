@@ -36,9 +36,10 @@ async def main(settings: Settings, child: Child) -> None:
     loop = asyncio.get_running_loop()
     child.chores.append(worker.gate.metrics.flush)
     child.hang_ups.append(lambda: loop.run_in_executor(None, worker.reload))
-    holds, meter = worker.stores.holds, worker.gate.metrics
-    watch = holds.watch(lambda _: meter.shards_closed(len(holds.closed)))
-    tasks = [asyncio.create_task(job) for job in (child.beat(), _watch(worker), _ticks(worker, settings.holds.beat_s), watch)]
+    holds, meter, standing = worker.stores.holds, worker.gate.metrics, worker.standing
+    watch = holds.watch(lambda _: meter.shards_closed(len(holds.closed)), standing.look)
+    jobs = (child.beat(), _watch(worker), _ticks(worker, settings.holds.beat_s), watch, standing.register())
+    tasks = [asyncio.create_task(job) for job in jobs]
     stop = asyncio.create_task(child.stop.wait())
     # A worker whose beats have stopped must not go on as if nothing had happened: its leases run out. It drains, and another one starts.
     done, _ = await asyncio.wait({stop, *tasks}, return_when=asyncio.FIRST_COMPLETED)
@@ -56,6 +57,7 @@ async def main(settings: Settings, child: Child) -> None:
     worker.gate.metrics.flush()
     for task in (stop, *tasks):
         task.cancel()
+    await standing.leave()
     await worker.close()
     if failures:
         raise ExtprocError("a task of the worker failed; see above")

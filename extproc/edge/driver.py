@@ -46,7 +46,10 @@ COUNT_S = 0.5  # a prompt that has not been counted by then is held for by its b
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """What the exchanges of one worker share. ``catalog``, ``policy`` and ``counters`` give the present snapshot; an exchange pins it."""
+    """What the exchanges of one worker share. ``catalog``, ``policy`` and ``counters`` give the present snapshot; an exchange pins it.
+
+    ``missed`` is told of payers that a script has not found.
+    """
 
     directory: Directory
     holds: Holds
@@ -60,6 +63,7 @@ class Gate:
     threads: Threads
     open: set[Driver]
     beats: Beats
+    missed: Callable[[str], None]
     random: random.Random
 
     def pinned(self) -> Pinned:
@@ -90,6 +94,11 @@ class Driver:
         self._secret = ""
         gate.open.add(self)
         gate.metrics.exchange_opened()
+
+    @property
+    def exchange(self) -> Exchange:
+        """To be looked at only."""
+        return self._exchange
 
     def message(self, data: bytes) -> None:
         """One message of Envoy. What cannot be read ends the stream with an error: never an early OK."""
@@ -264,6 +273,8 @@ class Driver:
             # Redis has lost this key or payer: what we remember of it is worth nothing, the next request reads it anew.
             self._gate.metrics.store_failed("redis_missing")
             self._gate.directory.forget(self._secret)
+            if self._exchange.tab.key is not None:
+                self._gate.missed(self._exchange.tab.key.payer_id)
         return ev.Refused(at_ns=at_ns, denied=verdict)
 
     # waiting for an ending: an exchange has one, so it waits at most once

@@ -21,6 +21,11 @@ class PostgresLeadership:
         self._session: Session | None = None
         self._held: frozenset[int] = frozenset()
 
+    @property
+    def current(self) -> frozenset[int]:
+        """What :meth:`held` has answered last, or nothing since it failed."""
+        return self._held
+
     async def held(self) -> frozenset[int]:
         """One round trip, which also proves that the connection, and so every lock of it, still stands."""
         try:

@@ -148,7 +148,7 @@ def _check_reference(reference: str | None) -> None:
 async def deliver(balance: Balance, *, ledger: Grants, delivery: Delivery, meter: Meter) -> bool:
     """Bring a balance's version to Redis and remember that it is there. False: Redis lacks a payer that it had confirmed.
 
-    Such a payer is alarmed and left alone: what of its money was held or spent there is not known here (a rebuild finds out).
+    Such a payer is alarmed, and left to a rebuild: what of its money was held or spent there is not known here.
     """
     payer_id, version, total, credit = balance.payer_id, balance.version, balance.credited_total, balance.credit_nanos
     there = balance.redis_version is None and await delivery.install_payer(

@@ -22,6 +22,7 @@ class Series(StrEnum):
     TRIM_FAILURES = "trim_failures"
     REAP_FAILURES = "reap_failures"
     SWEEP_FAILURES = "sweep_failures"
+    RECONCILE_FAILURES = "reconcile_failures"
     EXPIRED_HOLDS = "expired_holds"
     DELIVERED_BALANCES = "delivered_balances"
     DELIVERED_KEYS = "delivered_keys"
@@ -32,7 +33,6 @@ class Series(StrEnum):
     REBUILD_FAILURES = "rebuild_failures"
     REBUILD_MS = "rebuild_ms"  # of the last one
     SILENT_WORKERS = "silent_workers"  # gate workers that a rebuild did not hear
-    CLOSED_SHARDS = "closed_shards"
 
 
 class Meter(Protocol):

@@ -144,7 +144,6 @@ class Rebuild:
         states, known = await asyncio.gather(self._holds.states(), self._epochs.epochs())
         ours = [state for state in states if state.shard in led]
         broken = [state for state in ours if is_broken(state, known.get(state.shard))]
-        self._meter.set(Series.CLOSED_SHARDS, sum(not state.is_open for state in ours))
         if broken:
             await self._build(broken, known)
             return 0
@@ -168,7 +167,6 @@ class Rebuild:
         self._say(f"open again after {took_ms} ms: {_named(shards)}")
         self._meter.add(Series.REBUILDS, len(shards))
         self._meter.set(Series.REBUILD_MS, took_ms)
-        self._meter.set(Series.CLOSED_SHARDS, 0)
 
     async def _rebuild(self, broken: Sequence[ShardState], known: Mapping[int, ShardEpoch]) -> None:
         shards = [state.shard for state in broken]

@@ -34,7 +34,7 @@ class KeyRegistry(Protocol):
 
 
 class Sweep:
-    """``housekeep`` is the ledger's: partitions for the months to come."""
+    """``housekeep`` is the ledger's: partitions for the months to come. ``missed`` is told of payers that Redis has lost."""
 
     def __init__(
         self,
@@ -43,6 +43,7 @@ class Sweep:
         registry: KeyRegistry,
         delivery: Delivery,
         housekeep: Callable[[], Awaitable[object]],
+        missed: Callable[[str], Awaitable[object]],
         meter: Meter,
         pace: Pace,
         sweep_every_s: float = SWEEP_EVERY_S,
@@ -51,6 +52,7 @@ class Sweep:
         self._registry = registry
         self._delivery = delivery
         self._housekeep = housekeep
+        self._missed = missed
         self._meter = meter
         self._pace = pace
         self._sweep_every_s = sweep_every_s
@@ -75,7 +77,8 @@ class Sweep:
         after: str | None = None
         while page := await self._ledger.undelivered(after=after, limit=PAGE_ROWS):
             for balance in page:
-                await deliver(balance, ledger=self._ledger, delivery=self._delivery, meter=self._meter)
+                if not await deliver(balance, ledger=self._ledger, delivery=self._delivery, meter=self._meter):
+                    await self._missed(balance.payer_id)
             after = page[-1].payer_id
 
     async def _keys(self) -> None:
@@ -92,4 +95,5 @@ class Sweep:
             for delivery in page:
                 if not await self._registry.deliver_freeze(delivery):
                     self._meter.add(Series.MISSING_PAYERS)
+                    await self._missed(delivery.payer_id)
             after = page[-1].payer_id

@@ -113,6 +113,7 @@ def a_gate(directory: Path) -> Gate:
         threads=Threads(ThreadPoolExecutor(1)),
         open=set(),
         beats=Beats(holds, metrics),
+        missed=lambda _: None,
         random=random.Random(1),
     )
 

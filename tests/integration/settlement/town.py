@@ -14,12 +14,14 @@ import psycopg
 
 from extproc.accounts.directory import KeyStore
 from extproc.accounts.registry import Registry, Scopes
+from extproc.app.compose import keys_of_payers
 from extproc.exchange.record import Record
 from extproc.holds.fresh import open_fresh
 from extproc.holds.redis import RedisHolds
 from extproc.holds.stream import RedisEventStream
 from extproc.ledger.leadership import PostgresLeadership
 from extproc.ledger.postgres import PostgresLedger
+from extproc.ledger.rebuild import PostgresEpochs
 from extproc.money.hold import NO_LIMITS, Admission, Amendment, Ending, EndKind, EndResult, Granted, uuid7
 from extproc.money.price import Price
 from extproc.money.receipt import receipt
@@ -77,6 +79,7 @@ class Town:
         self.pace = Pace(self.stop, monotonic_s=time.monotonic, unix_ms=unix_ms)
         self.holds = RedisHolds(pipeline)
         self.ledger = PostgresLedger(database)
+        self.epochs = PostgresEpochs(database, self.ledger, keys_of_payers())
         self.registry = Registry(KeyStore(database, pipeline, self.holds, unix_ms=unix_ms), self.holds, new_id=new_id)
         self.deposits = self.deposits_over(self.holds)
         self._leaders: list[PostgresLeadership] = []
@@ -125,6 +128,7 @@ class Town:
             registry=self.registry,
             delivery=delivery or self.holds,
             housekeep=self.ledger.housekeep,
+            missed=self.epochs.miss,
             meter=self.meter,
             pace=self.pace,
         )

@@ -134,7 +134,6 @@ async def test_a_fresh_store_is_opened_at_once(scene: Scene):
     assert {shard.epoch for shard in scene.redis.shards} == {f"{RUN}.1"}
     assert scene.redis.shards[0].payers["bert"].spendable_nanos == -35, "a balance below nothing stays below nothing"
     assert scene.tally.counts == {Series.REBUILDS: SHARDS}
-    assert scene.tally.gauges[Series.CLOSED_SHARDS] == 0
 
 
 async def test_what_workers_hold_and_what_they_have_ended(scene: Scene):
