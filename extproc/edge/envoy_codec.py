@@ -205,8 +205,8 @@ def _pass_response_headers(action: actions.PassResponseHeaders) -> bytes:
 def _pass_chunk(action: actions.PassChunk) -> bytes:
     """A body needs ``content-length`` if it is a buffered one; the headers of a streamed one are gone, and Envoy ignores it there."""
     if action.data is None:
-        if not action.set_headers and not action.metadata:
-            return _PASS_CHUNK
+        if not action.set_headers:
+            return (_told(action.metadata) + _PASS_CHUNK_TEXT).encode("latin-1") if action.metadata else _PASS_CHUNK
         return _reply(_RESPONSE_BODY, _mutation(_HEADER_MUTATION, action.set_headers), action.metadata)
     mutation = _mutation(_HEADER_MUTATION, (*action.set_headers, ("content-length", str(len(action.data)))))
     return _reply(_RESPONSE_BODY, mutation, action.metadata, action.data)
@@ -235,9 +235,13 @@ def _reply(phase: str, response: str, metadata: Pairs = (), body: bytes | None =
         response += record(_BODY_MUTATION, record(_BODY, "", size) if body else _CLEAR_BODY, size)
     reply = record(phase, record(_RESPONSE, response, size), size)
     if metadata:
-        ours = "".join([_field(text(name), _STRING_VALUE, text(value)) for name, value in metadata])
-        reply = record(_DYNAMIC_METADATA, _field(NAMESPACE, _STRUCT_VALUE, ours)) + reply
+        reply = _told(metadata) + reply
     return reply.encode("latin-1") + body if body else reply.encode("latin-1")
+
+
+def _told(metadata: Pairs) -> str:
+    ours = "".join([_field(text(name), _STRING_VALUE, text(value)) for name, value in metadata])
+    return record(_DYNAMIC_METADATA, _field(NAMESPACE, _STRUCT_VALUE, ours))
 
 
 def _mutation(field: str, set_headers: Pairs, remove_headers: tuple[str, ...] = ()) -> str:
@@ -281,6 +285,7 @@ _PASS_RESPONSE_HEADERS: Final = _reply(_RESPONSE_HEADERS, "")
 _BUFFERED: Final = wire.ProcessingResponse(mode_override=_modes(wire.ProcessingMode.BUFFERED)).SerializeToString()
 _PASS_RESPONSE_HEADERS_BUFFERED: Final = _PASS_RESPONSE_HEADERS + _BUFFERED
 _PASS_CHUNK: Final = _reply(_RESPONSE_BODY, "")
+_PASS_CHUNK_TEXT: Final = _PASS_CHUNK.decode("latin-1")
 _PASS_REQUEST_TRAILERS: Final = wire.ProcessingResponse(request_trailers=wire.TrailersResponse()).SerializeToString()
 _PASS_RESPONSE_TRAILERS: Final = wire.ProcessingResponse(response_trailers=wire.TrailersResponse()).SerializeToString()
 

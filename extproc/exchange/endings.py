@@ -8,6 +8,7 @@ from __future__ import annotations
 from extproc.exchange import replies
 from extproc.exchange.actions import Action, PassChunk, PassResponseHeaders
 from extproc.exchange.events import Admitted, Amended, Chunk, Counted, Gone, KeyRead, Refused, ResponseHeaders, Stopped, StoreFailed
+from extproc.exchange.figures import ended
 from extproc.exchange.meter_stream import StreamMeter
 from extproc.exchange.response import FAILURES
 from extproc.exchange.state import Outcome, State
@@ -77,7 +78,7 @@ def cut(tab: Tab, event: Chunk) -> Outcome:
     """Cut: an error event in a stream, a 503 in place of an answer."""
     del event
     if isinstance(tab.meter, StreamMeter):
-        return State.CUT, (PassChunk(data=replies.CUT_EVENT),)
+        return State.CUT, (PassChunk(data=replies.CUT_EVENT, metadata=ended(EndReason.CUT)),)
     return State.CLOSED, (replies.unavailable(tab.request_id),)
 
 

@@ -32,8 +32,8 @@ class StreamMeter:
     """Server-sent events. Memory: one running count a choice, one unfinished event, a shape, and what is kept."""
 
     __slots__ = (
-        "_done", "_edits", "_error", "_events", "_expected", "_final", "_finish", "_kept", "_running", "_shape", "_sse", "_texts",
-        "_tokens", "_tries", "complete",
+        "_counted", "_done", "_edits", "_error", "_events", "_expected", "_final", "_finish", "_kept", "_running", "_shape", "_sse",
+        "_texts", "_tokens", "_tries", "complete",
     )  # fmt: skip
 
     def __init__(self, expected: Expected) -> None:
@@ -51,6 +51,7 @@ class StreamMeter:
         self._error = False
         self._done = False
         self._events = 0  # without what is kept
+        self._counted = 0, 0  # tokens of the last count of ours, and of how many events that was
         self.complete = False
 
     @property
@@ -108,21 +109,37 @@ class StreamMeter:
     def usage(self, *, ended_early: bool) -> Usage:
         """See the order of truth above. An early end never waits for the rest: what was delivered is what counts."""
         del ended_early
+        said = self._said()
+        if said is not None:
+            return said
+        expected = self._expected
+        self._read_kept()
+        if expected.counter is None:
+            return counted(expected, max(self.events, sum(self._tokens.values())), UsageSource.CHUNKS)
+        texts = {index: text.total() for index, text in self._texts.items()}
+        output = sum(max(texts.get(index, 0), self._tokens.get(index, 0)) for index in texts.keys() | self._tokens.keys())
+        self._counted = output, self._events
+        return counted(expected, output, UsageSource.COUNTED)
+
+    def usage_at_least(self) -> Usage:
+        """As :meth:`usage`, but nothing is tokenized for it: the last count, and a token for each event since."""
+        said = self._said()
+        if said is not None:
+            return said
+        tokens, events = self._counted
+        events = self._events + self._kept.count(BETWEEN) - events
+        return counted(self._expected, tokens + events, UsageSource.COUNTED if self._expected.counter else UsageSource.CHUNKS)
+
+    def _said(self) -> Usage | None:
+        """What the backend says itself."""
         expected = self._expected
         if self._final is not None:
             usage = usage_of(self._final, UsageSource.UPSTREAM, expected)
             if usage is not None:
                 return usage
         if self._running:
-            usage = usage_of(_summed(self._running, expected), UsageSource.CONTINUOUS, expected)
-            if usage is not None:
-                return usage
-        self._read_kept()
-        if expected.counter is None:
-            return counted(expected, max(self.events, sum(self._tokens.values())), UsageSource.CHUNKS)
-        texts = {index: text.total() for index, text in self._texts.items()}
-        output = sum(max(texts.get(index, 0), self._tokens.get(index, 0)) for index in texts.keys() | self._tokens.keys())
-        return counted(expected, output, UsageSource.COUNTED)
+            return usage_of(_summed(self._running, expected), UsageSource.CONTINUOUS, expected)
+        return None
 
     def reason(self) -> EndReason | None:
         """An error event or ``abort`` wins over what else was said; ``[DONE]`` alone is no success (VLLM.md)."""

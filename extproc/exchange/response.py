@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from extproc.exchange.actions import PassChunk, PassResponseHeaders, PassTrailers
 from extproc.exchange.events import Chunk, ResponseHeaders, Trailers
+from extproc.exchange.figures import Pairs, ended
 from extproc.exchange.meter import OpaqueMeter
 from extproc.exchange.meter_answer import AnswerMeter
 from extproc.exchange.meter_stream import StreamMeter
@@ -63,27 +64,28 @@ def chunk(tab: Tab, event: Chunk) -> Outcome:
     data = meter.feed(event.data, end_of_stream=event.end_of_stream)
     if event.end_of_stream or meter.complete:
         return _last_chunk(tab, event, data)
-    if tab.beat_ns:
+    if event.at_ns < tab.figures_due_ns:
         return PASSED if data == event.data else (State.STREAMING, (_pass_chunk(event, data),))
     tab.ttft_ns = tab.ttft_ns or event.at_ns
+    if not meter.started:
+        return State.STREAMING, (_pass_chunk(event, data),)
     # Something has been delivered: from here on a worker that dies must not take the whole charge with it.
-    beat = tab.beat(event.at_ns) if meter.started else ()
-    return State.STREAMING, (_pass_chunk(event, data), *beat)
+    beat = () if tab.figures_due_ns else tab.beat(event.at_ns)
+    return State.STREAMING, (_pass_chunk(event, data, tab.tell(event.at_ns)), *beat)
 
 
 def _last_chunk(tab: Tab, event: Chunk, data: bytes) -> Outcome:
     """The only chunk of a whole answer carries the cost as a header."""
-    reply = _pass_chunk(event, data)
     whole = event.end_of_stream and not tab.ttft_ns
     tab.ttft_ns = tab.ttft_ns or event.at_ns
     *end, note = _final(tab, event.at_ns)
-    if whole:
-        reply = PassChunk(data=reply.data, set_headers=(("x-request-cost", format_amount(note.record.cost_nanos)),))
-    return State.ENDED, (*end, reply, note)
+    cost = (("x-request-cost", format_amount(note.record.cost_nanos)),) if whole else ()
+    return State.ENDED, (*end, _pass_chunk(event, data, ended(note.record.end_reason), cost), note)
 
 
-def _pass_chunk(event: Chunk, data: bytes) -> PassChunk:
-    return PASS if data == event.data else PassChunk(data=data)
+def _pass_chunk(event: Chunk, data: bytes, metadata: Pairs = (), set_headers: Pairs = ()) -> PassChunk:
+    changed = None if data == event.data else data
+    return PassChunk(data=changed, set_headers=set_headers, metadata=metadata) if changed is not None or metadata else PASS
 
 
 def _final(tab: Tab, at_ns: int) -> Finish:

@@ -18,6 +18,7 @@ from extproc.exchange.actions import Amend, Beat, End, Lend, Note
 from extproc.exchange.ask import Ask
 from extproc.exchange.doors import Door
 from extproc.exchange.events import Headers
+from extproc.exchange.figures import FIGURES_EVERY_NS, Pairs, figures
 from extproc.exchange.meter import Expected, Meter
 from extproc.exchange.meter_stream import StreamMeter
 from extproc.exchange.policy import Bounds, Policy
@@ -58,9 +59,9 @@ class Tab:
     """
 
     __slots__ = (
-        "ask", "attempts", "beat_ns", "body", "checkpoint", "clamped", "client_ip", "counter", "created_ms", "door", "expected",
+        "ask", "attempts", "body", "checkpoint", "clamped", "client_ip", "counter", "created_ms", "door", "expected", "figures_due_ns",
         "hold_id", "key", "meter", "model", "owner", "pinned", "policies", "price", "priority", "quote", "request_id", "sized",
-        "spendable_nanos", "started_ns", "status", "stream", "terms", "tier", "ttft_ns", "upstream", "would_deny",
+        "spendable_nanos", "started_ns", "status", "stream", "terms", "tier", "told", "ttft_ns", "upstream", "would_deny",
     )  # fmt: skip
 
     def __init__(self, pinned: Pinned) -> None:
@@ -93,7 +94,8 @@ class Tab:
         self.upstream = ""
         self.attempts = 0
         self.ttft_ns = 0
-        self.beat_ns = 0  # when the last checkpoint was taken that has output in it
+        self.figures_due_ns = 0  # 0: nothing has been delivered yet
+        self.told: Pairs = ()
         self.checkpoint: Checkpoint | None = None
 
     def arrive(self, headers: Headers) -> None:
@@ -191,13 +193,12 @@ class Tab:
 
     def beat(self, at_ns: int) -> tuple[Beat, ...]:
         """What would be charged if this worker died now: nothing before output; never less than the last time."""
+        if self.key is None:
+            return ()
         usage = NO_USAGE
         if self.meter is not None and self.meter.started:
             # Half a JSON answer is no figure; its prompt is one.
             usage = self.meter.usage(ended_early=True) if isinstance(self.meter, StreamMeter) else self.prompt_usage()
-            self.beat_ns = at_ns
-        if self.key is None:
-            return ()
         cost, nanos = self._cost_and_charge(usage)
         if self.checkpoint is None or nanos >= self.checkpoint.charge_nanos:
             record = self._record(EndReason.SIDECAR_LOST, at_ns, usage=usage, list_nanos=cost, charge_nanos=nanos)
@@ -205,6 +206,14 @@ class Tab:
                 hold_id=self.hold_id, owner=self.owner, payer_id=self.key.payer_id, charge_nanos=nanos, row=record.to_row()
             )
         return (Beat(checkpoint=self.checkpoint),)
+
+    def tell(self, at_ns: int) -> Pairs:
+        """What would be charged at least, for the other witness: what of it is new. Only after something was delivered."""
+        self.figures_due_ns = at_ns + FIGURES_EVERY_NS
+        usage = self.meter.usage_at_least() if isinstance(self.meter, StreamMeter) else self.prompt_usage()
+        cost, nanos = self._cost_and_charge(usage)
+        before, self.told = self.told, figures(usage, cost_nanos=cost, charge_nanos=nanos)
+        return tuple([pair for pair in self.told if pair not in before])
 
     # how it ends
 

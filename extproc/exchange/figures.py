@@ -1,0 +1,35 @@
+"""What the gate says of a running request in Envoy's dynamic metadata, where the access log finds it: the second witness (witness.md).
+
+The reply to the body says whose hold it is. A chunk's reply says now and then what has been counted so far: metadata of several replies
+merges, so the line has the newest figure of each kind. The reply that ends the hold says so: then nothing is left to be witnessed.
+"""
+
+from __future__ import annotations
+
+from extproc.money.usage import Usage
+
+FIGURES_EVERY_NS = 250_000_000  # what a killed worker may have passed and not told; a figure costs 6 µs, or a quarter of an event's
+
+Pairs = tuple[tuple[str, str], ...]
+
+
+def figures(usage: Usage, *, cost_nanos: int, charge_nanos: int) -> Pairs:
+    """What would be charged now, and for which usage; what is nothing, or the same as another, is left out."""
+    told: Pairs = (
+        ("charge_nanos", str(charge_nanos)),
+        ("input_tokens", str(usage.input_tokens)),
+        ("output_tokens", str(usage.output_tokens)),
+        ("usage_source", usage.source.value),
+    )
+    if usage.cached_tokens:
+        told += (("cached_tokens", str(usage.cached_tokens)),)
+    if usage.reasoning_tokens:
+        told += (("reasoning_tokens", str(usage.reasoning_tokens)),)
+    if cost_nanos != charge_nanos:
+        told += (("list_nanos", str(cost_nanos)),)
+    return told
+
+
+def ended(end_reason: str) -> Pairs:
+    """The gate has ended the hold itself, for this reason."""
+    return (("end_reason", end_reason),)
