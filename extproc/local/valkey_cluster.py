@@ -103,6 +103,15 @@ class Cluster:
         nodes = [node for node in self.nodes if node.engine.alive]
         _until(lambda: all("cluster_state:ok" in node.ask("CLUSTER", "INFO") for node in nodes), "the cluster is whole")
 
+    def master_of(self, slot: int, *, says: Node) -> Node:
+        """Who serves a slot, as one of the nodes has it."""
+        for line in says.ask("CLUSTER", "NODES").splitlines():
+            _, address, flags, *_ = fields = line.split()
+            if "master" in flags and "fail" not in flags and any(_has(part, slot) for part in fields[8:]):
+                port = int(address.partition("@")[0].rpartition(":")[2])
+                return next(node for node in self.nodes if node.port == port)
+        raise EngineFailed(f"nobody serves slot {slot}")
+
     def _join(self, bus_ports: Sequence[int]) -> None:
         bounds = [SLOTS * number // len(self.masters) for number in range(len(self.masters) + 1)]
         for master, (first, behind) in zip(self.masters, itertools.pairwise(bounds), strict=True):
@@ -115,6 +124,11 @@ class Cluster:
             replica.ask("CLUSTER", "REPLICATE", master.ask("CLUSTER", "MYID"))
         self.wait_whole()
         _until(lambda: all("master_link_status:up" in node.ask("INFO", "replication") for node in self.replicas), "replicas follow")
+
+
+def _has(part: str, slot: int) -> bool:
+    first, _, last = part.partition("-")
+    return first.isdigit() and int(first) <= slot <= int(last or first)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -22,14 +22,18 @@ DRAIN_S = 20
 
 
 class BreakableHouse(House):
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, redis_url: str = "") -> None:
+        """``redis_url``: of servers that somebody else breaks."""
         # Engines end with the thread that started them: those that are started while a test's loop runs, by this one.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="starter")
         self.valkey_proxy = Severable(directory / "valkey/valkey.sock", directory / "px.sock")
         holds = f"holds.lease_s={LEASE_S};holds.beat_s={BEAT_S};holds.reap_every_s={REAP_S};holds.grace_s={GRACE_S};holds.witness_grace_s=1"
         super().__init__(
-            directory, durable=True, settings=f'{holds};drain.grace_s={DRAIN_S};redis.url="{self.valkey_proxy.url}";identity.cache_ttl_s=2'
+            directory,
+            durable=True,
+            settings=f'{holds};drain.grace_s={DRAIN_S};redis.url="{redis_url or self.valkey_proxy.url}";identity.cache_ttl_s=2',
         )
+        self.redis_url = redis_url or self.valkey.url
 
     def stop(self) -> None:
         super().stop()
@@ -93,7 +97,7 @@ class BreakableHouse(House):
         ``killed``: request ids whose worker was killed: they may fall short, by what came after their last checkpoint.
         """
         guest.check()
-        assert asyncio.run(invariants.problems(self.valkey.url, grace_ms=GRACE_S * 1_000, trimmed=True)) == []
+        assert asyncio.run(invariants.problems(self.redis_url, grace_ms=GRACE_S * 1_000, trimmed=True)) == []
         for alarm in ("conflicts", "fence_violations"):
             assert self.rows(f"SELECT * FROM {alarm}") == []
         rows = [row for row in guest.rows() if row["ending"] != "none"]
