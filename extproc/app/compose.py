@@ -38,6 +38,8 @@ from extproc.errors import ConfigError, ExtprocError, StoreError
 from extproc.exchange.policy import Policy
 from extproc.holds.redis import RedisHolds
 from extproc.holds.stream import RedisEventStream
+from extproc.ledger.audit import PostgresAudit
+from extproc.ledger.periods import PostgresPeriods
 from extproc.ledger.postgres import PostgresLedger
 from extproc.ledger.rebuild import Keys, PostgresEpochs
 from extproc.money.hold import uuid7
@@ -45,11 +47,13 @@ from extproc.money.posting import Posting
 from extproc.settings import Settings, load_settings, restart_needed
 from extproc.settlement.deposit import Deposits
 from extproc.settlement.meter import UNMETERED, Meter
+from extproc.settlement.month_end import MonthEnd, oldest_unconfirmed_ms
+from extproc.settlement.release import Release
 from extproc.stores.cluster import ClusterPipeline, is_cluster
 from extproc.stores.pipeline import Client, Pipeline
 from extproc.stores.postgres import Database
 from extproc.stores.queries import load_queries
-from extproc.stores.shards import shard_of
+from extproc.stores.shards import SHARDS, shard_of
 from extproc.tokens.registry import LoadedCounters, load_counters
 from extproc.tokens.vocabulary import TOKENIZERS
 
@@ -143,6 +147,30 @@ async def office(settings: Settings) -> AsyncIterator[Stores]:
         yield stores
     finally:
         await stores.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackOffice:
+    """What an operator sets right."""
+
+    audit: PostgresAudit
+    periods: PostgresPeriods
+    month_end: MonthEnd
+    release: Release
+
+
+def back_office(stores: Stores, settings: Settings) -> BackOffice:
+    """Over the stores of an :func:`office`."""
+    audit, periods = PostgresAudit(stores.database), PostgresPeriods(stores.database)
+    month_end = MonthEnd(
+        periods=periods,
+        ledger=stores.ledger,
+        stream=RedisEventStream(stores.pipeline),
+        shards=SHARDS,
+        unconfirmed_ms=lambda: oldest_unconfirmed_ms(settings.outbox.dir),
+        new_id=new_id,
+    )
+    return BackOffice(audit=audit, periods=periods, month_end=month_end, release=Release(stores.holds, audit, new_id=new_id))
 
 
 class LiveCatalog:

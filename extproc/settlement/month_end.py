@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 
 from extproc.errors import StoreError, UsageError
 from extproc.holds.port import EventStream
 from extproc.ledger.port import Periods, PeriodSums, Postings
+from extproc.settlement.outbox_file import OutboxFile, outboxes, watermark_of
 
 
 class MonthEnd:
@@ -44,17 +47,30 @@ class MonthEnd:
         try:
             cursors = await self._ledger.cursors(range(self._shards))
             waiting = await self._stream.read({shard: cursor.stream_id for shard, cursor in cursors.items()}, count=1, block_ms=0)
+            unconfirmed_ms = self._unconfirmed_ms()
         except StoreError as error:
-            raise UsageError(f"{month:%Y-%m} cannot be closed: what waits to be posted is not known ({error})") from error
+            raise UsageError(f"{month:%Y-%m} cannot be closed: what waits to be booked is not known ({error})") from error
         oldest_ms = min((event.occurred_ms for event in waiting), default=end_ms)
         if oldest_ms < end_ms:
-            raise UsageError(
-                f"{month:%Y-%m} cannot be closed yet: events since {_moment(oldest_ms)} wait to be posted; does the settler run?"
-            )
-        unconfirmed_ms = self._unconfirmed_ms()
+            since = _moment(oldest_ms)
+            raise UsageError(f"{month:%Y-%m} cannot be closed yet: events since {since} wait to be posted; does the settler run?")
         if unconfirmed_ms is not None and unconfirmed_ms < end_ms:
             since = _moment(unconfirmed_ms)
             raise UsageError(f"{month:%Y-%m} cannot be closed yet: an outbox has endings since {since} that are not in the ledger for sure")
+
+
+def oldest_unconfirmed_ms(directory: Path) -> int | None:
+    """When the oldest ending occurred that an outbox has and the ledger is not known to have. Blocks; :class:`StoreError`."""
+    found = [at_ms for path in outboxes(directory) if (at_ms := _unconfirmed_ms(path)) is not None]
+    return min(found, default=None)
+
+
+def _unconfirmed_ms(path: Path) -> int | None:
+    watermark = watermark_of(path)
+    with closing(OutboxFile.read_only(path)) as file:
+        below = watermark.below if watermark is not None and watermark.outbox_id == file.outbox_id else 0
+        rows = file.read(below - 1, 1)
+    return rows[0].posting.occurred_ms if rows else None
 
 
 def _unix_ms(day: date) -> int:
