@@ -14,7 +14,7 @@ second (:meth:`Metrics.flush`): a worker that is killed takes the last second of
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -223,6 +223,44 @@ class _RequestSeries:
         )
 
 
+class MoneySeries:
+    """What the reconciler says; one settler of a deployment does."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(name, text, labels, registry=registry, multiprocess_mode="livemax")
+
+        self._drift = gauge("extproc_ledger_drift_nanos", "By how much the stores differ from the invariants of the money, signs left out.")
+        self._broken = gauge("extproc_broken_invariants", "Findings that stand, by the number of the invariant.", "invariant")
+        self._reconciled = gauge("extproc_reconciled_timestamp_seconds", "When the last full reconciliation was finished.")
+        self._holds = gauge("extproc_holds_open", "Holds that have not ended.")
+        self._oldest = gauge("extproc_hold_oldest_age_seconds", "Age of the oldest open hold.")
+        self._unbilled = gauge(
+            "extproc_unbilled_tokens_ratio",
+            "Tokens that a model's backends counted and nobody was billed for, of all in ten minutes.",
+            "model",
+        )
+
+    def broken(self, counts: Mapping[int, int], *, drift_nanos: int) -> None:
+        """``counts`` by invariant: a closed list of numbers."""
+        for number, count in counts.items():
+            self._broken.labels(str(number)).set(count)
+        self._drift.set(drift_nanos)
+
+    def reconciled(self, at_s: float) -> None:
+        """A full run was finished, unix time."""
+        self._reconciled.set(at_s)
+
+    def holds(self, count: int, oldest_age_s: float) -> None:
+        """Of all shards."""
+        self._holds.set(count)
+        self._oldest.set(oldest_age_s)
+
+    def unbilled(self, model: str, ratio: float) -> None:
+        """``model`` is one of the settings: a closed list."""
+        self._unbilled.labels(model).set(ratio)
+
+
 class Metrics:
     """Declared once per process. Methods are named by what happened; none raises, none waits."""
 
@@ -236,6 +274,7 @@ class Metrics:
         self._open = 0
         self._declare_counters(registry)
         self._declare_gauges(registry)
+        self.money = MoneySeries(registry)
 
     def _declare_counters(self, registry: CollectorRegistry) -> None:
         count, spread = self._tallies.count, self._tallies.spread

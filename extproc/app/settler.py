@@ -14,6 +14,7 @@ from collections.abc import Coroutine, Sequence
 from extproc import metrics
 from extproc.app.compose import event_stream, open_stores, unix_ms
 from extproc.app.process import Child, run
+from extproc.app.reconcile import reconciler
 from extproc.errors import ExtprocError
 from extproc.holds.stream import RedisEventStream
 from extproc.ledger.leadership import PostgresLeadership
@@ -89,6 +90,7 @@ async def main(settings: Settings, child: Child) -> None:
         pace=pace,
         say=log.info,
     )
+    reconciling = reconciler(settings, stores, series, meter=meter, pace=pace)
     gc.freeze()
     gc.set_threshold(GC_YOUNG)
     async with event_stream(settings) as stream:
@@ -103,7 +105,7 @@ async def main(settings: Settings, child: Child) -> None:
             batch_wait_ms=settings.settler.batch_wait_ms,
         )
         watch = stores.holds.watch(lambda _: series.shards_closed(len(stores.holds.closed)))
-        failure = await _until_over([poster.run(), reaper.run(), sweep.run(), rebuild.run()], watch, child)
+        failure = await _until_over([poster.run(), reaper.run(), sweep.run(), rebuild.run(), reconciling.run()], watch, child)
     await stores.close()
     series.flush()
     if failure is not None:

@@ -118,8 +118,8 @@ class LedgerFactsReader(Protocol):
     async def named_causes(self, payers: Sequence[str]) -> frozenset[str]:
         """Those of them that something other than a hold may have taken below their line."""
 
-    async def violations(self, since: str) -> list[Row]:
+    async def violations(self, since: str) -> Sequence[Row]:
         """Rows of ``fence_violations``."""
 
-    async def conflicts(self) -> list[Row]:
+    async def conflicts(self) -> Sequence[Row]:
         """Those that are not resolved."""

@@ -226,10 +226,6 @@ class PostgresLedger(PostgresGrants):
         price = prices[0]["price"] if prices else None
         return Explanation(request=_plain([request])[0], price=price, events=tuple(_plain(events)), entries=tuple(_plain(lines)))
 
-    async def drift(self, payer_id: str | None = None) -> list[Row]:
-        """Invariant 2: accounts whose balance is not the sum of their entries; none, if all is well."""
-        return await self._database.fetch(self._queries["drift"], {"payer": payer_id})
-
     async def housekeep(self) -> int:
         """Partitions for the months to come, old refusal windows away; how many partitions were made. Once a day is enough."""
         async with self._database.transaction() as transaction:

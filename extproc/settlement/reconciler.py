@@ -146,17 +146,16 @@ class Auditor:
         sums = await self._ledger.sums(payers, lines_max=lines_max) if payers else []
         return [finding for one in sums for finding in balance_is_its_entries(one)]
 
-    async def everything(self, phase: str = PHASES[0], after: str = "", *, since: str, every_event: bool = True) -> AsyncIterator[Step]:
-        """All accounts and, unless they are to be left out, all events; from there on. ``since``: of violations."""
+    async def everything(self, phase: str = PHASES[0], after: str = "", *, since: str) -> AsyncIterator[Step]:
+        """All events, accounts and notes of the poster, from there on. ``since``: of violations."""
         phases: dict[str, Callable[[str], AsyncIterator[Step]]] = {
             "events": self._events,
             "accounts": self._accounts,
             "notes": lambda _: self._notes(since),
         }
         for name in PHASES[PHASES.index(phase) :]:
-            if name != "events" or every_event:
-                async for step in phases[name](after):
-                    yield step
+            async for step in phases[name](after):
+                yield step
             after = ""
 
     async def account(self, payer: str) -> AsyncIterator[Step]:
@@ -236,7 +235,7 @@ class Reconciler:
         self._full_at = full_at
         self._time_zone = time_zone
         self._started_ms = pace.unix_ms()
-        self._mark = Mark(moment=_moment(self._started_ms))
+        self._mark = Mark(moment=moment_of(self._started_ms))
         self._active: dict[int, dict[str, None]] = {shard: {} for shard in range(shards)}
         self._said: dict[int, dict[tuple[int, str, str], Finding]] = {}
         self._oldest_ms: dict[int, int] = {}
@@ -297,7 +296,7 @@ class Reconciler:
             self._mark = Mark(moment=events[-1].event["created_at"], after=events[-1].id)
         behind_ms = self._pace.unix_ms() - _unix_ms(self._mark.moment)
         if len(events) == EVENTS_A_ROUND and behind_ms > BEHIND_S * 1_000:
-            self._mark = Mark(moment=_moment(self._pace.unix_ms() - int(ROUND_S * 1_000)))
+            self._mark = Mark(moment=moment_of(self._pace.unix_ms() - int(ROUND_S * 1_000)))
         for one in events:
             self._is_active(one.account)
         return [finding for one in events for finding in of_event(one)]
@@ -353,7 +352,7 @@ class Reconciler:
                 return
             last = await self._findings.begin_run()
         self._run = last
-        since = _moment(last.started_ms - 24 * 3_600_000)
+        since = moment_of(last.started_ms - 24 * 3_600_000)
         self._night = self._auditor.everything(last.phase, last.after, since=since)
 
     async def _night_step(self, night: AsyncIterator[Step]) -> None:
@@ -391,7 +390,8 @@ def _row(finding: Finding) -> dict[str, Any]:
     }
 
 
-def _moment(unix_ms: int) -> str:
+def moment_of(unix_ms: int) -> str:
+    """As PostgreSQL reads it."""
     return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=unix_ms)).isoformat()
 
 

@@ -31,18 +31,6 @@ SELECT * FROM billing_events WHERE id = %(id)s::uuid OR of_id = %(id)s::uuid ORD
 -- The lines of these events.
 SELECT * FROM entries WHERE event_id = ANY(%(ids)s::uuid[]) ORDER BY event_id, line;
 
--- name: drift
--- Accounts whose balance is not the sum of their entries.
-SELECT b.user_id::text AS user_id, b.balance, coalesce(e.total, 0)::numeric AS entries_total
-FROM balances AS b
-LEFT JOIN (SELECT user_id, sum(amount) AS total FROM entries WHERE user_id IS NOT NULL AND unit = 'nanos' GROUP BY user_id) AS e
-    ON e.user_id = b.user_id
-WHERE b.balance <> coalesce(e.total, 0) AND (%(payer)s::uuid IS NULL OR b.user_id = %(payer)s::uuid);
-
--- name: unbalanced_events
--- Events whose entries do not sum to zero per unit.
-SELECT event_id::text AS event_id, unit, sum(amount)::numeric AS total FROM entries GROUP BY event_id, unit HAVING sum(amount) <> 0;
-
 -- name: make_partitions
 -- The months to come.
 SELECT ensure_partitions(%(months)s) AS made;

@@ -58,7 +58,7 @@ SELECT user_id::text AS payer_id FROM balances WHERE user_id > %(after)s::uuid O
 SELECT b.user_id::text AS payer_id, b.balance AS balance_nanos, coalesce(e.total, 0)::numeric AS entries_nanos, e.lines
 FROM balances AS b CROSS JOIN LATERAL (
     SELECT sum(amount) AS total, count(*) AS lines
-    FROM (SELECT amount FROM entries WHERE user_id = b.user_id AND unit = 'nanos' LIMIT %(lines)s) AS some
+    FROM (SELECT amount FROM entries WHERE user_id = b.user_id AND unit = 'nanos' LIMIT %(lines)s) AS next_entries
 ) AS e
 WHERE b.user_id = ANY(%(payers)s::uuid[]) ORDER BY b.user_id;
 
@@ -68,7 +68,7 @@ SELECT coalesce(sum(amount), 0)::numeric AS total, count(*) AS lines, max(event_
 FROM (
     SELECT amount, event_id FROM entries WHERE user_id = %(payer)s::uuid AND event_id > %(after)s::uuid AND unit = 'nanos'
     ORDER BY event_id LIMIT %(lines)s
-) AS some;
+) AS first_entries;
 
 -- name: money_of_accounts
 -- What Redis is to be compared with.
