@@ -102,8 +102,9 @@ def _faults(found: Explanation, price: Price | None, total: Receipt | None, entr
     if row["hold_nanos"] - min(charged, row["hold_nanos"]) != row["refund_nanos"]:
         faults.append("charged and given back are not the hold")
     taken = -sum(entry["amount"] for entry in found.entries if entry["kind"] == "customer" and entry["unit"] == "nanos")
-    if taken != row["cost"]:
-        faults.append(f"the entries take {format_amount(taken)} from the account, the row says {format_amount(row['cost'])}")
+    due = row["cost"] - row["refunded_nanos"]
+    if taken != due:
+        faults.append(f"the entries take {format_amount(taken)} from the account, the row says {format_amount(due)}")
     if entries_sum:
         faults.append(f"the entries sum to {format_amount(entries_sum)}, not to zero")
     return faults

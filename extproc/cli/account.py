@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -10,6 +11,9 @@ from extproc.cli.deployment import at_desk, of_deployment
 from extproc.cli.output import print_facts, print_json, print_table
 
 COLUMNS = {"id": "id", "name": "name", "email": "e-mail", "tier": "tier", "frozen": "frozen", "created_at": "created"}
+
+because = click.option("--reason", required=True, help="For the audit.")
+once = click.option("--reference", help="A name of yours, such as a ticket's: with it, the same is booked once however often it is told.")
 
 
 @click.group()
@@ -60,6 +64,89 @@ def deposit(
 ) -> None:
     """Put AMOUNT (such as 25.00) on an account."""
     booked = at_desk(config, data, lambda desk: desk.deposit(account, amount, method=method, reference=reference))
+    _show_booked(booked, as_json=as_json)
+
+
+@account.command()
+@click.argument("account")
+@because
+@click.option("--thaw", is_flag=True, help="Accept its requests again.")
+@of_deployment
+def freeze(*, account: str, reason: str, thaw: bool, config: Path | None, data: Path | None, as_json: bool) -> None:
+    """Refuse an account's new requests from now on; running ones finish."""
+    done = at_desk(config, data, lambda desk: desk.freeze(account, frozen=not thaw, reason=reason))
+    print_json(done) if as_json else print_facts(done, "id", "name", "frozen", "in_force")
+
+
+@account.command()
+@click.argument("request_id")
+@click.argument("amount", required=False)
+@click.option("--all", "everything", is_flag=True, help="All that is left of its charge.")
+@because
+@once
+@of_deployment
+def refund(
+    *, request_id: str, amount: str | None, everything: bool, reason: str, reference: str | None,
+    config: Path | None, data: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Give back AMOUNT of what a request was charged, never more than is left of it.
+
+    REQUEST_ID is the id of its hold or the x-request-id of the answer.
+    """
+    wanted = _amount_or_all(amount, everything=everything)
+    done = at_desk(config, data, lambda desk: desk.books.refund(request_id, wanted, reason=reason, reference=reference))
+    _show_booked(done, as_json=as_json)
+
+
+@account.command(context_settings={"ignore_unknown_options": True})
+@click.argument("account")
+@click.argument("amount")
+@because
+@once
+@of_deployment
+def correct(
+    *, account: str, amount: str, reason: str, reference: str | None, config: Path | None, data: Path | None, as_json: bool
+) -> None:
+    """Set right by AMOUNT (such as 2.50 or -2.50) what was booked wrongly. May leave a negative balance."""
+    done = at_desk(config, data, lambda desk: desk.books.correct(account, amount, reason=reason, reference=reference))
+    _show_booked(done, as_json=as_json)
+
+
+@account.command()
+@click.argument("account")
+@click.argument("amount", required=False)
+@click.option("--all", "everything", is_flag=True, help="All that it owes.")
+@because
+@once
+@of_deployment
+def writeoff(
+    *, account: str, amount: str | None, everything: bool, reason: str, reference: str | None,
+    config: Path | None, data: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Take over AMOUNT of what an account owes as a loss of the operator, never more than it owes."""
+    wanted = _amount_or_all(amount, everything=everything)
+    done = at_desk(config, data, lambda desk: desk.books.write_off(account, wanted, reason=reason, reference=reference))
+    _show_booked(done, as_json=as_json)
+
+
+@account.command()
+@click.argument("account")
+@click.argument("amount")
+@because
+@of_deployment
+def credit(*, account: str, amount: str, reason: str, config: Path | None, data: Path | None, as_json: bool) -> None:
+    """Let an account go down to AMOUNT below zero (0: not at all). A lowered line takes nothing back."""
+    done = at_desk(config, data, lambda desk: desk.books.set_credit(account, amount, reason=reason))
+    print_json(done) if as_json else print_facts(done, "account", "credit", "balance", "currency", "in_force")
+
+
+def _amount_or_all(amount: str | None, *, everything: bool) -> str | None:
+    if (amount is None) != everything:
+        raise click.UsageError("give an AMOUNT or --all")
+    return amount
+
+
+def _show_booked(booked: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(booked)
         return
@@ -67,14 +154,3 @@ def deposit(
     click.echo(f"{booked['amount']} {booked['currency']} {done}; the balance is {booked['balance']} {booked['currency']}")
     if not booked["in_force"]:
         click.echo("Redis does not know it yet; the settler brings it there")
-
-
-@account.command()
-@click.argument("account")
-@click.option("--reason", required=True, help="For the audit.")
-@click.option("--thaw", is_flag=True, help="Accept its requests again.")
-@of_deployment
-def freeze(*, account: str, reason: str, thaw: bool, config: Path | None, data: Path | None, as_json: bool) -> None:
-    """Refuse an account's new requests from now on; running ones finish."""
-    done = at_desk(config, data, lambda desk: desk.freeze(account, frozen=not thaw, reason=reason))
-    print_json(done) if as_json else print_facts(done, "id", "name", "frozen", "in_force")

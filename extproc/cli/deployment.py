@@ -39,8 +39,8 @@ def settings_of(config: Path | None, data: Path | None) -> Settings:
     return load_settings(_file(config, data), os.environ)
 
 
-def at_desk(config: Path | None, data: Path | None, work: Callable[[Desk], Awaitable[Result]]) -> Result:
-    """Open the desk of the deployment, do one thing, close it."""
+def at_desk(config: Path | None, data: Path | None, work: Callable[[Desk], Awaitable[Result]], *, patience_s: int | None = None) -> Result:
+    """Open the desk of the deployment, do one thing, close it. ``patience_s``: a statement may take so long."""
     import asyncio
     import logging
 
@@ -50,7 +50,7 @@ def at_desk(config: Path | None, data: Path | None, work: Callable[[Desk], Await
     settings = settings_of(config, data)
 
     async def there() -> Result:
-        async with desk(settings, actor=f"cli:{_user()}") as opened:
+        async with desk(settings, actor=f"cli:{_user()}", patience_s=patience_s) as opened:
             return await work(opened)
 
     return asyncio.run(there())

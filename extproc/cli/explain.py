@@ -39,6 +39,8 @@ def text_of(facts: dict[str, Any]) -> list[str]:
         f"ended       {row['ending']}, {row['end_reason'] or '-'}",
     ]
     lines += _policies(row)
+    if row["refunded_nanos"]:
+        lines.append(f"refunded    {row['refunded']} {currency}  (of the charge, afterwards)")
     for name, what in (("overage", "used beyond the hold, on the operator"), ("loss", "charged late and not covered, on the operator")):
         if row[f"{name}_nanos"]:
             lines.append(f"{name:<10}  {row[name]} {currency}  ({what})")
