@@ -2,18 +2,18 @@
 -- name: admit
 -- uses: clock, amount, hold, window, limits, verdict
 -- A concurrency slot, a lease and a soft entry hold, if every limit and the balance allow it; otherwise nothing at all.
--- ARGV: epoch, hold, payer, key, request id, entry, row, lease_ms, dedupe_ms, then rpm, rph, tpm, concurrent ('' = none) of account and of key.
+-- ARGV: epoch, hold, payer, key, request id, entry, row, lease_ms, dedupe_ms, then rpm, rph, tpm, concurrent ('' = none) of account and of key,
+-- then '1' for a shadow request: it holds nothing, and what would be denied is granted with its reason.
 local S = KEYS[1]
 local id, payer_id, key_id, request_id, entry, row = unpack(ARGV, 2, 7)
-local lease_ms, dedupe_ms = tonumber(ARGV[8]), ARGV[9]
+local lease_ms, dedupe_ms, is_shadow = tonumber(ARGV[8]), ARGV[9], ARGV[18] == '1'
 local P, K, H = payer_key(S, payer_id), key_key(S, payer_id, key_id), hold_key(S, id)
 local R = S .. ':request:' .. payer_id .. ':' .. request_id
 
 local now = clock(S, ARGV[1])
 local payer = redis.call('HMGET', P, 'version', 'spendable', 'open', 'frozen', 'rpm', 'rph', 'tpm')
 local key = redis.call('HMGET', K, 'version', 'revoked', 'expires_ms', 'open', 'rpm', 'rph', 'tpm')
-local spendable = payer[2]
-local rates = {}
+local spendable, rates = payer[2], {}
 rate(rates, 'requests', 'requests_per_minute', 'account', P, 'rpm', payer[5], now, MINUTE, ARGV[10])
 rate(rates, 'requests', 'requests_per_hour', 'account', P, 'rph', payer[6], now, HOUR, ARGV[11])
 rate(rates, 'tokens', 'tokens_per_minute', 'account', P, 'tpm', payer[7], now, MINUTE, ARGV[12])
@@ -21,9 +21,27 @@ rate(rates, 'requests', 'requests_per_minute', 'key', K, 'rpm', key[5], now, MIN
 rate(rates, 'requests', 'requests_per_hour', 'key', K, 'rph', key[6], now, HOUR, ARGV[15])
 rate(rates, 'tokens', 'tokens_per_minute', 'key', K, 'tpm', key[7], now, MINUTE, ARGV[16])
 
-local function granted(hold, counted)
+local function granted(hold, counted, refused)
   local limit, remaining, reset = tightest(rates, 'requests', counted)
-  return { 'granted', hold, spendable, limit, remaining, reset, tightest(rates, 'tokens', 0) }
+  return granted_as(hold, spendable, refused, limit, remaining, reset, tightest(rates, 'tokens', 0))
+end
+
+local function barred()
+  local expires_ms = tonumber(key[3] or '0')
+  if payer[4] == '1' then return denied('frozen', 'account', '0', spendable) end
+  if key[2] == '1' then return denied('key_revoked', 'key', '0', spendable) end
+  if expires_ms > 0 and expires_ms <= now then return denied('key_expired', 'key', '0', spendable) end
+end
+
+local function limited()
+  local over = exceeded(rates, 1)
+  if over then return denied_by(over, 1, spendable) end
+  local full = denied_slot('account', payer[3], ARGV[13], spendable) or denied_slot('key', key[4], ARGV[17], spendable)
+  if full or entry == '0' then return full end
+  add(P, 'entry_held', entry)
+  local is_short = less(spendable, redis.call('HGET', P, 'entry_held'))
+  if is_short or is_shadow then add(P, 'entry_held', neg(entry)) end
+  if is_short then return short(P, entry, spendable, redis.call('HGET', P, 'held')) end
 end
 
 if not payer[1] then return denied('missing', 'account') end
@@ -38,11 +56,9 @@ if known then
   return granted(target, 0)
 end
 
-if payer[4] == '1' then return denied('frozen', 'account', '0', spendable) end
 if not key[1] then return denied('missing', 'key', '0', spendable) end
-if key[2] == '1' then return denied('key_revoked', 'key', '0', spendable) end
-local expires_ms = tonumber(key[3] or '0')
-if expires_ms > 0 and expires_ms <= now then return denied('key_expired', 'key', '0', spendable) end
+local refused = barred()
+if refused and not is_shadow then return refused end
 
 -- A retry of Envoy: the hold of its first try goes over to this exchange, which finds it under both ids.
 local first = request_id ~= '' and redis.call('GET', R)
@@ -53,30 +69,17 @@ if first then
     redis.call('HSET', H, 'state', 'alias', 'to', first)
     redis.call('PEXPIRE', H, TOMBSTONE_MS)
     lease(S, first, now, lease_ms)
-    return granted(first, 0)
+    return granted(first, 0, refused)
   end
 end
 
-local over = exceeded(rates, 1)
-if over then return denied_by(over, 1, spendable) end
-for _, slot in ipairs({ { 'account', payer[3], ARGV[13] }, { 'key', key[4], ARGV[17] } }) do
-  if slot[3] ~= '' and tonumber(slot[2] or '0') >= tonumber(slot[3]) then
-    return denied('concurrent_requests', slot[1], '0', spendable, slot[3] ~= '0' and SOON_MS or 0)
-  end
-end
-if entry ~= '0' then
-  add(P, 'entry_held', entry)
-  if less(spendable, redis.call('HGET', P, 'entry_held')) then
-    add(P, 'entry_held', neg(entry))
-    return short(P, entry, spendable, redis.call('HGET', P, 'held'))
-  end
-end
-
+refused = refused or limited()
+if refused and not is_shadow then return refused end
 redis.call('HINCRBY', P, 'open', 1)
 redis.call('HINCRBY', K, 'open', 1)
-count(rates, 'requests', 1)
+count(rates, 'requests', refused and 0 or 1)
 redis.call('HSET', H, 'state', 'entry', 'owner', id, 'payer', payer_id, 'key', key_id, 'entry', entry, 'reserved', '0', 'cap', '0',
   'checkpoint', '0', 'tokens', '0', 'period', '', 'row', row, 'created', string.format('%d', now))
 lease(S, id, now, lease_ms)
 if request_id ~= '' then redis.call('SET', R, id, 'PX', dedupe_ms) end
-return granted(id, 1)
+return granted(id, refused and 0 or 1, refused)

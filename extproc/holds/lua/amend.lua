@@ -2,22 +2,27 @@
 -- name: amend
 -- uses: clock, amount, hold, window, limits, period, verdict
 -- Entry hold to exact hold: the reserve leaves the balance and the entry hold is let go, or nothing changes.
--- ARGV: epoch, hold, owner, payer, key, reserved, cap, tokens, row, lease_ms, then tokens per minute ('' = none) of account and of key.
+-- ARGV: epoch, hold, owner, payer, key, reserved, cap, tokens, row, lease_ms, then tokens per minute ('' = none) of account and of key,
+-- tokens per day of the account's sandbox keys ('' = none, or this is no such key), and what a shadow request, which reserves nothing and is
+-- never denied, would reserve ('' = in earnest).
 local S = KEYS[1]
 local id, owner, payer_id, key_id, reserved, cap = unpack(ARGV, 2, 7)
 local tokens, row, lease_ms = tonumber(ARGV[8]), ARGV[9], tonumber(ARGV[10])
+local is_shadow = ARGV[14] ~= ''
+local required = is_shadow and ARGV[14] or reserved
 local P, K, H = payer_key(S, payer_id), key_key(S, payer_id, key_id), hold_key(S, id)
 
 local now = clock(S, ARGV[1])
 local hold = redis.call('HMGET', H, 'state', 'owner', 'entry', 'reserved', 'payer', 'key')
-local payer = redis.call('HMGET', P, 'version', 'spendable', 'held', 'tpm')
+local payer = redis.call('HMGET', P, 'version', 'spendable', 'held', 'tpm', 'tpd')
 local key = redis.call('HMGET', K, 'version', 'budget_nanos', 'budget_period', 'tpm', 'budget_id')
 local rates = {}
 rate(rates, 'tokens', 'tokens_per_minute', 'account', P, 'tpm', payer[4], now, MINUTE, ARGV[11])
 rate(rates, 'tokens', 'tokens_per_minute', 'key', K, 'tpm', key[4], now, MINUTE, ARGV[12])
+rate(rates, 'tokens', 'sandbox_tokens_per_day', 'account', P, 'tpd', payer[5], now, DAY_MS, ARGV[13])
 
-local function granted(counted)
-  return { 'granted', id, redis.call('HGET', P, 'spendable'), -1, 0, 0, tightest(rates, 'tokens', counted) }
+local function granted(counted, refused)
+  return granted_as(id, redis.call('HGET', P, 'spendable'), refused, -1, 0, 0, tightest(rates, 'tokens', counted))
 end
 
 if not hold[1] or not payer[1] then return denied('missing', 'account') end
@@ -30,29 +35,38 @@ if hold[1] == 'exact' then
   return granted(0)
 end
 
-local spendable = payer[2]
-local over = exceeded(rates, tokens)
-if over then return denied_by(over, tokens, spendable) end
-if reserved ~= '0' and less(spendable, reserved) then return short(P, reserved, spendable, payer[3]) end
-local span, forget_ms, budget = '', '', ''
-if key[2] and key[2] ~= '' then
+local spendable, span, budget = payer[2], '', ''
+
+local function over_budget()
+  local forget_ms
   span, forget_ms = period(key[3], now)
   budget = key[5] or key_id
   local B = budget_key(S, payer_id, budget, span)
-  add(B, 'used', reserved)
-  if less(key[2], redis.call('HGET', B, 'used') or '0') then
-    add(B, 'used', neg(reserved))
-    return denied('key_budget', 'key', reserved, left_of(B, key[2]))
-  end
+  add(B, 'used', required)
+  local is_over = less(key[2], redis.call('HGET', B, 'used') or '0')
+  if is_over or is_shadow then add(B, 'used', neg(required)) end
+  if is_over then return denied('key_budget', 'key', required, left_of(B, key[2])) end
   add(B, 'held', reserved)
   if forget_ms ~= '' then redis.call('PEXPIRE', B, forget_ms) end
 end
+
+local function limited()
+  local over = exceeded(rates, tokens)
+  if over then return denied_by(over, tokens, spendable) end
+  if required ~= '0' and less(spendable, required) then return short(P, required, spendable, payer[3]) end
+  if key[2] and key[2] ~= '' then return over_budget() end
+end
+
+local refused = limited()
+if refused and not is_shadow then return refused end
+if refused then tokens = 0 end -- nor does its end correct them: it has no minute
 
 add(P, 'spendable', neg(reserved))
 add(P, 'held', reserved)
 add(P, 'entry_held', neg(hold[3]))
 count(rates, 'tokens', tokens)
 redis.call('HSET', H, 'state', 'exact', 'entry', '0', 'reserved', reserved, 'cap', cap, 'tokens', string.format('%d', tokens),
-  'minute', string.format('%d', math.floor(now / MINUTE)), 'period', span, 'budget', budget, 'row', row)
+  'minute', refused and '' or string.format('%d', math.floor(now / MINUTE)), 'period', span, 'budget', budget, 'row', row)
+if ARGV[13] ~= '' then redis.call('HSET', H, 'sandbox', '1') end
 lease(S, id, now, lease_ms)
-return granted(tokens)
+return granted(tokens, refused)

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- name: reassert
--- uses: clock, amount, hold, period, budget, ending, building
+-- uses: clock, amount, hold, period, budget, correction, ending, building
 -- What a worker holds open, and endings that the ledger may lack. While the shard is built the sums are nobody's: they are counted afterwards.
 -- In an open shard, for a worker that comes late, each hold that was not there is summed at once.
 -- ARGV: epoch, worker ('' = it has more to say), lease_ms, age_ms_max, number of holds, then hold, owner, payer, key, state, entry, reserved,

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- name: settle
--- uses: clock, amount, hold, ending
+-- uses: clock, amount, hold, correction, ending
 -- Settles or voids a hold, once; a second ending is a named result, and an unknown hold leaves a tombstone that turns away what is late.
 -- ARGV: epoch, hold, owner, kind, charge, tokens, row.
 local S = KEYS[1]
@@ -18,6 +18,6 @@ if h.state == 'ended' then
   return 'already'
 end
 if h.owner ~= owner then return 'taken' end
-if less(h.cap, charge) then return redis.error_reply('REFUSED the charge is above the cap of the hold') end
+if h.state == 'exact' and less(h.cap, charge) then return redis.error_reply('REFUSED the charge is above the cap of the hold') end
 finish(S, h, now, kind, charge, tokens, row, epoch)
 return 'ended'

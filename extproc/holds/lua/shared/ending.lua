@@ -1,29 +1,21 @@
 -- The one way in which a hold ends: everything it took goes back but the charge, its lease is dropped, its key becomes a tombstone,
 -- the ledger's event is written with the shard's next sequence number. All of it was validated before; nothing here can fail half-way.
-local OPEN_FIELDS = { 'state', 'owner', 'payer', 'key', 'entry', 'reserved', 'cap', 'checkpoint', 'tokens', 'minute', 'period', 'row', 'to' }
+local OPEN_FIELDS = { 'state', 'owner', 'payer', 'key', 'entry', 'reserved', 'cap', 'checkpoint', 'tokens', 'minute', 'period', 'row', 'to',
+  'sandbox' }
+
+local MINUTES_A_DAY = 1440
 
 local function open_hold(S, id)
   local v = redis.call('HMGET', hold_key(S, id), unpack(OPEN_FIELDS))
   return { id = id, state = v[1], owner = v[2], payer = v[3], key = v[4], entry = v[5], reserved = v[6], cap = v[7],
-    checkpoint = v[8], tokens = v[9], minute = v[10], period = v[11], row = v[12], to = v[13] }
-end
-
--- Tokens were counted at the hold; the difference to the true use goes into the same window, as long as it still counts.
-local function correct(key, text, minute, delta)
-  local index, current, previous = string.match(text or '', '^(%d+):(%d+):(%d+)$')
-  index = tonumber(index)
-  if not index or delta == 0 then return end
-  current, previous = tonumber(current), tonumber(previous)
-  if index == minute then current = math.max(0, current + delta)
-  elseif index == minute + 1 then previous = math.max(0, previous + delta)
-  else return end
-  redis.call('HSET', key, 'tpm', string.format('%d:%d:%d', index, current, previous))
+    checkpoint = v[8], tokens = v[9], minute = v[10], period = v[11], row = v[12], to = v[13], sandbox = v[14] }
 end
 
 local function give_back(S, h, charge, tokens)
   local P, K = payer_key(S, h.payer), key_key(S, h.payer, h.key)
-  local payer, key = redis.call('HMGET', P, 'version', 'tpm'), redis.call('HMGET', K, 'version', 'tpm')
-  local delta = tokens and tonumber(h.minute) and tokens - tonumber(h.tokens) or 0
+  local payer, key = redis.call('HMGET', P, 'version', 'tpm', 'tpd'), redis.call('HMGET', K, 'version', 'tpm')
+  local minute = tonumber(h.minute)
+  local delta = tokens and minute and tokens - tonumber(h.tokens) or 0
   if payer[1] then
     if h.state == 'exact' then
       if h.reserved ~= charge then
@@ -35,11 +27,12 @@ local function give_back(S, h, charge, tokens)
       add(P, 'entry_held', neg(h.entry))
     end
     redis.call('HINCRBY', P, 'open', -1)
-    correct(P, payer[2], tonumber(h.minute), delta)
+    correct(P, 'tpm', payer[2], minute, delta)
+    if h.sandbox and minute then correct(P, 'tpd', payer[3], math.floor(minute / MINUTES_A_DAY), delta) end
   end
   if key[1] then
     redis.call('HINCRBY', K, 'open', -1)
-    correct(K, key[2], tonumber(h.minute), delta)
+    correct(K, 'tpm', key[2], minute, delta)
   end
   if h.period ~= '' then
     local B = budget_key(S, h.payer, redis.call('HGET', hold_key(S, h.id), 'budget') or h.key, h.period)
@@ -79,6 +72,8 @@ local function finish(S, h, now, kind, charge, tokens, row, epoch)
   redis.call('ZREM', S .. ':leases', h.id)
   tombstone(S, h.id, h.owner, kind, charge)
   if kind == 'expire' then redis.call('HSET', hold_key(S, h.id), 'payer', h.payer, 'key', h.key, 'reserved', h.reserved) end
-  local seq = redis.call('HINCRBY', S .. ':shard', 'seq', 1)
+  -- Nothing was reserved for it: a trusted account whose exact hold was not granted, or credit. The ledger takes what is there.
+  local is_late = h.state == 'entry' and charge ~= '0'
+  local seq = is_late and 0 or redis.call('HINCRBY', S .. ':shard', 'seq', 1)
   event(S, h, kind, charge, epoch, seq, now, row ~= '' and row or h.row)
 end

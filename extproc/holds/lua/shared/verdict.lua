@@ -1,6 +1,10 @@
--- Replies of admit and amend, flat: {"granted", hold, spendable, window of requests, window of tokens}
+-- Replies of admit and amend, flat: {"granted", hold, spendable, why a shadow request would be denied, window of requests, window of tokens}
 -- or {"denied", reason, source, required, spendable, retry_after_ms, window}; a window is limit, remaining, reset_ms (limit -1 = none).
 local SOON_MS = 1000 -- when to ask again for what an unknown other request will give back: a slot, or held money
+
+local function granted_as(hold, spendable, refused, ...)
+  return { 'granted', hold, refused and refused[5] or spendable, refused and refused[2] or '', ... }
+end
 
 local function denied(reason, source, required, spendable, retry_ms)
   return { 'denied', reason, source or 'account', required or '0', spendable or '0', retry_ms or 0, -1, 0, 0 }
@@ -8,6 +12,12 @@ end
 
 local function denied_by(r, n, spendable)
   return { 'denied', r.reason, r.source, '0', spendable, until_used(r.w, r.limit - n), r.limit, math.max(0, r.limit - r.w.used), until_fresh(r.w, 0) }
+end
+
+-- Concurrency: so many are open, so many may be ('' = no limit).
+local function denied_slot(source, open, limit, spendable)
+  if limit == '' or tonumber(open or '0') < tonumber(limit) then return end
+  return denied('concurrent_requests', source, '0', spendable, limit ~= '0' and SOON_MS or 0)
 end
 
 -- Money is short: would it be enough if every hold came back?
