@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 
+from extproc.errors import StoreRefused
 from extproc.ledger.plan import digest_of, fault_of
 from extproc.ledger.port import OutboxRow, Positions, ReadBack
 from extproc.money.posting import Posting
@@ -31,11 +32,11 @@ class PostgresOutboxes:
         async with self._database.transaction() as transaction:
             missing = await self._missing(transaction, rows)
             below = missing[0].id if missing else rows[-1].id + 1
-            moved = True
-            if below != known:
-                answer = await transaction.fetch(self._queries["move_outbox"], {"outbox": outbox_id, "below": below, "known": known})
-                moved = bool(answer)
-        return ReadBack(below=below if moved else None, missing=missing)
+            if below > known:
+                params = {"outbox": outbox_id, "below": below, "known": known}
+                if not await transaction.fetch(self._queries["move_outbox"], params):
+                    raise StoreRefused(f"the ledger has become older: it does not know that it has outbox {outbox_id} below {known}")
+        return ReadBack(below=below, missing=missing)
 
     async def forget(self, outbox_id: str) -> None:
         await self._database.fetch(self._queries["forget_outbox"], {"outbox": outbox_id})

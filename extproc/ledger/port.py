@@ -330,9 +330,9 @@ class Positions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadBack:
-    """``missing``: rows that the ledger knows nothing of. ``below``: the position now, ``None`` = somebody else has moved it."""
+    """``missing``: rows that the ledger knows nothing of. ``below``: all before it are there."""
 
-    below: int | None
+    below: int
     missing: Sequence[OutboxRow]
 
 
@@ -343,8 +343,10 @@ class Outboxes(Protocol):
         """Of all outboxes, and of which ledger they are."""
 
     async def read_back(self, outbox_id: str, rows: Sequence[OutboxRow], *, known: int) -> ReadBack:
-        """Which of these, the next in line, are booked (as they say, or by an adjust) or set aside; the position is moved up to the first
-        that is neither, if it still is ``known`` (0: there is none yet).
+        """Which of these, the next in line, are booked (as they say, or by an adjust) or set aside.
+
+        The position is moved up to the first that is neither. ``known`` is where it stands, 0 = nowhere yet;
+        :class:`~extproc.errors.StoreRefused` as well if the ledger says less.
         """
 
     async def forget(self, outbox_id: str) -> None:

@@ -33,6 +33,12 @@ class Series(StrEnum):
     REBUILD_FAILURES = "rebuild_failures"
     REBUILD_MS = "rebuild_ms"  # of the last one
     SILENT_WORKERS = "silent_workers"  # gate workers that a rebuild did not hear
+    OUTBOX_CONFIRMED = "outbox_confirmed"  # rows that were read back from the ledger
+    OUTBOX_POSTED = "outbox_posted"  # endings that only an outbox had: Redis has lost them, or was away
+    OUTBOX_AGE_MS = "outbox_age_ms"  # of the oldest row that is not confirmed
+    UNREADABLE_OUTBOXES = "unreadable_outboxes"  # alarm
+    OUTBOX_RESTARTS = "outbox_restarts"  # alarm: the ledger (or the outbox) is older than what was confirmed; it is gone through again
+    REPLAY_FAILURES = "replay_failures"
 
 
 class Meter(Protocol):

@@ -25,9 +25,10 @@ WHERE NOT EXISTS (SELECT FROM conflicts AS c WHERE c.digest = r.digest)
 ORDER BY 1;
 
 -- name: move_outbox
--- The position of an outbox, unless somebody has moved it meanwhile.
-INSERT INTO outbox_positions AS p (outbox_id, below) VALUES (%(outbox)s::uuid, %(below)s)
-ON CONFLICT (outbox_id) DO UPDATE SET below = excluded.below, moved_at = now() WHERE p.below = %(known)s
+-- Forward, never back; nothing, if the ledger does not know any more from where.
+INSERT INTO outbox_positions AS p (outbox_id, below)
+SELECT %(outbox)s::uuid, %(below)s WHERE %(known)s = 0 OR EXISTS (SELECT FROM outbox_positions WHERE outbox_id = %(outbox)s::uuid)
+ON CONFLICT (outbox_id) DO UPDATE SET below = greatest(p.below, excluded.below), moved_at = now() WHERE p.below >= %(known)s
 RETURNING below;
 
 -- name: forget_outbox

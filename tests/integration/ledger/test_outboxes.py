@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from extproc.errors import StoreRefused
 from extproc.ledger.outboxes import PostgresOutboxes
 from extproc.ledger.port import OutboxRow
 from extproc.money.hold import uuid7
@@ -43,14 +44,27 @@ async def test_the_position_stands_before_the_first_row_that_is_missing(bench, o
     assert (await outboxes.positions()).below == {outbox: 6}
 
 
-async def test_whoever_is_late_moves_nothing(bench, outboxes):
+async def test_the_position_moves_forward_only(bench, outboxes):
+    """Another settler may be ahead, and whoever begins again has all of it before him once more."""
     payer, outbox = await bench.account(), new_id()
-    rows = rows_of(*[bench.posting(payer, past_redis=True) for _ in range(2)])
+    rows = rows_of(*[bench.posting(payer, past_redis=True) for _ in range(3)])
     await bench.ledger.post([row.posting for row in rows])
-    assert (await outboxes.read_back(outbox, rows, known=0)).below == 3
-    assert (await outboxes.read_back(outbox, rows[:1], known=0)).below is None
-    assert (await outboxes.read_back(outbox, rows[:1], known=7)).below is None
-    assert (await outboxes.read_back(outbox, rows[:1], known=3)).below == 2, "who begins again may go back"
+    assert (await outboxes.read_back(outbox, rows, known=0)).below == 4
+    assert (await outboxes.read_back(outbox, rows[:1], known=0)).below == 2
+    assert (await outboxes.read_back(outbox, rows[:1], known=4)).below == 2
+    assert (await outboxes.positions()).below == {outbox: 4}
+
+
+async def test_a_ledger_that_says_less_than_is_known_confirms_nothing(bench, outboxes):
+    payer, outbox = await bench.account(), new_id()
+    rows = rows_of(*[bench.posting(payer, past_redis=True) for _ in range(3)])
+    await bench.ledger.post([row.posting for row in rows])
+    with pytest.raises(StoreRefused):
+        await outboxes.read_back(outbox, rows[1:], known=2)
+    await outboxes.read_back(outbox, rows[:1], known=0)
+    with pytest.raises(StoreRefused):
+        await outboxes.read_back(outbox, rows[2:], known=3)
+    assert (await outboxes.positions()).below == {outbox: 2}
 
 
 async def test_an_adjust_is_the_settle(bench, outboxes):
