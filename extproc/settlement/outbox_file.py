@@ -58,11 +58,15 @@ class Written(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watermark:
-    """The ledger ``ledger_id`` has every row of the outbox with an id ``below`` this."""
+    """The ledger ``ledger_id`` has every row of the outbox with an id ``below`` this.
+
+    ``again_below``: one that is no more had them up to here, and this one is being brought there; 0 = it is not behind.
+    """
 
     outbox_id: str
     below: int
     ledger_id: str
+    again_below: int = 0
 
 
 class Extent(NamedTuple):
