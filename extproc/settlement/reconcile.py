@@ -131,12 +131,13 @@ class Moment:
 
     @property
     def missing_events(self) -> int:
-        """Numbers that Redis gave and that are neither posted nor waiting. Not 0 as well if the poster came between both readings."""
+        """Numbers that Redis gave in its epoch (from 1 on) and that are neither posted nor waiting.
+
+        Not 0 as well if the poster posted and cut off between both readings.
+        """
         cursor, redis = self.ledger.cursor, self.redis
-        numbers = [event.seq for event in redis.waiting if event.seq and event.epoch == redis.epoch]
-        if cursor.epoch in ("", redis.epoch):
-            return redis.seq - cursor.seq - len(numbers)
-        return redis.seq - numbers[0] + 1 - len(numbers) if numbers else 0
+        posted = cursor.seq if cursor.epoch == redis.epoch else 0
+        return redis.seq - posted - sum(1 for event in redis.waiting if event.seq and event.epoch == redis.epoch)
 
     @property
     def is_comparable(self) -> bool:
