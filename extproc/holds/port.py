@@ -209,6 +209,30 @@ class Releasing(Protocol):
         """End it at nothing, as an expiry: should its owner settle later, he is charged then. ``row`` goes to the ledger with it."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sighted:
+    """A hold that is still open, and what it would be charged if it expired now."""
+
+    hold_id: str
+    payer_id: str
+    checkpoint_nanos: int
+    cap_nanos: int
+    row: bytes
+
+
+class Witnessing(Protocol):
+    """What the second witness needs: whoever was served is charged for it, though the worker that counted is gone."""
+
+    async def sight(self, holds: Mapping[str, str]) -> list[Sighted]:
+        """Which of these (hold → payer) are still open."""
+
+    async def witness(self, sighted: Sequence[Sighted], *, grace_ms: int) -> int:
+        """Raise checkpoints to these, capped, with their rows, and let the leases run out after ``grace_ms``; how many are still open.
+
+        Never ends a hold: its owner may still do so, and his ending is the one that counts.
+        """
+
+
 class Delivery(Protocol):
     """Out of PostgreSQL into Redis: idempotent, versioned, harmless if doubled, late or reordered."""
 

@@ -24,11 +24,11 @@ Keys (``{s00}`` … ``{s63}`` is the shard's tag; no other key is touched by a s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 from extproc.holds.epochs import closed
-from extproc.holds.port import OpenHold, PayerView
+from extproc.holds.port import OpenHold, PayerView, Sighted
 from extproc.holds.shards import HOLD_AGE_MS_MAX, RedisShards, amount
 from extproc.money.amount import BALANCE_NANOS_MAX
 from extproc.money.hold import Admission, Amendment, Checkpoint, Denied, DenyReason, Ending, EndResult, Granted, Limits, Verdict, Window
@@ -40,13 +40,18 @@ DEDUPE_MS: Final = 60_000  # Envoy's retries of one request come within its rout
 REAP_PAUSE_MS_MAX: Final = 10_000  # a reaper away for longer cannot know whether beats could come (MONEY.md)
 EXPIRE_BATCH: Final = 64  # endings of one script: 2 ms of a server that everybody waits for
 BEAT_BATCH: Final = 256  # checkpoints of one script, for the same reason
+WITNESS_BATCH: Final = 256  # likewise
 NOTES_WAITING_MAX: Final = 20_000  # events of a shard above which rows of refusals are dropped: in all shards together below a gigabyte
 TOTAL_NANOS_MAX: Final = 2**63 - 1  # what HINCRBY can subtract
 KEY_FIELDS: Final = frozenset({"revoked", "expires_ms", "budget_nanos", "budget_period", "budget_id"})
 
+Thing = TypeVar("Thing")
+Word = str | bytes | int
+Words = tuple[Word, ...]
+
 
 class RedisHolds(RedisShards):
-    """The ports Holds, Reaping, Releasing and Delivery, besides those of :class:`RedisShards`, over one client.
+    """The ports Holds, Reaping, Releasing, Witnessing and Delivery, besides those of :class:`RedisShards`, over one client.
 
     (Its owner opens and closes it.) Every call carries the epoch that its shard is known to have. A shard is closed until ``states()`` has
     said that it is open: then calls are refused at once, as :class:`~extproc.errors.StoreFenced`.
@@ -162,6 +167,17 @@ class RedisHolds(RedisShards):
         released: EndResult = await self._call("release", shard_of(hold.payer_id), (hold.hold_id, row), _end_result)
         return released
 
+    # --- Witnessing
+
+    async def sight(self, holds: Mapping[str, str]) -> list[Sighted]:
+        calls = [self._call("sight", shard, some) for shard, some in _by_shard(holds.items(), lambda one: one[1], lambda one: one[:1])]
+        open_ones = [one for answer in await asyncio.gather(*calls) for one in answer]
+        return [_sighted(holds, *one) for one in open_ones]
+
+    async def witness(self, sighted: Sequence[Sighted], *, grace_ms: int) -> int:
+        words = _by_shard(sighted, lambda one: one.payer_id, lambda one: (one.hold_id, amount(one.checkpoint_nanos), one.row))
+        return sum(await asyncio.gather(*(self._call("witness", shard, (grace_ms, *some)) for shard, some in words)))
+
     # --- Delivery
 
     async def install_payer(self, payer_id: str, *, version: int, total_nanos: int, available_nanos: int, credit_nanos: int) -> bool:
@@ -205,6 +221,18 @@ class RedisHolds(RedisShards):
         shards = range(SHARDS) if payer_id is None else (shard_of(payer_id),)
         found = [hold for shard in shards for hold in await self._holds_of(shard)]
         return [hold for hold in found if payer_id in (None, hold.payer_id)]
+
+
+def _by_shard(
+    things: Iterable[Thing], payer_of: Callable[[Thing], str], words_of: Callable[[Thing], Words]
+) -> Iterator[tuple[int, list[Word]]]:
+    """The words of all things, for scripts that take many: by shard, and of at most ``WITNESS_BATCH`` things."""
+    together: dict[int, list[Thing]] = {}
+    for thing in things:
+        together.setdefault(shard_of(payer_of(thing)), []).append(thing)
+    for shard, some in together.items():
+        for start in range(0, len(some), WITNESS_BATCH):
+            yield shard, [word for thing in some[start : start + WITNESS_BATCH] for word in words_of(thing)]
 
 
 async def _all_of(calls: Sequence[asyncio.Future[Any]]) -> None:
@@ -259,6 +287,11 @@ def _verdict(reply: list[Any]) -> Verdict:
 
 def _end_result(reply: bytes) -> EndResult:
     return EndResult(reply.decode())
+
+
+def _sighted(payers: Mapping[str, str], hold_id: bytes, checkpoint: bytes, cap: bytes, row: bytes) -> Sighted:
+    hold = hold_id.decode()
+    return Sighted(hold_id=hold, payer_id=payers[hold], checkpoint_nanos=int(checkpoint), cap_nanos=int(cap), row=row)
 
 
 def _texts(reply: list[bytes]) -> list[str]:

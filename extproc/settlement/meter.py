@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Series(StrEnum):
-    """Counters, except those that end in ``_ms`` or ``_shards``, which are gauges."""
+    """Counters, except those that end in ``_ms``, ``_shards`` or ``_bytes``, which are gauges."""
 
     POSTED_ENDINGS = "posted_endings"
     POSTED_NOTES = "posted_notes"
@@ -39,6 +39,12 @@ class Series(StrEnum):
     UNREADABLE_OUTBOXES = "unreadable_outboxes"  # alarm
     OUTBOX_RESTARTS = "outbox_restarts"  # alarm: the ledger (or the outbox) is older than what was confirmed; it is gone through again
     REPLAY_FAILURES = "replay_failures"
+    WITNESSED_HOLDS = "witnessed_holds"  # open after the end of their request: their worker is gone
+    WITNESS_LINES = "witness_lines"
+    UNREADABLE_LINES = "unreadable_lines"  # of the access log
+    TOLD_REASONS = "told_reasons"  # rows whose end the access log explained
+    WITNESS_FAILURES = "witness_failures"
+    WITNESS_LAG_BYTES = "witness_lag_bytes"
 
 
 class Meter(Protocol):

@@ -13,12 +13,12 @@ from extproc.stores.scripts import load_scripts
 LUA = files("extproc.holds.lua")
 SCRIPTS = load_scripts("extproc.holds.lua")
 REBUILD = {"begin", "reassert", "count", "restore", "open"}
-READS = {"audit"}
-ALLOW_OOM = {"settle", "expire", "release", "beat", "credit", "freeze"} | REBUILD
+READS = {"facts", "sight"}
+ALLOW_OOM = {"settle", "expire", "release", "beat", "witness", "credit", "freeze"} | REBUILD
 
 
 def test_every_verb_is_there() -> None:
-    verbs = {"admit", "amend", "beat", "settle", "expire", "release", "credit", "install", "put_key", "freeze", "note"}
+    verbs = {"admit", "amend", "beat", "settle", "expire", "release", "witness", "credit", "install", "put_key", "freeze", "note"}
     assert set(SCRIPTS) == verbs | REBUILD | READS
 
 
