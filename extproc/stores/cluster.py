@@ -31,8 +31,8 @@ TAG_CHARS: Final = len(TAGS[0])
 
 
 def slot_of(key: str) -> int:
-    """The slot of a key that begins with a shard's tag."""
-    return binascii.crc_hqx(key[1 : TAG_CHARS - 1].encode(), 0) % SLOTS
+    """The slot of a key: that of its tag, if it begins with one of a shard."""
+    return binascii.crc_hqx((key[1 : TAG_CHARS - 1] if key.startswith("{s") else key).encode(), 0) % SLOTS
 
 
 class ClusterPipeline:
@@ -49,7 +49,8 @@ class ClusterPipeline:
         self._scripts: list[Script] = []
         self._listeners: list[Listener] = []
         self._nodes: dict[str, Pipeline] = {}
-        self._host_of: dict[str, str] = {}  # tag → master
+        self._host_of: dict[str, str] = {}  # tag of a shard → master
+        self._ranges: list[tuple[int, int, str]] = []  # first and last slot, master
         self._moved = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
 
@@ -106,19 +107,24 @@ class ClusterPipeline:
         return self._nobody(key) if node is None else self._watched(node.call(script, key, args, decode))
 
     def execute(self, *command: str | bytes | int, allow_ms: int = 0) -> asyncio.Future[Any]:
-        """As :meth:`Pipeline.execute`, of the master of the first key that the command names."""
-        key = next((word for word in command if isinstance(word, str) and word.startswith("{s")), "")
-        node = self._of_tag(key[:TAG_CHARS])
+        """As :meth:`Pipeline.execute`, of the master of the command's key: the first that is of a shard, else its first word."""
+        key = next((word for word in command if isinstance(word, str) and word.startswith("{s")), str(command[1]))
+        node = self._of_tag(key[:TAG_CHARS]) if key.startswith("{s") else self._of_slot(slot_of(key))
         return self._nobody(key) if node is None else self._watched(node.execute(*command, allow_ms=allow_ms))
 
     def _of_tag(self, tag: str) -> Pipeline | None:
         node = self._nodes.get(self._host_of.get(tag, ""))
         return node if node is not None and node.connected else None
 
+    def _of_slot(self, slot: int) -> Pipeline | None:
+        """Of what belongs to no shard: the keys that are looked up by their hash."""
+        node = self._nodes.get(next((host for first, last, host in self._ranges if first <= slot <= last), ""))
+        return node if node is not None and node.connected else None
+
     def _nobody(self, key: str) -> asyncio.Future[Any]:
         self._moved.set()
         future = asyncio.get_running_loop().create_future()
-        future.set_exception(StoreRefused(f"Redis Cluster: no master serves {key[:TAG_CHARS] or 'a command without a key of ours'}"))
+        future.set_exception(StoreRefused(f"Redis Cluster: no master serves {key[:TAG_CHARS]}"))
         return future
 
     def _watched(self, future: asyncio.Future[Any]) -> asyncio.Future[Any]:
@@ -152,23 +158,24 @@ class ClusterPipeline:
         if not views:
             await asyncio.gather(*(self._open(host) for host in self._seeds))
             return
-        _, masters, everybody = max(views, key=lambda view: view[0])
+        _, ranges, everybody = max(views, key=lambda view: view[0])
         await asyncio.gather(*(self._open(host) for host in everybody))
-        self._host_of = masters
+        self._ranges = ranges
+        self._host_of = {tag: host for tag, slot in _SLOT_OF_TAG.items() for first, last, host in self._ranges if first <= slot <= last}
         for host in self._nodes.keys() - everybody - set(self._seeds):
             await self._nodes.pop(host).close()
 
-    async def _view_of(self, host: str) -> tuple[int, dict[str, str], set[str]]:
-        """The epoch of its configuration, the master of each shard, and all nodes. :class:`StoreError`: it does not say."""
+    async def _view_of(self, host: str) -> tuple[int, list[tuple[int, int, str]], set[str]]:
+        """The epoch of its configuration, slots with their master, and all nodes. :class:`StoreError`: it does not say."""
         node = self._nodes[host]
         told, ranges = await asyncio.gather(node.execute("CLUSTER", "INFO"), node.execute("CLUSTER", "SLOTS"))
         epoch = int(dict(line.split(":", 1) for line in told.decode().split() if ":" in line)["cluster_current_epoch"])
-        masters: dict[str, str] = {}
+        masters: list[tuple[int, int, str]] = []
         everybody: set[str] = set()
         for first, last, *servers in ranges:
             names = [_named(server, host) for server in servers]
             everybody.update(names)
-            masters.update({tag: names[0] for tag, slot in _SLOT_OF_TAG.items() if first <= slot <= last})
+            masters.append((first, last, names[0]))
         return epoch, masters, everybody
 
     async def _open(self, host: str) -> None:
