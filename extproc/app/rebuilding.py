@@ -86,4 +86,5 @@ async def _until_open(stores: Stores, wanted: list[int], before: dict[int, int],
 async def _open_anew(stores: Stores, wanted: list[int], before: dict[int, int]) -> int:
     states, known = await asyncio.gather(stores.holds.states(), stores.epochs.epochs())
     is_open = {state.shard for state in states if state.is_open}
-    return sum(shard in is_open and known[shard].is_open and known[shard].number > before.get(shard, 0) for shard in wanted)
+    fresh = {shard for shard, epoch in known.items() if epoch.is_open and epoch.number > before.get(shard, 0)}
+    return len(is_open & fresh & set(wanted))

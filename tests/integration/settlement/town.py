@@ -71,7 +71,7 @@ class Town:
 
     def __init__(self, database: Database, pipeline: Pipeline, dsn: str, url: str) -> None:
         self.dsn = dsn
-        self._url = url
+        self.url = url
         self.database = database
         self.pipeline = pipeline
         self.meter = Tally()
@@ -107,7 +107,7 @@ class Town:
 
     async def new_stream(self) -> RedisEventStream:
         """On a connection of its own: a blocking read keeps it from everybody else."""
-        self._readings.append(Pipeline(self._url))
+        self._readings.append(Pipeline(self.url))
         await self._readings[-1].open()
         return RedisEventStream(self._readings[-1])
 
@@ -177,6 +177,10 @@ class Town:
     async def serve(self, payer: str, key: str, output: int = 10) -> str:
         """A whole request, settled in Redis."""
         hold = await self.hold(payer, key)
+        assert await self.holds.end(self.settle(hold, payer, key, output)) is EndResult.ENDED
+        return hold
+
+    def settle(self, hold: str, payer: str, key: str, output: int = 10) -> Ending:
         usage = Usage(input_tokens=5, output_tokens=output)
         sum_ = receipt(usage, PRICE, cap_nanos=CAP)
         row = Record(
@@ -193,7 +197,7 @@ class Town:
             price=PRICE.text,
             created_ms=unix_ms(),
         ).to_row()
-        ending = Ending(
+        return Ending(
             hold_id=hold,
             owner=hold,
             payer_id=payer,
@@ -202,9 +206,9 @@ class Town:
             charge_nanos=sum_.charge_nanos,
             tokens=usage.total_tokens,
             row=row,
+            reserved_nanos=CAP,
+            is_forwarded=True,
         )
-        assert await self.holds.end(ending) is EndResult.ENDED
-        return hold
 
     async def waiting(self) -> int:
         """Events that the streams still keep."""
