@@ -316,6 +316,7 @@ class Metrics:
         self._led = gauge("extproc_settlement_shards_led", "Shards that settlers post.")
         self._closed = gauge("extproc_shards_closed", "Shards of the hold store that a process does not call: they are rebuilt.", "livemax")
         self._rebuild = gauge("extproc_rebuild_seconds", "What the last rebuild of shards took.", "livemax")
+        self._witness = gauge("extproc_witness_lag_bytes", "Of Envoy's access log, not read by the second witness yet.", "livemax")
         self._reloaded = gauge(
             "extproc_config_reload_success", "1 = the catalog file is in force; 0 = it is bad, the last good one serves.", "livemin"
         )
@@ -439,6 +440,10 @@ class Metrics:
     def rebuilt(self, seconds: float) -> None:
         """A rebuild has ended, and its shards serve."""
         self._rebuild.set(seconds)
+
+    def witness_lag(self, lag_bytes: int) -> None:
+        """The access log goes on for ``lag_bytes`` beyond what was read."""
+        self._witness.set(lag_bytes)
 
     def settlement(self, what: str, count: int = 1) -> None:
         """Something that the settler counts (``settlement.meter.Series``)."""

@@ -8,16 +8,18 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import socket
 import time
 from collections.abc import Coroutine, Sequence
 
 from extproc import metrics
-from extproc.app.compose import event_stream, open_stores, unix_ms
+from extproc.app.compose import Stores, event_stream, open_stores, unix_ms
 from extproc.app.process import Child, run
 from extproc.app.reconcile import reconciler
 from extproc.errors import ExtprocError
 from extproc.holds.stream import RedisEventStream
 from extproc.ledger.leadership import PostgresLeadership
+from extproc.ledger.witness import PostgresWitness
 from extproc.settings import Settings
 from extproc.settlement.meter import Series
 from extproc.settlement.pace import Pace
@@ -25,6 +27,8 @@ from extproc.settlement.poster import Poster
 from extproc.settlement.reaper import Reaper
 from extproc.settlement.rebuild import Rebuild
 from extproc.settlement.sweep import Sweep
+from extproc.settlement.witness import Witness
+from extproc.settlement.witness_log import Log
 from extproc.stores.shards import SHARDS
 
 log = logging.getLogger(__name__)
@@ -61,6 +65,8 @@ class SettlerMeter:
             self._metrics.shards_led(value)
         elif series is Series.REBUILD_MS:
             self._metrics.rebuilt(value / 1_000)
+        elif series is Series.WITNESS_LAG_BYTES:
+            self._metrics.witness_lag(value)
 
 
 async def main(settings: Settings, child: Child) -> None:
@@ -105,11 +111,31 @@ async def main(settings: Settings, child: Child) -> None:
             batch_wait_ms=settings.settler.batch_wait_ms,
         )
         watch = stores.holds.watch(lambda _: series.shards_closed(len(stores.holds.closed)))
-        failure = await _until_over([poster.run(), reaper.run(), sweep.run(), rebuild.run(), reconciling.run()], watch, child)
+        loops = [poster.run(), reaper.run(), sweep.run(), rebuild.run(), reconciling.run()]
+        loops += [witness.run() for witness in _witnesses(settings, stores, meter, pace)]
+        failure = await _until_over(loops, watch, child)
     await stores.close()
     series.flush()
     if failure is not None:
         raise ExtprocError(f"the settler failed: {failure!r}") from failure
+
+
+def _witnesses(settings: Settings, stores: Stores, meter: SettlerMeter, pace: Pace) -> list[Witness]:
+    """One, if there is an access log. Each host has its own: whoever runs there reads it, twice if need be."""
+    file = settings.access_log.file
+    if file is None:
+        return []
+    return [
+        Witness(
+            source=Log(file),
+            name=f"{socket.gethostname()}:{file}",
+            holds=stores.holds,
+            register=PostgresWitness(stores.database),
+            meter=meter,
+            pace=pace,
+            grace_s=settings.holds.witness_grace_s,
+        )
+    ]
 
 
 async def _until_over(

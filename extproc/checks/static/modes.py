@@ -34,10 +34,8 @@ UNHEEDED = (
     Unheeded("policy", "stores_away", Severity.ERROR, lambda given: bool(given.policy.stores_away_credit_nanos), "stores_away_credit"),
     Unheeded("identity", "client_ip", Severity.ERROR, _changed("identity", "client_ip"), "identity.client_ip"),
     Unheeded("identity", "key_header", Severity.ERROR, _changed("identity", "key_header"), ".key_header"),
-    Unheeded("access_log", "file", Severity.WARNING, _changed("access_log", "file"), "access_log.file"),
     Unheeded("outbox", "dir", Severity.WARNING, lambda given: not given.outbox.dir.match("data/outbox"), "outbox.dir"),
     Unheeded("outbox", "bytes_max", Severity.WARNING, _changed("outbox", "bytes_max"), "outbox.bytes_max"),
-    Unheeded("holds", "witness_grace_s", Severity.WARNING, _changed("holds", "witness_grace_s"), "witness_grace_s"),
     Unheeded("settler", "reconcile_full_at", Severity.WARNING, _changed("settler", "reconcile_full_at"), "reconcile_full_at"),
     Unheeded("settler", "time_zone", Severity.WARNING, _changed("settler", "time_zone"), "settler.time_zone"),
 )  # fmt: skip

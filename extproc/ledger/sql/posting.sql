@@ -72,7 +72,8 @@ COPY requests (
 UPDATE requests AS q SET
     model = r.model, input_tokens = r.input_tokens, cached_tokens = r.cached_tokens, output_tokens = r.output_tokens,
     reasoning_tokens = r.reasoning_tokens, usage_source = r.usage_source, usage_flags = r.usage_flags, events = r.events,
-    end_reason = CASE WHEN r.end_reason = 'cut' AND q.end_reason <> 'sidecar_lost' THEN q.end_reason ELSE r.end_reason END, cost = r.cost, refund_nanos = q.hold_nanos - least(r.cost + r.loss_nanos, q.hold_nanos),
+    end_reason = CASE WHEN r.end_reason = 'cut' AND q.end_reason NOT IN ('', 'sidecar_lost') THEN q.end_reason ELSE r.end_reason END,
+    cost = r.cost, refund_nanos = q.hold_nanos - least(r.cost + r.loss_nanos, q.hold_nanos),
     list_nanos = r.list_nanos, overage_nanos = greatest(q.overage_nanos, r.overage_nanos), loss_nanos = r.loss_nanos,
     price_id = r.price_id, status = r.status, error_code = r.error_code, error_msg = r.error_msg, duration_ms = r.duration_ms,
     ttft_ms = r.ttft_ms, policies = r.policies, posted_at = now()
