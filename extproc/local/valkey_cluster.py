@@ -103,14 +103,14 @@ class Cluster:
         nodes = [node for node in self.nodes if node.engine.alive]
         _until(lambda: all("cluster_state:ok" in node.ask("CLUSTER", "INFO") for node in nodes), "the cluster is whole")
 
-    def master_of(self, slot: int, *, says: Node) -> Node:
-        """Who serves a slot, as one of the nodes has it."""
+    def master_of(self, slot: int, *, says: Node) -> Node | None:
+        """Who serves a slot, as one of the nodes has it; ``None``: nobody at present."""
         for line in says.ask("CLUSTER", "NODES").splitlines():
             _, address, flags, *_ = fields = line.split()
             if "master" in flags and "fail" not in flags and any(_has(part, slot) for part in fields[8:]):
                 port = int(address.partition("@")[0].rpartition(":")[2])
                 return next(node for node in self.nodes if node.port == port)
-        raise EngineFailed(f"nobody serves slot {slot}")
+        return None
 
     def _join(self, bus_ports: Sequence[int]) -> None:
         bounds = [SLOTS * number // len(self.masters) for number in range(len(self.masters) + 1)]
