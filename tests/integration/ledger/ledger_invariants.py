@@ -40,7 +40,7 @@ WHERE v.event_type IS DISTINCT FROM q.ending AND (%(payer)s::uuid IS NULL OR coa
 """
 FOLLOWERS = """
 SELECT 'hold ' || of_id || ' has ' || count(*) || ' × ' || event_type AS fault FROM billing_events
-WHERE of_id IS NOT NULL AND (%(payer)s::uuid IS NULL OR user_id = %(payer)s::uuid) GROUP BY of_id, event_type HAVING count(*) > 1
+WHERE of_id IS NOT NULL AND event_type <> 'usage_refund' AND (%(payer)s::uuid IS NULL OR user_id = %(payer)s::uuid) GROUP BY of_id, event_type HAVING count(*) > 1
 UNION ALL
 SELECT 'adjust ' || a.id || ' follows a ' || v.event_type FROM billing_events AS a JOIN billing_events AS v ON v.id = a.of_id
 WHERE a.event_type = 'adjust' AND v.event_type <> 'expire' AND (%(payer)s::uuid IS NULL OR a.user_id = %(payer)s::uuid)
@@ -50,6 +50,13 @@ SELECT 'request ' || q.id || ' says cost ' || q.cost || ', its events say ' || v
 JOIN (SELECT coalesce(of_id, id) AS id, -sum(amount) AS total FROM billing_events
       WHERE event_type IN ('settle', 'void', 'expire', 'adjust') GROUP BY 1) AS v ON v.id = q.id
 WHERE q.cost <> v.total AND (%(payer)s::uuid IS NULL OR q.user_id = %(payer)s::uuid)
+"""
+REFUNDED = """
+SELECT 'request ' || q.id || ' of cost ' || q.cost || ' says ' || q.refunded_nanos || ' refunded, its events say ' || coalesce(v.total, 0) AS fault
+FROM requests AS q
+LEFT JOIN (SELECT of_id, sum(amount) AS total FROM billing_events WHERE event_type = 'usage_refund' GROUP BY 1) AS v ON v.of_id = q.id
+WHERE (q.refunded_nanos <> coalesce(v.total, 0) OR q.refunded_nanos NOT BETWEEN 0 AND q.cost)
+    AND (%(payer)s::uuid IS NULL OR q.user_id = %(payer)s::uuid)
 """
 PRICED = """
 SELECT q.*, p.price FROM requests AS q LEFT JOIN price_versions AS p USING (price_id)
@@ -79,7 +86,7 @@ def one_ending_per_hold(dsn: str, payer: str | None = None) -> list[str]:
 
 def charges_are_explained(dsn: str, payer: str | None = None) -> list[str]:
     """10: the charge follows from usage, price and cap, all of them in the row."""
-    faults = [row["fault"] for row in _select(dsn, CHARGED, payer)]
+    faults = [row["fault"] for sql in (CHARGED, REFUNDED) for row in _select(dsn, sql, payer)]
     for row in _select(dsn, PRICED, payer):
         faults += _explained(row)
     return faults
