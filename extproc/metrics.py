@@ -261,6 +261,30 @@ class MoneySeries:
         self._unbilled.labels(model).set(ratio)
 
 
+class OutboxSeries:
+    """What a gate worker says of its outbox, once a second."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, text: str, mode: Any) -> Gauge:
+            return Gauge(name, text, registry=registry, multiprocess_mode=mode)
+
+        self._rows = gauge("extproc_outbox_rows", "Endings in the outboxes of gate workers that the ledger has not confirmed.", "livesum")
+        self._bytes = gauge("extproc_outbox_bytes", "What they take on the disk.", "livesum")
+        self._full = gauge("extproc_outbox_full", "1 = a worker lets nobody in: its outbox cannot be written, or is full.", "livemax")
+        self._broken = gauge("extproc_outbox_broken_files", "Outboxes that were put aside because they could not be read.", "livemax")
+        self._failures = Counter("extproc_outbox_commit_failures_total", "Commits of an outbox that were tried in vain.", registry=registry)
+        self._failed = 0
+
+    def told(self, *, rows: int, used_bytes: int, failures: int, broken: int, is_full: bool) -> None:
+        """``failures`` since the worker began."""
+        self._rows.set(rows)
+        self._bytes.set(used_bytes)
+        self._full.set(is_full)
+        self._broken.set(broken)
+        self._failures.inc(failures - self._failed)
+        self._failed = failures
+
+
 class Metrics:
     """Declared once per process. Methods are named by what happened; none raises, none waits."""
 
@@ -275,6 +299,7 @@ class Metrics:
         self._declare_counters(registry)
         self._declare_gauges(registry)
         self.money = MoneySeries(registry)
+        self.outbox = OutboxSeries(registry)
 
     def _declare_counters(self, registry: CollectorRegistry) -> None:
         count, spread = self._tallies.count, self._tallies.spread
@@ -314,6 +339,7 @@ class Metrics:
         self._open_exchanges = gauge("extproc_exchanges_open", "Exchanges open in the gate workers.")
         self._lag = gauge("extproc_settlement_lag_seconds", "Age of the oldest ending that the ledger does not have.", "livemax")
         self._led = gauge("extproc_settlement_shards_led", "Shards that settlers post.")
+        self._outbox_age = gauge("extproc_outbox_age_seconds", "Age of the oldest ending that the ledger is not known to have.", "livemax")
         self._closed = gauge("extproc_shards_closed", "Shards of the hold store that a process does not call: they are rebuilt.", "livemax")
         self._rebuild = gauge("extproc_rebuild_seconds", "What the last rebuild of shards took.", "livemax")
         self._witness = gauge("extproc_witness_lag_bytes", "Of Envoy's access log, not read by the second witness yet.", "livemax")
@@ -428,6 +454,10 @@ class Metrics:
     def settlement_lag(self, lag_s: float) -> None:
         """The oldest ending that the ledger did not have a moment ago is ``lag_s`` old."""
         self._lag.set(lag_s)
+
+    def outbox_age(self, age_s: float) -> None:
+        """The oldest row of an outbox that is not confirmed is ``age_s`` old; some seconds, when all is well."""
+        self._outbox_age.set(age_s)
 
     def shards_led(self, count: int) -> None:
         """So many shards are posted by this settler."""

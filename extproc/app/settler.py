@@ -19,6 +19,7 @@ from extproc.app.reconcile import reconciler
 from extproc.errors import ExtprocError
 from extproc.holds.stream import RedisEventStream
 from extproc.ledger.leadership import PostgresLeadership
+from extproc.ledger.outboxes import PostgresOutboxes
 from extproc.ledger.witness import PostgresWitness
 from extproc.settings import Settings
 from extproc.settlement.meter import Series
@@ -26,6 +27,7 @@ from extproc.settlement.pace import Pace
 from extproc.settlement.poster import Poster
 from extproc.settlement.reaper import Reaper
 from extproc.settlement.rebuild import Rebuild
+from extproc.settlement.replay import Replay
 from extproc.settlement.sweep import Sweep
 from extproc.settlement.witness import Witness
 from extproc.settlement.witness_log import Log
@@ -35,7 +37,16 @@ log = logging.getLogger(__name__)
 
 GC_YOUNG = 100_000  # allocations between collections: a batch is some ten thousand values without circles, gone when it is committed
 ALARMS = frozenset(
-    {Series.CONFLICTS, Series.QUARANTINED, Series.FENCE_VIOLATIONS, Series.MISSING_PAYERS, Series.OVERAGE_NANOS, Series.SILENT_WORKERS}
+    {
+        Series.CONFLICTS,
+        Series.QUARANTINED,
+        Series.FENCE_VIOLATIONS,
+        Series.MISSING_PAYERS,
+        Series.OVERAGE_NANOS,
+        Series.SILENT_WORKERS,
+        Series.OUTBOX_RESTARTS,
+        Series.UNREADABLE_OUTBOXES,
+    }
 )
 
 
@@ -63,6 +74,8 @@ class SettlerMeter:
             self._metrics.settlement_lag(value / 1_000)
         elif series is Series.LED_SHARDS:
             self._metrics.shards_led(value)
+        elif series is Series.OUTBOX_AGE_MS:
+            self._metrics.outbox_age(value / 1_000)
         elif series is Series.REBUILD_MS:
             self._metrics.rebuilt(value / 1_000)
         elif series is Series.WITNESS_LAG_BYTES:
@@ -112,12 +125,26 @@ async def main(settings: Settings, child: Child) -> None:
         )
         watch = stores.holds.watch(lambda _: series.shards_closed(len(stores.holds.closed)))
         loops = [poster.run(), reaper.run(), sweep.run(), rebuild.run(), reconciling.run()]
+        loops += [_replay(settings, stores, meter, pace).run()]
         loops += [witness.run() for witness in _witnesses(settings, stores, meter, pace)]
         failure = await _until_over(loops, watch, child)
     await stores.close()
     series.flush()
     if failure is not None:
         raise ExtprocError(f"the settler failed: {failure!r}") from failure
+
+
+def _replay(settings: Settings, stores: Stores, meter: SettlerMeter, pace: Pace) -> Replay:
+    """Each host has its own outboxes: whoever runs there reads them, whoever leads."""
+    return Replay(
+        directory=settings.outbox.dir,
+        ledger=PostgresOutboxes(stores.database),
+        postings=stores.ledger,
+        stream=RedisEventStream(stores.pipeline),
+        renew=lambda: stores.epochs.want(range(SHARDS)),
+        meter=meter,
+        pace=pace,
+    )
 
 
 def _witnesses(settings: Settings, stores: Stores, meter: SettlerMeter, pace: Pace) -> list[Witness]:
