@@ -37,6 +37,15 @@ async def rebuild(settings: Settings, shards: Collection[int], *, everything: bo
     return {"shards": built, "took_ms": int(1_000 * (time.monotonic() - began_s))}
 
 
+async def until_open(settings: Settings) -> None:
+    """Until a settler has opened all shards: a stack that has just been started serves only then. :class:`StoreError`: Redis is away."""
+    async with office(settings) as stores:
+        while True:
+            if not await _closed(stores):
+                return
+            await asyncio.sleep(LOOK_S)
+
+
 async def _closed(stores: Stores) -> list[int]:
     return [state.shard for state in await stores.holds.states() if not state.is_open]
 

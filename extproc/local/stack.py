@@ -20,6 +20,7 @@ from extproc.app.desk import Desk, desk
 from extproc.app.launch import migrate
 from extproc.app.offers import Offer, Offers, offers
 from extproc.app.process import ALL_LEAVE_S
+from extproc.app.rebuilding import until_open
 from extproc.errors import ConfigError, UsageError
 from extproc.local import envoy, postgres, simulator, tls, valkey
 from extproc.local.engine import Engine, EngineFailed
@@ -94,6 +95,7 @@ class Stack:
         self.account = asyncio.run(self._account(settings, offered))
         self._say(f"starting the sidecar, {self._plan.workers} workers")
         self._start_sidecar(settings)
+        asyncio.run(asyncio.wait_for(until_open(settings), READY_S))
         self._say("starting Envoy")
         self._start_envoy(offered)
 

@@ -175,7 +175,8 @@ class Rebuild:
             self._epochs.cursors(shards),
         )
         await _each(epochs, lambda shard, epoch: self._holds.begin(shard, epoch=epoch, cursor=cursors[shard].stream_id))
-        await self._hear(epochs, is_new=not any(shard in known for shard in shards))
+        if any(shard in known for shard in shards):  # else nobody was ever served from them, and has nothing to tell
+            await self._hear(epochs)
         await self._take_away_ended(epochs)
         await self._run_dry(shards)
         counted = await _each(epochs, lambda shard, epoch: self._holds.count(shard, epoch=epoch))
@@ -184,8 +185,8 @@ class Rebuild:
 
     # 3: what workers tell
 
-    async def _hear(self, epochs: Mapping[int, str], *, is_new: bool) -> None:
-        """Until everybody who lives has said all. Shards that nobody has ever been served from have nobody to be heard."""
+    async def _hear(self, epochs: Mapping[int, str]) -> None:
+        """Until everybody who lives has said all."""
         began_s = self._pace.monotonic_s()
         poll_s, told = POLL_S, 0
         while True:
@@ -195,7 +196,7 @@ class Rebuild:
                 _each(epochs, lambda shard, epoch: self._holds.asserted(shard, epoch=epoch)),
             )
             missing = workers - frozenset.intersection(*heard.values())
-            if not missing and (workers or is_new or waited_s >= UNREGISTERED_S):
+            if not missing and (workers or waited_s >= UNREGISTERED_S):
                 return
             if waited_s >= SILENT_S:
                 self._say(f"not waiting any longer for {len(missing)} gate workers that are silent")

@@ -175,9 +175,16 @@ class House:
         return path
 
     async def _open(self) -> Stores:
-        return await open_stores(load_settings(self.settings_file, {}), application="tests")
+        """As a process has them that lives on: it looks at the shards. They are open when this returns."""
+        stores = await open_stores(load_settings(self.settings_file, {}), application="tests")
+        self._watching = asyncio.create_task(stores.holds.watch())
+        async with asyncio.timeout(DEADLINE_S):
+            while stores.holds.closed:
+                await asyncio.sleep(0.01)
+        return stores
 
     def _close(self) -> None:
+        self._loop.call_soon_threadsafe(self._watching.cancel)
         self.run(self.stores.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
