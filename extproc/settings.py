@@ -202,6 +202,7 @@ class Settler:
     batch_wait_ms: int = kit.number(50, 0, 10_000)
     reconcile_full_at: str = kit.text("03:30", pattern=r"([01][0-9]|2[0-3]):[0-5][0-9]", what='a time of day such as "03:30"')
     time_zone: str = kit.text("Etc/UTC", kit.check_time_zone)
+    backend_metrics: kit.NamedUrls = kit.read_by((), kit.read_urls, show=kit.show_urls)  # noqa: RUF009 - a field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,8 @@ from extproc.yamlfile import Cursor
 
 MASK = "***"
 
+NamedUrls = tuple[tuple[str, tuple[str, ...]], ...]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
@@ -169,6 +171,17 @@ def read_uids(at: Cursor, otherwise: frozenset[int] | None) -> frozenset[int] | 
     """A list of user ids."""
     uids = [element.integer(None, low=0, high=2**32 - 2) for element in at.elements()]
     return frozenset(uid for uid in uids if uid is not None) or otherwise
+
+
+def read_urls(at: Cursor, otherwise: NamedUrls) -> NamedUrls:
+    """``{name: [http(s) address, …]}``, none of them with a password."""
+    listed = {name: urls.texts(pattern=r"https?://[^\s@]{1,1000}", what="an http(s) address") for name, urls in at.entries().items()}
+    return tuple(listed.items()) or otherwise
+
+
+def show_urls(value: NamedUrls) -> dict[str, list[str]]:
+    """The way back."""
+    return {name: list(urls) for name, urls in value}
 
 
 def read_mode(at: Cursor, otherwise: int) -> int:

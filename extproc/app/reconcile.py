@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Final
 
+from extproc.app.backends import HttpBackends, Leak, LedgerBills
 from extproc.app.compose import Stores, unix_ms
+from extproc.catalog.load import load_catalog
+from extproc.errors import ConfigError
 from extproc.holds.fact_reader import RedisFacts
 from extproc.ledger.fact_reader import PostgresFacts
 from extproc.ledger.leadership import PostgresLeadership
@@ -17,6 +20,7 @@ from extproc.settings import Settings
 from extproc.settlement.meter import Meter
 from extproc.settlement.pace import Pace
 from extproc.settlement.reconcile import INVARIANTS, Finding, drift_nanos
+from extproc.settlement.reconcile_unbilled import Unbilled
 from extproc.settlement.reconciler import Auditor, Reconciler, Step, moment_of
 from extproc.stores.shards import SHARDS, shard_of
 
@@ -67,15 +71,15 @@ def auditor(settings: Settings, stores: Stores, rest: Callable[[float], Awaitabl
     )
 
 
-def reconciler(settings: Settings, stores: Stores, series: Metrics, *, meter: Meter, pace: Pace) -> Reconciler:
-    """The settler's loop."""
-    facts = PostgresFacts(stores.database)
-    return Reconciler(
+def loops(settings: Settings, stores: Stores, series: Metrics, *, meter: Meter, pace: Pace) -> list[Coroutine[None, None, None]]:
+    """The settler's: the reconciler, and beside it the tokens of the backends."""
+    facts, leadership = PostgresFacts(stores.database), PostgresLeadership(stores.database, [LOCK])
+    reconciler = Reconciler(
         auditor=auditor(settings, stores, pace.rest),
         ledger=facts,
         holds=RedisFacts(stores.pipeline),
         findings=facts,
-        leadership=PostgresLeadership(stores.database, [LOCK]),
+        leadership=leadership,
         shard_of=shard_of,
         shards=SHARDS,
         alarm=Siren(series),
@@ -84,6 +88,32 @@ def reconciler(settings: Settings, stores: Stores, series: Metrics, *, meter: Me
         full_at=settings.settler.reconcile_full_at,
         time_zone=settings.settler.time_zone,
     )
+    unbilled = Unbilled(
+        models=_watched(settings),
+        backends=HttpBackends(),
+        bills=LedgerBills(facts),
+        leads=lambda: bool(leadership.current),
+        tell=Leak(series).tell,
+        meter=meter,
+        pace=pace,
+    )
+    return [reconciler.run(), unbilled.run()]
+
+
+def _watched(settings: Settings) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Model → its name at the backends, and their addresses. A catalog that is bad just now must not keep a settler from its money."""
+    watched = dict(settings.settler.backend_metrics)
+    if not watched:
+        return {}
+    try:
+        models = load_catalog(settings.catalog.file).models
+    except ConfigError as error:
+        log.error("tokens of backends are not compared: %s", error)
+        return {}
+    unknown = watched.keys() - models.keys()
+    if unknown:
+        log.error("settler.backend_metrics names models that the catalog does not have: %s", ", ".join(sorted(unknown)))
+    return {name: (models[name].served_name, urls) for name, urls in watched.items() if name in models}
 
 
 def steps_of(looking: Auditor, account_id: str | None, *, full: bool) -> AsyncIterator[Step]:

@@ -114,6 +114,14 @@ class PostgresFacts:
     async def conflicts(self) -> list[Row]:
         return await self._database.fetch(self._queries["open_conflicts"], {"limit": PAGE_MAX})
 
+    async def billed_until(self) -> str:
+        """A moment until which :meth:`billed_between` knows everything."""
+        return str((await self._database.fetch(self._queries["billed_until"]))[0]["moment"])
+
+    async def billed_between(self, since: str, until: str) -> list[Row]:
+        """``model``, ``tokens``, ``requests`` of the rows booked between two moments."""
+        return await self._database.fetch(self._queries["billed_between"], {"since": since, "until": until})
+
     # --- findings
 
     async def record(self, findings: Sequence[Mapping[str, Any]], *, whole: Sequence[Mapping[str, Any]] = ()) -> None:

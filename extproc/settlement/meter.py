@@ -23,6 +23,7 @@ class Series(StrEnum):
     REAP_FAILURES = "reap_failures"
     SWEEP_FAILURES = "sweep_failures"
     RECONCILE_FAILURES = "reconcile_failures"
+    BACKENDS_AWAY = "backends_away"  # looks at the metrics of a model's backends, of which one did not answer
     EXPIRED_HOLDS = "expired_holds"
     DELIVERED_BALANCES = "delivered_balances"
     DELIVERED_KEYS = "delivered_keys"

@@ -146,3 +146,12 @@ WHERE id = %(id)s;
 -- name: finish_run
 -- A full run is done.
 UPDATE reconcile_runs SET finished_at = now() WHERE id = %(id)s;
+
+-- name: billed_until
+-- A moment until which everything that is booked can be read: no transaction that began before it is still at work.
+SELECT (now() - interval '15 seconds')::text AS moment;
+
+-- name: billed_between
+-- Tokens of the rows that were booked between two moments, by model.
+SELECT model, sum(input_tokens::bigint + output_tokens)::bigint AS tokens, count(*) AS requests FROM requests
+WHERE posted_at >= %(since)s::timestamptz AND posted_at < %(until)s::timestamptz AND ending <> 'none' GROUP BY model;
