@@ -13,9 +13,9 @@ import time
 from collections.abc import Coroutine, Sequence
 
 from extproc import metrics
+from extproc.app import reconcile
 from extproc.app.compose import Stores, event_stream, open_stores, unix_ms
 from extproc.app.process import Child, run
-from extproc.app.reconcile import reconciler
 from extproc.errors import ExtprocError
 from extproc.holds.stream import RedisEventStream
 from extproc.ledger.leadership import PostgresLeadership
@@ -109,7 +109,6 @@ async def main(settings: Settings, child: Child) -> None:
         pace=pace,
         say=log.info,
     )
-    reconciling = reconciler(settings, stores, series, meter=meter, pace=pace)
     gc.freeze()
     gc.set_threshold(GC_YOUNG)
     async with event_stream(settings) as stream:
@@ -124,8 +123,9 @@ async def main(settings: Settings, child: Child) -> None:
             batch_wait_ms=settings.settler.batch_wait_ms,
         )
         watch = stores.holds.watch(lambda _: series.shards_closed(len(stores.holds.closed)))
-        loops = [poster.run(), reaper.run(), sweep.run(), rebuild.run(), reconciling.run()]
+        loops = [poster.run(), reaper.run(), sweep.run(), rebuild.run()]
         loops += [_replay(settings, stores, meter, pace).run()]
+        loops += reconcile.loops(settings, stores, series, meter=meter, pace=pace)
         loops += [witness.run() for witness in _witnesses(settings, stores, meter, pace)]
         failure = await _until_over(loops, watch, child)
     await stores.close()
