@@ -3,17 +3,17 @@
 -- uses: clock, amount, hold, window, limits, period, verdict
 -- Entry hold to exact hold: the reserve leaves the balance and the entry hold is let go, or nothing changes.
 -- ARGV: epoch, hold, owner, payer, key, reserved, cap, tokens, row, lease_ms, then tokens per minute ('' = none) of account and of key,
--- tokens per day of the account's sandbox keys ('' = none, or this is no such key), and what a shadow request, which reserves nothing and is
--- never denied, would reserve ('' = in earnest).
+-- tokens per day of the account's sandbox keys ('' = none, or this is no such key), what a shadow request would reserve ('' = in earnest), and
+-- '1' if it goes on whatever is said here (of trust, or in shadow): what does not fit is granted with its reason, and with nothing reserved.
 local S = KEYS[1]
 local id, owner, payer_id, key_id, reserved, cap = unpack(ARGV, 2, 7)
 local tokens, row, lease_ms = tonumber(ARGV[8]), ARGV[9], tonumber(ARGV[10])
-local is_shadow = ARGV[14] ~= ''
+local is_shadow, goes_on = ARGV[14] ~= '', ARGV[15] == '1'
 local required = is_shadow and ARGV[14] or reserved
 local P, K, H = payer_key(S, payer_id), key_key(S, payer_id, key_id), hold_key(S, id)
 
 local now = clock(S, ARGV[1])
-local hold = redis.call('HMGET', H, 'state', 'owner', 'entry', 'reserved', 'payer', 'key')
+local hold = redis.call('HMGET', H, 'state', 'owner', 'entry', 'reserved', 'payer', 'key', 'checkpoint')
 local payer = redis.call('HMGET', P, 'version', 'spendable', 'held', 'tpm', 'tpd')
 local key = redis.call('HMGET', K, 'version', 'budget_nanos', 'budget_period', 'tpm', 'budget_id')
 local rates = {}
@@ -58,14 +58,15 @@ local function limited()
 end
 
 local refused = limited()
-if refused and not is_shadow then return refused end
-if refused then tokens = 0 end -- nor does its end correct them: it has no minute
+if refused and not goes_on then return refused end
+if refused then tokens, reserved = 0, '0' end -- nor does its end correct the tokens: it has no minute
 
 add(P, 'spendable', neg(reserved))
 add(P, 'held', reserved)
 add(P, 'entry_held', neg(hold[3]))
 count(rates, 'tokens', tokens)
-redis.call('HSET', H, 'state', 'exact', 'entry', '0', 'reserved', reserved, 'cap', cap, 'tokens', string.format('%d', tokens),
+redis.call('HSET', H, 'state', 'exact', 'entry', '0', 'reserved', reserved, 'cap', cap,
+  'checkpoint', less(cap, hold[7]) and cap or hold[7], 'tokens', string.format('%d', tokens),
   'minute', refused and '' or string.format('%d', math.floor(now / MINUTE)), 'period', span, 'budget', budget, 'row', row)
 if ARGV[13] ~= '' then redis.call('HSET', H, 'sandbox', '1') end
 lease(S, id, now, lease_ms)

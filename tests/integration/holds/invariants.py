@@ -128,14 +128,18 @@ def _leases(opened: dict[str, dict[str, str]], leases: dict[str, float], now: in
 
 
 def is_late(event: dict[str, str]) -> bool:
-    """A settle that came after the reaper had ended its hold: it has no number of its own."""
-    return event["k"] == "settle" and event["s"] == "0"
+    """It has not passed through the sums: a settle after the reaper has ended its hold, a charge that nothing was reserved for."""
+    return event["s"] == "0" and event["k"] != "note"
 
 
 def _amounts(opened: dict[str, dict[str, str]], events: list[dict[str, str]]) -> list[str]:
     """8 and 18: 0 ≤ charge ≤ reserved (= cap where nothing is free), 0 ≤ checkpoint ≤ cap."""
-    wrong = [f"18: checkpoint of {hold_id}: {h}" for hold_id, h in opened.items() if not 0 <= int(h["checkpoint"]) <= int(h["cap"])]
-    wrong += [f"8: {event}" for event in events if not 0 <= int(event["a"]) <= int(event["r"])]
+    wrong = [
+        f"18: checkpoint of {hold_id}: {h}"
+        for hold_id, h in opened.items()
+        if h["state"] == "exact" and not 0 <= int(h["checkpoint"]) <= int(h["cap"])
+    ]
+    wrong += [f"8: {event}" for event in events if not is_late(event) and not 0 <= int(event["a"]) <= int(event["r"])]
     wrong += [f"8: a void that charges: {event}" for event in events if event["k"] == "void" and event["a"] != "0"]
     return wrong
 
@@ -150,22 +154,14 @@ def _events(
 ) -> list[str]:
     """6: one ending per hold, and the tombstone says the same. 12: no gaps in the sequence of an epoch and shard."""
     last, now_in = int(shard.get("seq", 0)), shard.get("epoch", "")
-    endings = [event for event in events if event["k"] != "note" and not is_late(event)]
-    expired = {event["h"]: int(event["a"]) for event in endings if event["k"] == "expire"}
-    late = {event["h"]: event["a"] for event in events if is_late(event)}
-    wrong = [f"6: {hold_id} ended {n} times" for hold_id, n in Counter(event["h"] for event in endings).items() if n > 1]
-    if not trimmed:
-        wrong += [
-            f"6: {hold_id}: late settle of {amount}" for hold_id, amount in late.items() if not expired.get(hold_id, 2**63) < int(amount)
-        ]
-    for event in endings:
-        tombstone = holds.get(event["h"])
-        if event["h"] in opened:
-            wrong.append(f"6: {event['h']} has ended and is open")
-        elif tombstone and (tombstone["kind"], tombstone["amount"]) != (event["k"], late.get(event["h"], event["a"])):
-            wrong.append(f"6: tombstone {tombstone} of {event}")
+    of_hold: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for event in events:
+        if event["k"] != "note":
+            of_hold[event["h"]].append(event)
+    wrong = [problem for hold_id, endings in of_hold.items() for problem in _endings(hold_id, endings, holds.get(hold_id), trimmed=trimmed)]
+    wrong += [f"6: {hold_id} has ended and is open" for hold_id in of_hold.keys() & opened.keys()]
     sequences: dict[str, list[int]] = defaultdict(list)
-    for event in endings:
+    for event in events:
         if event["s"] != "0":  # past the sums of Redis
             sequences[event["e"]].append(int(event["s"]))
     for epoch, numbers in sequences.items():
@@ -173,4 +169,19 @@ def _events(
         end = last if epoch == now_in else numbers[-1]
         if numbers != list(range(first, end + 1)):
             wrong.append(f"12: epoch {epoch}: {numbers}, last {last}")
+    return wrong
+
+
+def _endings(hold_id: str, endings: list[dict[str, str]], tombstone: dict[str, str] | None, *, trimmed: bool) -> list[str]:
+    """One, and after an expiry late settles, each of them higher than what was known."""
+    first, *later = endings
+    wrong = []
+    if later and first["k"] != "expire" and not (trimmed and is_late(first)):
+        wrong.append(f"6: {hold_id} ended {len(endings)} times")
+    amounts = [int(event["a"]) for event in endings]
+    if any(event["k"] != "settle" or not is_late(event) for event in later) or amounts != sorted(set(amounts)):
+        wrong.append(f"6: {hold_id}: {endings}")
+    kinds = {first["k"], "expire"} if trimmed else {first["k"]}
+    if tombstone and tombstone["state"] == "ended" and (tombstone["kind"] not in kinds or tombstone["amount"] != endings[-1]["a"]):
+        wrong.append(f"6: tombstone {tombstone} of {endings}")
     return wrong
