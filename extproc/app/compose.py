@@ -10,7 +10,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -43,11 +43,11 @@ from extproc.ledger.periods import PostgresPeriods
 from extproc.ledger.postgres import PostgresLedger
 from extproc.ledger.rebuild import Keys, PostgresEpochs
 from extproc.money.hold import uuid7
-from extproc.money.posting import Posting
 from extproc.settings import Settings, load_settings, restart_needed
 from extproc.settlement.deposit import Deposits
 from extproc.settlement.meter import UNMETERED, Meter
 from extproc.settlement.month_end import MonthEnd, oldest_unconfirmed_ms
+from extproc.settlement.outbox import Keeper, Outbox
 from extproc.settlement.release import Release
 from extproc.stores.cluster import ClusterPipeline, is_cluster
 from extproc.stores.pipeline import Client, Pipeline
@@ -239,6 +239,7 @@ class GateWorker:
     transport: Transport
     health: Health
     stores: Stores
+    outbox: Outbox
     standing: Standing
     catalog: LiveCatalog
     policy: LivePolicy
@@ -261,6 +262,8 @@ async def gate_worker(settings: Settings, slot: int, listen_fd: int | None) -> G
     catalog = await asyncio.to_thread(LiveCatalog, settings.catalog.file, meter)
     policy = LivePolicy(settings)
     stores = await open_stores(settings, application=f"gate-{slot}")
+    outbox = outbox_of(settings, slot)
+    await outbox.start()
     threads = ThreadPoolExecutor(COUNT_THREADS, thread_name_prefix="count")
     drivers: set[Driver] = set()
     standing = Standing(
@@ -269,15 +272,15 @@ async def gate_worker(settings: Settings, slot: int, listen_fd: int | None) -> G
         holds=stores.holds,
         register=stores.epochs,
         exchanges=lambda: (driver.exchange for driver in tuple(drivers)),
-        unconfirmed=_unconfirmed,
+        unconfirmed=outbox.unconfirmed,
         shard_of=shard_of,
         metrics=meter,
     )
     gate = Gate(
         directory=stores.directory,
         holds=stores.holds,
-        closing=Closing(stores.holds, meter, jitter=random.random),
-        announced=Announced(shard_of, connects=lambda: stores.pipeline.connects),
+        closing=Closing(stores.holds, outbox, meter, jitter=random.random),
+        announced=Announced(shard_of, lives=lambda: (stores.pipeline.connects, outbox.lives)),
         catalog=lambda: catalog.current,
         policy=lambda: policy.current,
         bounds=settings.bounds(),
@@ -302,6 +305,7 @@ async def gate_worker(settings: Settings, slot: int, listen_fd: int | None) -> G
         transport=transport,
         health=health,
         stores=stores,
+        outbox=outbox,
         standing=standing,
         catalog=catalog,
         policy=policy,
@@ -309,9 +313,18 @@ async def gate_worker(settings: Settings, slot: int, listen_fd: int | None) -> G
     )
 
 
-async def _unconfirmed(shards: Sequence[int]) -> list[Posting]:
-    del shards
-    return []
+def outbox_of(settings: Settings, slot: int) -> Outbox:
+    """The outbox of worker ``slot``, not opened yet."""
+    keeper = Keeper(
+        settings.outbox.dir,
+        slot,
+        bytes_max=settings.outbox.bytes_max,
+        shard_of=shard_of,
+        new_id=new_id,
+        unix_ms=unix_ms,
+        monotonic_s=time.monotonic,
+    )
+    return Outbox(keeper, unix_ms=unix_ms)
 
 
 def keys_of_payers() -> Keys:

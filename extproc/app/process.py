@@ -27,9 +27,10 @@ _PR_SET_PDEATHSIG = 1
 HEARTBEAT_S = 1.0
 BEAT, QUITS = b".", b"-"  # what a child says to its parent
 CUT_S = 2.0  # how long a stream that was cut may take to pass its error event on
-FLUSH_S = 10.0  # how long endings may take to be acknowledged once everything is quiet
+FLUSH_S = 10.0  # how long charges may take to be safe once everything is quiet
+COMMIT_S = 2.0  # how long the outbox may take for what Redis has already
 CLOSE_S = 12.0  # for connections to be closed, those of Envoy (2 s), PostgreSQL (5 s) and Redis, with room for a busy machine
-LEAVE_S = CUT_S + FLUSH_S + CLOSE_S  # beyond drain.grace_s: the longest that a gate takes to leave; the supervisor waits for so long
+LEAVE_S = CUT_S + FLUSH_S + COMMIT_S + CLOSE_S  # beyond drain.grace_s: the longest that a gate takes; the supervisor waits for so long
 ALL_LEAVE_S = LEAVE_S + CLOSE_S  # likewise, for the gates, and then the settler: whoever stops the supervisor waits for so long
 
 

@@ -1,7 +1,7 @@
 """A gate worker: one endpoint of Envoy's ext_proc cluster, one loop, one core.
 
 It drains on SIGTERM: it listens no more, connections get GOAWAY, open exchanges go on until they end or ``drain.grace_s`` is over, then
-streams are cut with an error event; it leaves when every ending is acknowledged. A successor may have taken over its address by then.
+streams are cut with an error event; it leaves when every charge is safe. A successor may have taken over its address by then.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import time
 
 from extproc.app.compose import GateWorker, gate_worker
-from extproc.app.process import CUT_S, FLUSH_S, Child, run
+from extproc.app.process import COMMIT_S, CUT_S, FLUSH_S, Child, run
 from extproc.errors import ExtprocError
 from extproc.exchange.events import Stopped, Tick
 from extproc.settings import Settings
@@ -34,7 +34,7 @@ async def main(settings: Settings, child: Child) -> None:
     worker.health.serve()  # before we listen: connections may be waiting already
     await worker.transport.start()
     loop = asyncio.get_running_loop()
-    child.chores.append(worker.gate.metrics.flush)
+    child.chores.extend([lambda: worker.outbox.tell(worker.gate.metrics.outbox), worker.gate.metrics.flush])
     child.hang_ups.append(lambda: loop.run_in_executor(None, worker.reload))
     holds, meter, standing = worker.stores.holds, worker.gate.metrics, worker.standing
     watch = holds.watch(lambda _: meter.shards_closed(len(holds.closed)), standing.look)
@@ -54,6 +54,7 @@ async def main(settings: Settings, child: Child) -> None:
         await _cut(worker)
     await worker.transport.stop()
     await worker.gate.closing.drain(FLUSH_S)
+    await worker.outbox.close(COMMIT_S)
     worker.gate.metrics.flush()
     for task in (stop, *tasks):
         task.cancel()

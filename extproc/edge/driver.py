@@ -21,7 +21,7 @@ from extproc.accounts.model import Key
 from extproc.catalog.model import Catalog
 from extproc.edge.announced import Announced
 from extproc.edge.beats import Beats
-from extproc.edge.closing import Closing
+from extproc.edge.closing import Closing, Done
 from extproc.edge.envoy_codec import MalformedMessage, decode, encode
 from extproc.edge.threads import Threads
 from extproc.edge.transport.port import Call, GoneReason, StatusCode
@@ -33,14 +33,14 @@ from extproc.exchange.policy import Bounds, Policy
 from extproc.exchange.tab import Pinned
 from extproc.holds.port import Holds
 from extproc.metrics import Metrics
-from extproc.money.hold import Denied, DenyReason, EndResult, Granted, Verdict, uuid7
+from extproc.money.hold import Denied, DenyReason, Granted, Verdict, uuid7
 from extproc.tokens.counter import Counters
 
 log = logging.getLogger(__name__)
 
-SETTLE_WAIT_S = 0.05  # the longest that the reply to the last chunk waits for its settle (MONEY.md)
+SAFE_WAIT_S = 1.0  # the longest that the reply to the last chunk waits for its charge to be safe: Redis takes 1 ms, the outbox 20
 PHASE_S = 1.0  # our own 503 comes before Envoy's message_timeout of 3 s
-MAILBOX_EVENTS_MAX = 4_096  # chunks that arrive within SETTLE_WAIT_S; more is no stream of tokens
+MAILBOX_EVENTS_MAX = 4_096  # chunks that arrive within SAFE_WAIT_S; more is no stream of tokens
 COUNT_S = 0.5  # a prompt that has not been counted by then is held for by its bound as well
 
 
@@ -87,9 +87,9 @@ class Driver:
         self._call = call
         self._exchange = Exchange(gate.pinned())
         self._mailbox: list[ev.Event] = []  # no deque: an empty one takes 600 bytes, of every stream
-        self._rest: tuple[act.Action, ...] | None = None  # what waits for the acknowledgement of the ending
+        self._rest: tuple[act.Action, ...] | None = None  # what waits until the ending is safe
         self._timer: asyncio.TimerHandle | None = None
-        self._ending: asyncio.Future[EndResult | None] | None = None
+        self._ending: Done | None = None
         self._counting: asyncio.Future[int] | None = None
         self._secret = ""
         gate.open.add(self)
@@ -282,11 +282,11 @@ class Driver:
     def _wait(self, rest: tuple[act.Action, ...]) -> None:
         assert self._ending is not None
         self._rest = rest
-        self._timer = asyncio.get_running_loop().call_later(SETTLE_WAIT_S, self._resume)
+        self._timer = asyncio.get_running_loop().call_later(SAFE_WAIT_S, self._resume)
         self._ending.add_done_callback(self._resume)
 
-    def _resume(self, _ending: asyncio.Future[EndResult | None] | None = None) -> None:
-        """Acknowledged, or the limit is over: go on with what waited, whichever is first."""
+    def _resume(self, _ending: Done | None = None) -> None:
+        """Safe, or the limit is over: go on with what waited, whichever is first."""
         if self._rest is None or self._timer is None:
             return
         self._timer.cancel()

@@ -174,6 +174,7 @@ class OutboxFile:
         self.path = path
         self._connection = connection
         self.outbox_id = str(self._rows("SELECT id FROM outbox")[0][0])
+        self._place = self._seen()
 
     @classmethod
     def read_only(cls, path: Path) -> Self:
@@ -203,6 +204,11 @@ class OutboxFile:
         except BaseException:
             connection.close()
             raise
+
+    @property
+    def is_in_place(self) -> bool:
+        """Its names still lead to what we write: else nobody who comes after us finds it."""
+        return self._seen() == self._place
 
     def read(self, after_id: int, limit: int) -> list[OutboxRow]:
         """The next rows in the order of their commits, as endings that never passed through Redis."""
@@ -239,6 +245,12 @@ class OutboxFile:
         """Idempotent. What was committed is there, whatever this raises; so it raises nothing."""
         with contextlib.suppress(sqlite3.Error):
             self._connection.close()
+
+    def _seen(self) -> tuple[int, ...] | None:
+        try:
+            return self.path.stat().st_ino, Path(f"{self.path}-wal").stat().st_ino
+        except OSError:
+            return None
 
     def _rows(self, sql: str, values: tuple[int, ...] = ()) -> list[Any]:
         with _sqlite(self.path):

@@ -23,7 +23,7 @@ from typing import Any
 import uvloop
 
 from extproc.accounts.model import Key
-from extproc.app.compose import LiveCatalog, LivePolicy
+from extproc.app.compose import LiveCatalog, LivePolicy, outbox_of
 from extproc.edge.announced import Announced
 from extproc.edge.beats import Beats
 from extproc.edge.closing import Closing
@@ -93,18 +93,20 @@ def done(value: Any) -> Any:
     return future
 
 
-def a_gate(directory: Path) -> Gate:
-    """A worker's gate with the example catalog."""
+async def a_gate(directory: Path) -> Gate:
+    """A worker's gate with the example catalog, and an outbox below this directory."""
     (directory / "models.yaml").write_text((ROOT / "examples/models.yaml").read_text())
     (directory / "extproc.yaml").write_text(json.dumps({"version": 1, "catalog": {"file": "models.yaml"}}))
     settings = load_settings(directory / "extproc.yaml", {})
     metrics, holds = Metrics(registry()), AtOnce()
     catalog, policy = LiveCatalog(settings.catalog.file, metrics), LivePolicy(settings)
+    outbox = outbox_of(settings, 0)
+    await outbox.start()
     return Gate(
         directory=OneKey(),  # type: ignore[arg-type]
         holds=holds,
-        closing=Closing(holds, metrics, jitter=lambda: 0.0),
-        announced=Announced(shard_of, connects=lambda: 1),
+        closing=Closing(holds, outbox, metrics, jitter=lambda: 0.0),
+        announced=Announced(shard_of, lives=lambda: outbox.lives),
         catalog=lambda: catalog.current,
         policy=lambda: policy.current,
         bounds=settings.bounds(),
@@ -187,14 +189,14 @@ def _answer(tokens: int) -> bytes:
 async def inside_us(workload: Workload, count: int) -> float:
     """CPU µs of one request."""
     with tempfile.TemporaryDirectory() as directory:
-        gate = a_gate(Path(directory))
-    messages = messages_of(workload)
-    for _ in range(10):
-        await exchange(gate, messages)
-    start_ns = time.process_time_ns()
-    for _ in range(count):
-        await exchange(gate, messages)
-    return (time.process_time_ns() - start_ns) / count / 1e3
+        gate = await a_gate(Path(directory))
+        messages = messages_of(workload)
+        for _ in range(10):
+            await exchange(gate, messages)
+        start_ns = time.process_time_ns()
+        for _ in range(count):
+            await exchange(gate, messages)
+        return (time.process_time_ns() - start_ns) / count / 1e3
 
 
 def alone(workload: Workload, count: int) -> float:

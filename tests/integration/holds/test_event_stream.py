@@ -97,7 +97,7 @@ async def test_rows_of_refusals_are_dropped_while_too_much_waits(bank: Bank, pip
     await pipeline.execute("EVAL", "for i = 1, ARGV[1] do redis.call('XADD', KEYS[1], '*', 'k', 'note') end", 1, name, waiting)
     await bank.holds.note("anna", b"the last")
     failures: list[str] = []
-    closing = Closing(bank.holds, SimpleNamespace(store_failed=failures.append), jitter=lambda: 0)  # type: ignore[arg-type]
+    closing = Closing(bank.holds, SimpleNamespace(is_full=False), SimpleNamespace(store_failed=failures.append), jitter=lambda: 0)  # type: ignore[arg-type]
     closing.note("anna", b"one too many")
     with pytest.raises(StoreRefused):
         await bank.holds.note("anna", b"one too many")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from extproc.edge import closing as module
 from extproc.edge.closing import Closing
 from extproc.edge.driver import Driver
-from extproc.errors import StoreUnknown
+from extproc.errors import StoreFenced, StoreRejected, StoreUnknown
 from extproc.exchange.actions import LookUpKey
 from extproc.exchange.events import Event, StoreFailed
 from extproc.money.hold import Ending, EndKind, EndResult
@@ -25,13 +26,36 @@ class Away:
         return self.asked[-1][1]
 
 
-def ending(number: int) -> Ending:
-    return Ending(hold_id=f"h{number}", owner="h", payer_id="p", key_id="k", kind=EndKind.SETTLE, charge_nanos=7, tokens=1, row=b"{}")
+class Disk:
+    """An outbox that writes nothing until it is told to."""
+
+    def __init__(self, *, is_full: bool = False) -> None:
+        self.is_full = is_full
+        self.put_in: list[tuple[str, Callable[[], object]]] = []
+
+    def put(self, ending: Ending, stored: Callable[[], object]) -> bool:
+        if not self.is_full:
+            self.put_in.append((ending.hold_id, stored))
+        return not self.is_full
 
 
-def closing_over(store: Away) -> Closing:
-    series = SimpleNamespace(hold_ended=lambda _: None, store_failed=lambda _: None)
-    return Closing(store, series, jitter=lambda: 0.0)  # type: ignore[arg-type]
+def ending(number: int, *, is_forwarded: bool = False) -> Ending:
+    return Ending(
+        hold_id=f"h{number}",
+        owner="h",
+        payer_id="p",
+        key_id="k",
+        kind=EndKind.SETTLE,
+        charge_nanos=7,
+        tokens=1,
+        row=b"{}",
+        is_forwarded=is_forwarded,
+    )
+
+
+def closing_over(store: Away, disk: Disk | None = None) -> Closing:
+    series = SimpleNamespace(hold_ended=lambda _: None, store_failed=lambda _: None, illegal_event=lambda: None)
+    return Closing(store, disk or Disk(), series, jitter=lambda: 0.0)  # type: ignore[arg-type]
 
 
 async def test_endings_are_taken_however_many_wait_but_no_new_holds(monkeypatch: pytest.MonkeyPatch):
@@ -50,7 +74,7 @@ async def test_endings_are_taken_however_many_wait_but_no_new_holds(monkeypatch:
 
     for _, answer in store.asked:
         answer.set_result(EndResult.ENDED)
-    assert await asyncio.gather(*endings) == [EndResult.ENDED] * 3
+    await asyncio.gather(*endings)
     assert not closing.full
 
 
@@ -67,5 +91,82 @@ async def test_an_ending_is_repeated_until_it_is_acknowledged(monkeypatch: pytes
     while len(store.asked) == 3:
         await asyncio.sleep(0)
     store.asked[-1][1].set_result(EndResult.ENDED)
-    assert await done is EndResult.ENDED
+    await done
     assert {one.hold_id for one, _ in store.asked} == {"h1"}
+
+
+async def test_a_charge_is_safe_as_soon_as_either_has_it():
+    store, disk = Away(), Disk()
+    closing = closing_over(store, disk)
+    by_disk, by_store = closing.end(ending(1, is_forwarded=True)), closing.end(ending(2, is_forwarded=True))
+    assert [hold_id for hold_id, _ in disk.put_in] == ["h1", "h2"]
+    assert [one.hold_id for one, _ in store.asked] == ["h1", "h2"]
+    disk.put_in[0][1]()
+    store.asked[1][1].set_result(EndResult.ENDED)
+    assert (await by_disk, await by_store) == (False, True)
+    disk.put_in[1][1]()  # what comes second changes nothing
+    store.asked[0][1].set_result(EndResult.ENDED)
+    assert await closing.drain(1) == 0
+
+
+async def test_what_no_backend_had_goes_to_the_store_alone():
+    store, disk = Away(), Disk()
+    done = closing_over(store, disk).end(ending(1))
+    assert not disk.put_in
+    store.asked[0][1].set_result(EndResult.ENDED)
+    assert await done is False, "a price that came along is not in the outbox"
+
+
+async def test_a_price_counts_as_known_only_where_both_have_it():
+    store, disk = Away(), Disk(is_full=True)
+    closing = closing_over(store, disk)
+    done = closing.end(ending(1, is_forwarded=True))
+    store.asked[0][1].set_result(EndResult.ENDED)
+    assert await done is False
+    assert closing.full
+
+
+@pytest.mark.parametrize("refusal", [StoreFenced("closed"), StoreUnknown("no answer")])
+async def test_the_store_is_not_asked_for_ever_if_the_disk_has_it(monkeypatch: pytest.MonkeyPatch, refusal: Exception):
+    monkeypatch.setattr(module, "GIVE_UP_S", -1.0)
+    store, disk = Away(), Disk()
+    closing = closing_over(store, disk)
+    kept, unkept = closing.end(ending(1, is_forwarded=True)), closing.end(ending(2))
+    disk.put_in[0][1]()
+    for _, answer in tuple(store.asked):
+        answer.set_exception(refusal)
+    await kept
+    while len(store.asked) < 3:
+        await asyncio.sleep(0.01)
+    assert store.asked[2][0].hold_id == "h2", "what is nowhere else is repeated"
+    assert not unkept.done()
+    store.asked[2][1].set_result(EndResult.ENDED)
+    await closing.drain(1)
+
+
+async def test_what_the_store_rejects_is_safe_when_the_disk_has_it():
+    store, disk = Away(), Disk()
+    done = closing_over(store, disk).end(ending(1, is_forwarded=True))
+    store.asked[0][1].set_exception(StoreRejected("no such script"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not done.done()
+    disk.put_in[0][1]()
+    assert await done is False
+
+
+async def test_a_worker_leaves_when_its_charges_are_safe(monkeypatch: pytest.MonkeyPatch):
+    """The store is away. Nothing is lost of what the disk has; a void of a request that no backend had is left to its lease."""
+    monkeypatch.setattr(module, "LINGER_S", 0.01)
+    store, disk = Away(), Disk()
+    closing = closing_over(store, disk)
+    for number in (1, 2):
+        closing.end(ending(number, is_forwarded=True))
+    closing.end(ending(3))
+    disk.put_in[0][1]()
+    assert await closing.drain(0.05) == 1
+    leaving = asyncio.create_task(closing.drain(5))
+    await asyncio.sleep(0.02)
+    assert not leaving.done()
+    disk.put_in[1][1]()
+    assert await leaving == 0

@@ -1,0 +1,350 @@
+"""The outbox of a gate worker: forwarded endings on their way to the disk, so that a charge survives the worker, Redis and a power cut.
+
+``put`` never waits: what comes within :data:`GATHER_S` is one group, a thread commits it, and whoever put something in is told on the loop
+when it is on the disk. Redis has acknowledged nearly all of it by then; the group is as large as the bound on CPU makes it.
+
+A disk that cannot be written (full, read-only, locked) keeps nothing from running: groups wait in memory, the commit is tried again until
+it succeeds, and :attr:`Outbox.is_full` says meanwhile that nobody new is to be let in. A file that is broken, or was taken away under us,
+is replaced, and what the ledger has not confirmed of it is copied as far as it can be read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Final, NamedTuple
+
+from extproc.errors import StoreError, StoreRefused, StoreRejected
+from extproc.metrics import OutboxSeries
+from extproc.money.hold import Ending
+from extproc.money.posting import Posting
+from extproc.settlement.outbox_file import Claim, Extent, OutboxFile, Written, broken, watermark_of
+
+log = logging.getLogger(__name__)
+
+GATHER_S: Final = 0.015  # Redis answers in one; so a group is forty rows at 2,800 requests a second, and costs each of them a few µs
+PENDING_MAX: Final = 50_000  # rows that are not on the disk, about 1 KB each: all that a worker may have open, twice
+STALLED_S: Final = 3.0  # a commit that takes longer is a disk that hangs
+RETRY_S: Final = 0.5
+LOOK_S: Final = 1.0  # between two looks at what is confirmed, and at the room that is left
+ROWS_A_COMMIT: Final = 2_000  # after an outage: 2 MB, 10 ms
+KEEP_MS: Final = 24 * 3_600_000  # confirmed rows stay so long: a ledger that falls back behind them gets them again
+PIECE_ROWS: Final = 500  # deleted at once, a millisecond
+PIECES_A_LOOK: Final = 20  # 10,000 rows a second: more than a worker can write
+CLEAR_ABOVE: Final = 0.75  # of bytes_max: from there on confirmed rows go before their time
+UNCONFIRMED_MAX: Final = 20_000  # rows told to a rebuild, the newest: holds of older ones have run out, and the ledger is told anyway
+FLUSH_S: Final = 1.0  # a rebuild waits no longer for what is in memory: it will be told to Redis by its worker
+PAGE_ROWS: Final = 1_000
+OPEN_S: Final = 5.0  # a disk that hangs does not keep the worker from starting: it says 503
+JOIN_S: Final = 5.0  # for the commit that is under way when the worker leaves
+
+
+class Entry(NamedTuple):
+    """An ending, when it came, and whom to tell on the loop that it is on the disk."""
+
+    ending: Ending
+    at_ms: int
+    stored: Callable[[], object]
+
+
+class Figures(NamedTuple):
+    """``rows`` and ``used_bytes``: not confirmed; ``broken``: files that were put aside."""
+
+    rows: int = 0
+    used_bytes: int = 0
+    broken: int = 0
+
+
+class Outbox:
+    """Lives on the running loop. ``lives`` changes when rows that were put in may be missing from the file that is written now."""
+
+    def __init__(self, keeper: Keeper, *, unix_ms: Callable[[], int]) -> None:
+        self._keeper = keeper
+        self._unix_ms = unix_ms
+        self._loop = asyncio.get_running_loop()
+        self._gathering: list[Entry] = []
+        self._groups: SimpleQueue[list[Entry]] = SimpleQueue()
+        self._put = self._written = 0  # rows, ever
+        self._marks: deque[tuple[int, asyncio.Future[None]]] = deque()  # whoever waits until so many are written
+        self._progress_s = 0.0
+        self._refused = 0
+        self._failures = 0
+        self._fault = "not opened yet"
+        self._over = threading.Event()
+        self._opened = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
+
+    @property
+    def is_full(self) -> bool:
+        """What ends now may not be kept: no new request is to be let in."""
+        waiting = self._put - self._written
+        is_stalled = waiting and self._loop.time() - self._progress_s > STALLED_S
+        return bool(self._fault) or self._keeper.is_over or bool(is_stalled) or waiting >= PENDING_MAX // 2
+
+    @property
+    def lives(self) -> int:
+        """Rises when a row was refused, dropped before its time, or lost with its file: what it brought along is not known any more."""
+        return self._refused + self._keeper.replaced
+
+    def tell(self, series: OutboxSeries) -> None:
+        """Figures as of the last look."""
+        rows, used_bytes, broken_files = self._keeper.figures
+        series.told(rows=rows, used_bytes=used_bytes, broken=broken_files, failures=self._failures, is_full=self.is_full)
+
+    async def start(self) -> None:
+        """Returns when the file is open, or cannot be opened: then it is tried again, and :attr:`is_full` until it is."""
+        self._thread.start()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._opened.wait(), OPEN_S)
+
+    def put(self, ending: Ending, stored: Callable[[], object]) -> bool:
+        """``stored`` is called when it is on the disk. False: there is no room, it is not kept."""
+        if self._put - self._written >= PENDING_MAX:
+            self._refused += 1
+            return False
+        if self._put == self._written:
+            self._progress_s = self._loop.time()
+        self._put += 1
+        if not self._gathering:
+            self._loop.call_later(GATHER_S, self._hand_over)
+        self._gathering.append(Entry(ending, self._unix_ms(), stored))
+        return True
+
+    async def unconfirmed(self, shards: Collection[int]) -> list[Posting]:
+        """Endings of these shards that the ledger is not known to have, the newest :data:`UNCONFIRMED_MAX` of all at most."""
+        await self._flushed(FLUSH_S)
+        return await asyncio.to_thread(self._keeper.unconfirmed, frozenset(shards))
+
+    async def close(self, grace_s: float) -> None:
+        """Commit what is left, if that can be done within ``grace_s``; the file is anybody's then."""
+        await self._flushed(grace_s)
+        if self._written < self._put:
+            log.error("endings that are not in the outbox: %d", self._put - self._written)
+        self._over.set()
+        self._groups.put([])
+        await asyncio.to_thread(self._thread.join, JOIN_S)
+
+    async def _flushed(self, within_s: float) -> None:
+        """Everything that was put in before is on the disk, or the time is over."""
+        if self._written < self._put:
+            mark = self._loop.create_future()
+            self._marks.append((self._put, mark))
+            await asyncio.wait({mark}, timeout=within_s)
+
+    def _hand_over(self) -> None:
+        group, self._gathering = self._gathering, []
+        self._groups.put(group)
+
+    def _committed(self, group: Sequence[Entry]) -> None:
+        self._written += len(group)
+        self._progress_s = self._loop.time()
+        for entry in group:
+            entry.stored()
+        while self._marks and self._marks[0][0] <= self._written:
+            self._marks.popleft()[1].set_result(None)
+
+    # the thread
+
+    def _run(self) -> None:
+        waiting: list[Entry] = []
+        while not self._over.is_set():
+            try:
+                self._keeper.look()
+                self._commit(waiting)
+                self._speak("")
+                while not self._keeper.is_time_to_look and not self._over.is_set():
+                    self._take(waiting)
+                    self._commit(waiting)
+            except StoreError as error:
+                self._speak(str(error))
+                self._over.wait(RETRY_S)
+            except Exception as error:  # noqa: BLE001 - a thread that ends in silence would keep nothing any more, and nobody would know
+                self._speak(repr(error))
+                self._over.wait(RETRY_S)
+        self._keeper.close()
+
+    def _commit(self, waiting: list[Entry]) -> None:
+        """What cannot be written stays in ``waiting``, in its order. :class:`StoreRefused`."""
+        while waiting:
+            group = waiting[:ROWS_A_COMMIT]
+            self._keeper.write(group)
+            del waiting[:ROWS_A_COMMIT]
+            self._tell(self._committed, group)
+
+    def _take(self, waiting: list[Entry]) -> None:
+        with contextlib.suppress(Empty):
+            waiting += self._groups.get(timeout=LOOK_S)
+            while True:
+                waiting += self._groups.get_nowait()
+
+    def _speak(self, fault: str) -> None:
+        self._failures += bool(fault)
+        if fault != self._fault:
+            log.log(logging.ERROR if fault else logging.INFO, "outbox: %s", fault or f"{self._keeper.path} is written")
+            self._fault = fault
+            self._tell(self._opened.set)
+
+    def _tell(self, told: Callable[..., object], *words: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(told, *words)
+
+
+class Keeper:
+    """The file of one worker, and its room. Blocks: everything here but the plain figures belongs to the outbox's thread."""
+
+    def __init__(
+        self,
+        directory: Path,
+        slot: int,
+        *,
+        bytes_max: int,
+        shard_of: Callable[[str], int],
+        new_id: Callable[[], str],
+        unix_ms: Callable[[], int],
+        monotonic_s: Callable[[], float],
+    ) -> None:
+        self._directory = directory
+        self._slot = slot
+        self._bytes_max = bytes_max
+        self._shard_of = shard_of
+        self._new_id = new_id
+        self._unix_ms = unix_ms
+        self._monotonic_s = monotonic_s
+        self._claim: Claim | None = None
+        self._file: OutboxFile | None = None
+        self._below = 1  # what the ledger has, as far as it was said
+        self._look_s = 0.0
+        self.figures = Figures()
+        self.replaced = 0
+
+    @property
+    def path(self) -> Path | None:
+        """``None``: it could not be opened yet."""
+        return self._claim.path if self._claim else None
+
+    @property
+    def is_over(self) -> bool:
+        """The ledger confirms less than is written: there is no room for more."""
+        return self.figures.used_bytes > self._bytes_max
+
+    @property
+    def is_time_to_look(self) -> bool:
+        return self._monotonic_s() >= self._look_s
+
+    def write(self, group: Sequence[Entry]) -> None:
+        """On the disk when it returns. :class:`StoreRefused`: not now."""
+        rows = [self._written(entry) for entry in group]
+        file = self._file or self._open()
+        try:
+            file.append(rows)
+        except StoreRejected as error:
+            self._replace(file, str(error)).append(rows)
+        else:
+            if not file.is_in_place:
+                self._replace(file, f"{file.path} was removed, or replaced, by somebody else")
+
+    def look(self) -> None:
+        """What is confirmed, how much there is, and what may go. :class:`StoreRefused`."""
+        self._look_s = self._monotonic_s() + LOOK_S
+        file = self._file or self._open()
+        try:
+            self._clear(file)
+        except StoreRejected as error:
+            self._replace(file, str(error))
+
+    def unconfirmed(self, shards: frozenset[int]) -> list[Posting]:
+        """From any thread: by a connection of its own. What cannot be read is told by nobody; the settler will say so."""
+        found: list[Posting] = []
+        if self.path is None:
+            return found
+        try:
+            with contextlib.closing(OutboxFile.read_only(self.path)) as file:
+                after = max(self._below - 1, file.extent().last - UNCONFIRMED_MAX)
+                while rows := file.read(after, PAGE_ROWS):
+                    found += [row.posting for row in rows if row.posting.shard in shards]
+                    after = rows[-1].id
+        except StoreError as error:
+            log.error("endings of the outbox cannot be told: %s", error)
+        return found
+
+    def close(self) -> None:
+        """The file is anybody's."""
+        if self._file is not None:
+            self._file.close()
+        if self._claim is not None:
+            self._claim.release()
+
+    def _open(self) -> OutboxFile:
+        self._claim = self._claim or Claim.first_of(self._directory, self._slot)
+        try:
+            self._file = self._owned(self._claim)
+        except StoreRejected as error:
+            log.error("outbox: %s; it is put aside as %s", error, self._claim.put_aside(self._unix_ms()))
+            self._file = self._owned(self._claim)
+        return self._file
+
+    def _owned(self, claim: Claim) -> OutboxFile:
+        return OutboxFile.owned(claim, new_id=self._new_id(), unix_ms=self._unix_ms())
+
+    def _replace(self, old: OutboxFile, why: str) -> OutboxFile:
+        """Another file, with everything that was not confirmed and can still be read of the old one, which is kept if it is still there."""
+        assert self._claim is not None
+        log.error("outbox: %s; it is put aside as %s", why, self._claim.put_aside(self._unix_ms()))
+        self._claim.release()  # its lock may be gone as well
+        self._claim, self._file = None, None
+        self.replaced += 1
+        with contextlib.closing(old):
+            file, after = self._open(), self._below - 1
+            try:
+                while rows := old.read(after, PAGE_ROWS):
+                    file.append([_copied(row.posting) for row in rows])
+                    after = rows[-1].id
+            except (StoreRejected, StoreRefused) as error:
+                log.error("outbox: rows from %d on could not be copied: %s", after + 1, error)
+        return file
+
+    def _clear(self, file: OutboxFile) -> None:
+        watermark = watermark_of(file.path)
+        self._below = watermark.below if watermark and watermark.outbox_id == file.outbox_id else 1
+        before_ms = self._unix_ms() - KEEP_MS
+        for _ in range(PIECES_A_LOOK):
+            extent = file.extent()
+            early = extent.used_bytes > CLEAR_ABOVE * self._bytes_max
+            if not file.drop(below=self._below, before_ms=self._unix_ms() if early else before_ms, limit=PIECE_ROWS):
+                break
+            self.replaced += early and extent.first_ms >= before_ms
+        rows, used_bytes = _beyond(self._below, file.extent())
+        self.figures = Figures(rows=rows, used_bytes=used_bytes, broken=len(broken(self._directory)))
+
+    def _written(self, entry: Entry) -> Written:
+        ending = entry.ending
+        return Written(
+            entry.at_ms,
+            self._shard_of(ending.payer_id),
+            ending.hold_id,
+            ending.payer_id,
+            ending.key_id,
+            ending.kind,
+            ending.charge_nanos,
+            ending.reserved_nanos,
+            ending.row,
+        )
+
+
+def _copied(posting: Posting) -> Written:
+    _, _, kind, hold_id, payer_id, key_id, charge, reserved, _, _, at_ms, row = posting
+    return Written(at_ms, posting.shard, hold_id, payer_id, key_id, kind, charge, reserved, row)
+
+
+def _beyond(below: int, extent: Extent) -> tuple[int, int]:
+    """Rows from ``below`` on, and what they take: their share of all."""
+    if not extent.last:
+        return 0, 0
+    rows = max(0, extent.last - max(below, extent.first) + 1)
+    return rows, extent.used_bytes * rows // (extent.last - extent.first + 1)
