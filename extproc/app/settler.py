@@ -124,8 +124,8 @@ async def main(settings: Settings, child: Child) -> None:
         )
         watch = stores.holds.watch(lambda _: series.shards_closed(len(stores.holds.closed)))
         loops = [poster.run(), reaper.run(), sweep.run(), rebuild.run()]
-        loops += [_replay(settings, stores, meter, pace).run()]
         loops += reconcile.loops(settings, stores, series, meter=meter, pace=pace)
+        loops += [_replay(settings, stores, meter, pace).run()]
         loops += [witness.run() for witness in _witnesses(settings, stores, meter, pace)]
         failure = await _until_over(loops, watch, child)
     await stores.close()
