@@ -9,7 +9,24 @@ from typing import Any
 import click
 
 from extproc import __version__
-from extproc.cli import account, balance, check, demo, down, explain, holds, key, migrate, reconcile, requests, serve, up
+from extproc.cli import (
+    account,
+    audit,
+    balance,
+    check,
+    demo,
+    down,
+    explain,
+    holds,
+    key,
+    migrate,
+    period,
+    rebuild,
+    reconcile,
+    requests,
+    serve,
+    up,
+)
 from extproc.errors import ExtprocError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -28,6 +45,8 @@ def extproc() -> None:
 for command in (
     up.up, down.down, demo.demo, serve.serve, migrate.migrate, check.check,
     account.account, key.key, balance.balance, requests.requests, explain.explain, holds.holds, reconcile.reconcile,
+    period.period, audit.audit,
+    rebuild.rebuild,
 ):  # fmt: skip
     extproc.add_command(command)
 
