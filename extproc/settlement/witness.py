@@ -58,7 +58,7 @@ class Figures(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Testimony:
+class Statement:
     """What a line says of a request whose end the gate has not told. ``figures`` ``None``: nothing was delivered. ``reason`` "": none."""
 
     hold_id: str
@@ -107,11 +107,11 @@ class Witness:
         if self._at is None:
             self._at = Place(*(await self._register.place(self._name) or ()))
         at, read = self._at, await self._read(self._at)
-        testimonies, unreadable = testify(read.lines)
-        await self._tell({one.hold_id: one for one in testimonies if one.payer_id})
+        statements, unreadable = read_lines(read.lines)
+        await self._tell({one.hold_id: one for one in statements if one.payer_id})
         if self._at == at:  # else it was set back meanwhile
             self._at = read.end
-            self._keep({one.hold_id: one.reason for one in testimonies if one.reason})
+            self._keep({one.hold_id: one.reason for one in statements if one.reason})
         for series, count in {Series.WITNESS_LINES: len(read.lines), Series.UNREADABLE_LINES: unreadable + read.torn}.items():
             if count:
                 self._meter.add(series, count)
@@ -147,16 +147,16 @@ class Witness:
             self._is_there = is_there
             log.warning("access log %s: %s", self._name, "it is there again" if is_there else why)
 
-    async def _tell(self, testimonies: Mapping[str, Testimony]) -> None:
-        if not testimonies or not await self._sight(testimonies):
+    async def _tell(self, statements: Mapping[str, Statement]) -> None:
+        if not statements or not await self._sight(statements):
             return
         await self._pace.rest(MOMENT_S)
-        witnessed = [witnessed_by(testimonies[hold.hold_id], hold) for hold in await self._sight(testimonies)]
+        witnessed = [witnessed_by(statements[hold.hold_id], hold) for hold in await self._sight(statements)]
         if witnessed:
             self._meter.add(Series.WITNESSED_HOLDS, await self._holds.witness(witnessed, grace_ms=self._grace_ms))
 
-    async def _sight(self, testimonies: Mapping[str, Testimony]) -> list[Sighted]:
-        return await self._holds.sight({one.hold_id: one.payer_id for one in testimonies.values()})
+    async def _sight(self, statements: Mapping[str, Statement]) -> list[Sighted]:
+        return await self._holds.sight({one.hold_id: one.payer_id for one in statements.values()})
 
     def _keep(self, reasons: Mapping[str, str]) -> None:
         if len(self._reasons) + len(reasons) > UNFILED_MAX:
@@ -165,27 +165,27 @@ class Witness:
             self._reasons = {**reasons, **self._reasons}
 
 
-def testify(lines: Iterable[bytes]) -> tuple[list[Testimony], int]:
+def read_lines(lines: Iterable[bytes]) -> tuple[list[Statement], int]:
     """What the lines say, and how many of them nobody understands.
 
     JSON has quotes in texts escaped, so that these marks are members and nothing else.
     """
-    testimonies, unreadable = [], 0
+    statements, unreadable = [], 0
     for line in lines:
         if b'"hold_id":"' in line and b'"end_reason":"' not in line:
             try:
-                testimonies.append(_testimony(json.loads(line)))
+                statements.append(_statement(json.loads(line)))
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 unreadable += 1
         elif not (line.startswith(b"{") and line.endswith(b"}")):
             unreadable += 1
-    return testimonies, unreadable
+    return statements, unreadable
 
 
-def _testimony(line: Any) -> Testimony:
+def _statement(line: Any) -> Statement:
     billing = line["billing"]
     payer_id = billing["payer_id"]  # "": a stranger in shadow mode, who holds nothing
-    return Testimony(
+    return Statement(
         hold_id=_id(billing["hold_id"]),
         payer_id=_id(payer_id) if payer_id else "",
         figures=_figures(billing),
@@ -227,9 +227,9 @@ def reason_of(details: str) -> str:
     return next((reason.value for beginning, reason in REASONS.items() if details.startswith(beginning)), "")
 
 
-def witnessed_by(testimony: Testimony, hold: Sighted) -> Sighted:
+def witnessed_by(statement: Statement, hold: Sighted) -> Sighted:
     """The hold as it is to expire: the higher one of checkpoint and figure, at most the cap, with a row that says the same."""
-    figures = testimony.figures
+    figures = statement.figures
     if figures is None or min(figures.charge_nanos, hold.cap_nanos) <= hold.checkpoint_nanos:
         return hold
     charge = min(figures.charge_nanos, hold.cap_nanos)

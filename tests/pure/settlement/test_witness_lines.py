@@ -1,0 +1,158 @@
+"""What a line of the access log means, and what a witness makes of a hold."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from extproc.holds.port import Sighted
+from extproc.settlement.witness import Figures, Statement, read_lines, reason_of, witnessed_by
+
+HOLD, PAYER = "018bcfe5-6800-7000-8000-000000000001", "018bcfe5-6800-7000-8000-00000000000a"
+BILLING = {"hold_id": HOLD, "payer_id": PAYER, "cap_nanos": "9000", "price_id": "p"}
+FIGURES = {"charge_nanos": "700", "input_tokens": "100", "output_tokens": "300", "usage_source": "counted"}
+
+
+def line(billing: Any, **fields: Any) -> bytes:
+    known = {"status": 200, "path": "/v1/chat/completions", "details": "downstream_remote_disconnect", "flags": "DC", "billing": billing}
+    return json.dumps(known | fields, separators=(",", ":")).encode()
+
+
+def told(given: bytes) -> Statement:
+    ([statement], unreadable) = read_lines([given])
+    assert not unreadable
+    return statement
+
+
+def test_a_request_that_was_cut_off_says_how_much_and_why():
+    assert told(line(BILLING | FIGURES)) == Statement(
+        hold_id=HOLD,
+        payer_id=PAYER,
+        reason="client_gone",
+        figures=Figures(
+            charge_nanos=700,
+            list_nanos=700,
+            input_tokens=100,
+            cached_tokens=0,
+            output_tokens=300,
+            reasoning_tokens=0,
+            usage_source="counted",
+        ),
+    )
+
+
+def test_figures_that_are_seldom_there():
+    more = {"list_nanos": "900", "cached_tokens": "50", "reasoning_tokens": "7", "usage_source": "continuous"}
+    figures = told(line(BILLING | FIGURES | more)).figures
+    assert figures == Figures(700, 900, 100, 50, 300, 7, "continuous")
+
+
+def test_before_the_first_output_there_are_none():
+    assert told(line(BILLING)).figures is None
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        line(BILLING | FIGURES | {"end_reason": "stop"}),  # the gate has told everything
+        line(None, details="path_normalization_failed"),
+        line({}, details="route_not_found"),
+    ],
+)
+def test_lines_that_nobody_needs(given: bytes):
+    assert read_lines([given]) == ([], 0)
+
+
+def test_a_client_cannot_make_a_line_be_passed_over():
+    assert told(line(BILLING, path='/v1/","end_reason":"stop"')).hold_id == HOLD
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        b"",
+        b"\x00\x00\x00",
+        b'{"billing":{"hold_id":"' + HOLD.encode(),
+        b'e":"x","billing":{"hold_id":"' + HOLD.encode() + b'"}}',
+        line(BILLING | {"hold_id": "x"}),
+        line(BILLING | {"hold_id": HOLD.upper()}),
+        line(BILLING | {"payer_id": "anna"}),
+        line({"hold_id": HOLD}),
+        line(BILLING | FIGURES | {"charge_nanos": "-1"}),
+        line(BILLING | FIGURES | {"charge_nanos": "1e3"}),
+        line(BILLING | FIGURES | {"charge_nanos": str(2**63)}),
+        line(BILLING | FIGURES | {"usage_source": "guessed"}),
+        line(BILLING, details=7),
+        b'["hold_id":"' + b"[" * 100_000,
+        b'{"hold_id":"' + HOLD.encode() + b'"}',
+        b'["hold_id":"x"]',
+    ],
+)
+def test_what_cannot_be_understood_is_counted(given: bytes):
+    assert read_lines([given]) == ([], 1)
+
+
+@pytest.mark.parametrize(
+    ("details", "reason"),
+    [
+        ("downstream_remote_disconnect", "client_gone"),
+        ("http2.remote_reset", "client_gone"),
+        ("downstream_local_disconnect(purging_socket_that_have_not_progressed_to_connections)", "edge_lost"),
+        ("upstream_reset_after_response_started{protocol_error}", "upstream_reset"),
+        ("upstream_reset_before_response_started{connection_termination}", "upstream_reset"),
+        ("upstream_per_try_timeout", "upstream_error"),
+        ("response_timeout", "upstream_error"),
+        ("stream_idle_timeout", "upstream_error"),
+        ("ext_proc_error_gRPC_error_13{upstream_reset_after_response_started{connection_termination}}", ""),
+        ("ext_proc_error_gRPC_error_14{worker_stops{via_upstream}}", ""),
+        ("via_upstream", ""),
+        ("extproc_denied", ""),
+        ("", ""),
+    ],
+)
+def test_reasons(details: str, reason: str):
+    """As Envoy 1.40 writes them; ``tests/chaos/test_witness.py`` sees it write them."""
+    assert reason_of(details) == reason
+
+
+def hold(
+    checkpoint: int, *, cap: int = 9_000, row: bytes = b'{"id":"x","cost_nanos":5,"usage_flags":["a"],"end_reason":"sidecar_lost"}'
+) -> Sighted:
+    return Sighted(hold_id=HOLD, payer_id=PAYER, checkpoint_nanos=checkpoint, cap_nanos=cap, row=row)
+
+
+def test_the_higher_figure_counts_and_the_row_says_the_same():
+    witnessed = witnessed_by(told(line(BILLING | FIGURES)), hold(5))
+    assert witnessed.checkpoint_nanos == 700
+    assert json.loads(witnessed.row) == {
+        "id": "x",
+        "end_reason": "sidecar_lost",
+        "input_tokens": 100,
+        "cached_tokens": 0,
+        "output_tokens": 300,
+        "reasoning_tokens": 0,
+        "usage_source": "counted",
+        "usage_flags": ["a", "witnessed"],
+        "cost_nanos": 700,
+        "list_nanos": 700,
+        "overage_nanos": 0,
+    }
+
+
+def test_never_above_the_cap():
+    witnessed = witnessed_by(told(line(BILLING | FIGURES)), hold(5, cap=600))
+    row = json.loads(witnessed.row)
+    assert (witnessed.checkpoint_nanos, row["cost_nanos"], row["list_nanos"], row["overage_nanos"]) == (600, 600, 700, 100)
+
+
+@pytest.mark.parametrize("checkpoint", [700, 701])
+def test_a_checkpoint_as_high_stays(checkpoint: int):
+    assert witnessed_by(told(line(BILLING | FIGURES)), hold(checkpoint)) == hold(checkpoint)
+
+
+@pytest.mark.parametrize("row", [b"", b"[]", b"\xff", b'{"usage_flags":3}'])
+def test_a_row_that_cannot_be_read_stays_what_it_is(row: bytes):
+    witnessed = witnessed_by(told(line(BILLING | FIGURES)), hold(5, row=row))
+    assert (witnessed.checkpoint_nanos, witnessed.row) == (700, row)
