@@ -194,19 +194,22 @@ class Driver:
 
     def _amend(self, action: act.Amend) -> bool:
         answer = asyncio.ensure_future(self._gate.holds.amend(action.amendment))
-        if action.is_trusted:
+        if action.waits:
+            answer.add_done_callback(partial(self._answered, partial(self._verdict, ev.Amended)))
+        else:
             answer.add_done_callback(self._trusted)
             self.push(ev.Amended(at_ns=time.monotonic_ns(), granted=Granted(hold_id=action.amendment.hold_id, spendable_nanos=0)))
-        else:
-            answer.add_done_callback(partial(self._answered, partial(self._verdict, ev.Amended)))
         return False
 
     def _trusted(self, answer: asyncio.Future[Verdict]) -> None:
-        """Nobody has waited for it. Without the hold the settle comes late: it takes what is there, the rest is a loss (MONEY.md)."""
+        """Nobody has waited for it. Where nothing is reserved the settle comes late: it takes what is there, the rest is a loss."""
         if answer.cancelled() or answer.exception() is not None:
             self._gate.metrics.trusted_untaken("unknown")
-        elif isinstance(verdict := answer.result(), Denied):
-            self._gate.metrics.trusted_untaken(verdict.reason.value)
+            return
+        verdict = answer.result()
+        reason = verdict.reason if isinstance(verdict, Denied) else verdict.would_deny
+        if reason is not None:
+            self._gate.metrics.trusted_untaken(reason.value)
 
     def _count(self, action: act.Count) -> bool:
         answer = self._gate.threads.run(action.payer_id, action.job)

@@ -34,10 +34,10 @@ class Count(Action, frozen=True, kw_only=True):
 
 
 class Amend(Action, frozen=True, kw_only=True):
-    """Answered by Amended, Refused or StoreFailed. ``is_trusted``: Amended at once, whatever the store says afterwards."""
+    """Answered by Amended, Refused or StoreFailed. ``waits`` False: Amended at once, whatever the store says afterwards (trust)."""
 
     amendment: Amendment
-    is_trusted: bool = False
+    waits: bool = True
 
 
 class Lend(Action, frozen=True, kw_only=True):

@@ -171,9 +171,9 @@ class Tab:
         if trust is None or not worst.reserved_nanos or self.spendable_nanos < trust * worst.reserved_nanos:
             return Amend(amendment=self._amendment())
         self.decided_by("trust_factor", trust)
-        return Amend(amendment=self._amendment(), is_trusted=True)
+        return Amend(amendment=self._amendment(is_trusted=True), waits=False)
 
-    def _amendment(self) -> Amendment:
+    def _amendment(self, *, is_trusted: bool = False) -> Amendment:
         key, worst, sized = self._key(), self._quote(), self.sized
         assert sized is not None
         return Amendment(
@@ -189,6 +189,7 @@ class Tab:
             row=self._begun(EndReason.SIDECAR_LOST).to_row(),
             sandbox_tokens_per_day=self._tier().sandbox_tokens_per_day if self.terms is Terms.SANDBOX else None,
             would_hold_nanos=worst.list_nanos if self.is_shadow else None,
+            goes_on=is_trusted or self.is_shadow,
         )
 
     def beat(self, at_ns: int) -> tuple[Beat, ...]:

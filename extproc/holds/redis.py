@@ -109,6 +109,7 @@ class RedisHolds(RedisShards):
                 "" if key_tokens is None else key_tokens,
                 "" if amendment.sandbox_tokens_per_day is None else amendment.sandbox_tokens_per_day,
                 "" if amendment.would_hold_nanos is None else amount(amendment.would_hold_nanos),
+                "1" if amendment.goes_on else "",
             ),
             _verdict,
         )

@@ -92,8 +92,8 @@ class Amendment:
     """Entry hold → exact hold. ``owner`` is the hold id that this exchange proposed; it differs from ``hold_id`` after a take-over.
 
     ``tokens`` (the demand) counts against tokens per minute, and against ``sandbox_tokens_per_day`` of the account if that is not ``None``;
-    the settle corrects it. ``would_hold_nanos`` ``None``: in earnest; else a shadow request, which holds nothing and is never denied,
-    but told whether so much would have been.
+    the settle corrects it. ``would_hold_nanos`` ``None``: in earnest; else what this shadow request, which holds nothing, would hold.
+    ``goes_on``: nobody waits for a no (of trust, or in shadow). What would be denied is granted with its reason, and nothing is reserved.
     """
 
     hold_id: str
@@ -108,6 +108,7 @@ class Amendment:
     row: bytes
     sandbox_tokens_per_day: int | None = None
     would_hold_nanos: int | None = None
+    goes_on: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +124,7 @@ class Window:
 class Granted:
     """The hold stands. ``hold_id`` is the first one's if Envoy retried. ``spendable_nanos`` = available + credit, after this hold.
 
-    ``would_deny``: why it would have been denied if this were no shadow request (``spendable_nanos`` is then what a ``Denied`` says).
+    ``would_deny``: why it would have been denied if it did not go on anyway (``spendable_nanos`` is then what a ``Denied`` says).
     """
 
     hold_id: str

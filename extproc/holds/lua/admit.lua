@@ -74,7 +74,7 @@ if first then
 end
 
 refused = refused or limited()
-if refused and not is_shadow then return refused end
+if is_shadow then entry = '0' elseif refused then return refused end
 redis.call('HINCRBY', P, 'open', 1)
 redis.call('HINCRBY', K, 'open', 1)
 count(rates, 'requests', refused and 0 or 1)

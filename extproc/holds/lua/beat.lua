@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- name: beat
 -- uses: clock, amount, hold
--- Renews the leases of open holds and raises their checkpoints, capped if they are exact; ended, unknown and foreign holds are left alone.
+-- Renews the leases of open holds and raises their checkpoints, capped; ended, unknown and foreign holds are left alone.
 -- ARGV: epoch, lease_ms, age_ms_max (no lease goes beyond it), then hold, owner, charge, row ('' = as it was) of each.
 local S = KEYS[1]
 local lease_ms, age_ms_max = tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -12,7 +12,7 @@ for i = 4, #ARGV, 4 do
   local H = hold_key(S, id)
   local hold = redis.call('HMGET', H, 'state', 'owner', 'checkpoint', 'cap', 'created')
   if (hold[1] == 'entry' or hold[1] == 'exact') and hold[2] == owner then
-    if hold[1] == 'exact' and less(hold[4], charge) then charge = hold[4] end
+    if less(hold[4], charge) then charge = hold[4] end
     if less(hold[3], charge) then redis.call('HSET', H, 'checkpoint', charge) end
     if row ~= '' and not less(charge, hold[3]) then redis.call('HSET', H, 'row', row) end
     local last = math.min(now + lease_ms, tonumber(hold[5]) + age_ms_max)

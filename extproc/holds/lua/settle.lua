@@ -18,6 +18,6 @@ if h.state == 'ended' then
   return 'already'
 end
 if h.owner ~= owner then return 'taken' end
-if h.state == 'exact' and less(h.cap, charge) then return redis.error_reply('REFUSED the charge is above the cap of the hold') end
+if less(h.cap, charge) then return redis.error_reply('REFUSED the charge is above the cap of the hold') end
 finish(S, h, now, kind, charge, tokens, row, epoch)
 return 'ended'

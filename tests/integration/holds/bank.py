@@ -55,6 +55,7 @@ class Bank:
         request: str = "",
         account: Limits = NO_LIMITS,
         limits: Limits = NO_LIMITS,
+        shadow: bool = False,
     ) -> Verdict:
         return await self.holds.admit(
             Admission(
@@ -66,6 +67,7 @@ class Bank:
                 account_limits=account,
                 key_limits=limits,
                 row=row(hold, "admit"),
+                is_shadow=shadow,
             )
         )
 
@@ -81,6 +83,9 @@ class Bank:
         key: str = "k1",
         account: Limits = NO_LIMITS,
         limits: Limits = NO_LIMITS,
+        sandbox: int | None = None,
+        would_hold: int | None = None,
+        goes_on: bool = False,
     ) -> Verdict:
         return await self.holds.amend(
             Amendment(
@@ -94,6 +99,9 @@ class Bank:
                 account_limits=account,
                 key_limits=limits,
                 row=row(hold, "amend"),
+                sandbox_tokens_per_day=sandbox,
+                would_hold_nanos=would_hold,
+                goes_on=goes_on or would_hold is not None,
             )
         )
 

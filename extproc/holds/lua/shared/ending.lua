@@ -68,12 +68,12 @@ local function late(S, h, charge, row, epoch, now)
 end
 
 local function finish(S, h, now, kind, charge, tokens, row, epoch)
-  give_back(S, h, charge, tokens)
+  -- Above what is reserved: a trusted account's, which did not fit after all. The ledger takes what is there, as of anything that comes late.
+  local is_late = less(h.reserved, charge)
+  give_back(S, h, is_late and '0' or charge, tokens)
   redis.call('ZREM', S .. ':leases', h.id)
   tombstone(S, h.id, h.owner, kind, charge)
   if kind == 'expire' then redis.call('HSET', hold_key(S, h.id), 'payer', h.payer, 'key', h.key, 'reserved', h.reserved) end
-  -- Nothing was reserved for it: a trusted account whose exact hold was not granted, or credit. The ledger takes what is there.
-  local is_late = h.state == 'entry' and charge ~= '0'
   local seq = is_late and 0 or redis.call('HINCRBY', S .. ':shard', 'seq', 1)
   event(S, h, kind, charge, epoch, seq, now, row ~= '' and row or h.row)
 end
