@@ -16,9 +16,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import psycopg
 import pytest
@@ -167,15 +169,114 @@ def test_the_life_of_an_account(operator):
 
 
 def test_a_frozen_account_is_refused_until_it_is_thawed(operator):
-    operator.ask("account", "create", "--name", "Frost", "--tier", "unlimited")
+    account = operator.ask("account", "create", "--name", "Frost", "--tier", "unlimited")["id"]
     operator.ask("account", "deposit", "Frost", "1")
     key = operator.ask("key", "create", "Frost")["key"]
-    assert operator.ask("account", "freeze", "Frost", "--reason", "test")["frozen"]
-    with pytest.raises(openai.APIStatusError) as refused:
-        operator.request(key)
-    assert refused.value.status_code in (402, 403)
-    assert not operator.ask("account", "freeze", "Frost", "--thaw", "--reason", "test")["frozen"]
+    with operator.client(key) as client:
+        headers = {"x-sim-tokens": "40", "x-sim-delay-ms": "20"}
+        asked = [{"role": "user", "content": "Hello"}]
+        stream = client.chat.completions.create(model=MODEL, messages=asked, stream=True, extra_headers=headers)
+        next(iter(stream))
+        assert operator.ask("account", "freeze", "Frost", "--reason", "unpaid")["frozen"]
+        with pytest.raises(openai.PermissionDeniedError) as refused:
+            operator.request(key)
+        assert list(stream)[-1].choices[0].finish_reason == "stop", "what was running finishes"
+    assert refused.value.code == "account_frozen"
+    assert operator.ask("account", "show", "Frost")["frozen"]
+    row = operator.explained(refused.value.response.headers["x-request-id"])["request"]
+    assert (row["error_code"], row["status"], row["cost_nanos"]) == ("account_frozen", 403, 0)
+    counted = 'extproc_rejected_total{reason="account_frozen"} 1.0'
+    until(lambda: counted in httpx.get(operator.facts["metrics_url"]).text, "counted")
+    assert not operator.ask("account", "freeze", "Frost", "--thaw", "--reason", "paid")["frozen"]
     assert operator.request(key)
+    told = operator.ask("audit", "--subject", "Frost")
+    assert [(one["action"], one["reason"]) for one in told if one["subject"] == account][:2] == [("thaw", "paid"), ("freeze", "unpaid")]
+
+
+def test_what_was_charged_is_given_back_and_no_more(operator):
+    operator.ask("account", "create", "--name", "Bea", "--tier", "unlimited")
+    operator.ask("account", "deposit", "Bea", "1")
+    key = operator.ask("key", "create", "Bea")["key"]
+    request = operator.explained(operator.request(key))["request"]
+    assert "is left" in operator.refuses("account", "refund", request["id"], "0.5", "--reason", "slow")
+    words = ("account", "refund", request["request_id"], "0.000001", "--reason", "slow", "--reference", "T-1")
+    first, again = operator.ask(*words), operator.ask(*words)
+    assert (first["booked_before"], again["booked_before"]) == (False, True)
+    assert (first["request"], first["refunded_nanos"], again["refunded_nanos"]) == (request["id"], 1_000, 1_000)
+    assert "refunded    0.000001 CNY" in operator.says("explain", request["id"])
+    rest = operator.ask("account", "refund", request["id"], "--all", "--reason", "slow")
+    assert (rest["amount_nanos"], rest["balance"], rest["in_force"]) == (request["cost_nanos"] - 1_000, "1.00", True)
+    facts = operator.explained(request["id"])
+    assert facts["agrees"]
+    assert (facts["request"]["cost"], facts["request"]["refunded"]) == (request["cost"], request["cost"])
+    assert [event["event_type"] for event in facts["events"]] == ["settle", "usage_refund", "usage_refund"]
+    assert operator.ask("balance", "Bea")["redis"]["available"] == "1.00"
+    assert "was refunded already" in operator.refuses("account", "refund", request["id"], "--all", "--reason", "slow")
+
+
+def test_corrections_debts_and_credit_lines(operator):
+    account = operator.ask("account", "create", "--name", "Cid", "--tier", "unlimited")["id"]
+    operator.ask("account", "deposit", "Cid", "2")
+    assert operator.ask("account", "correct", "Cid", "-3.5", "--reason", "booked twice")["balance"] == "-1.50"
+    assert "owes 1.50" in operator.refuses("account", "writeoff", "Cid", "2", "--reason", "gone")
+    assert operator.ask("account", "writeoff", "Cid", "0.5", "--reason", "gone")["balance"] == "-1.00"
+    assert operator.ask("account", "writeoff", "Cid", "--all", "--reason", "gone")["balance"] == "0.00"
+    assert "owes nothing" in operator.refuses("account", "writeoff", "Cid", "--all", "--reason", "gone")
+    lined = operator.ask("account", "credit", "Cid", "5", "--reason", "postpaid")
+    assert (lined["credit"], lined["in_force"]) == ("5.00", True)
+    assert operator.request(operator.ask("key", "create", "Cid")["key"]), "on credit"
+    actions = ["create_key", "credit_line", "writeoff", "writeoff", "correction", "deposit", "create_account"]
+    told = operator.ask("audit", "--limit", "8")
+    assert [one["action"] for one in told[:7]] == actions
+    assert all(one["actor"].startswith("cli:") and one["created_at"].endswith("Z") for one in told)
+    assert account in operator.says("audit", "--subject", "Cid")
+
+
+def test_a_hold_released_by_hand_goes_back_and_its_stream_is_charged_when_it_ends(operator):
+    account = operator.ask("account", "create", "--name", "Dee", "--tier", "unlimited")["id"]
+    operator.ask("account", "deposit", account, "1")
+    key = operator.ask("key", "create", account)["key"]
+    with operator.client(key) as client:
+        asked = [{"role": "user", "content": "Hello"}]
+        headers = {"x-sim-tokens": "60", "x-sim-delay-ms": "20"}
+        stream = client.chat.completions.create(model=MODEL, messages=asked, stream=True, extra_headers=headers)
+        next(iter(stream))
+        (hold,) = operator.ask("holds", "list", "--account", account)
+        released = operator.ask("holds", "release", hold["hold"], "--reason", "it hangs")
+        assert (released["hold"], released["given_back"]) == (hold["hold"], hold["reserved"])
+        redis = operator.ask("balance", account)["redis"]
+        assert (redis["available"], redis["held"], redis["open_holds"]) == ("1.00", "0.00", 0)
+        assert "no open hold" in operator.refuses("holds", "release", hold["hold"], "--reason", "again")
+        assert list(stream)[-1].choices[0].finish_reason == "stop"
+
+    def adjusted() -> dict[str, Any] | None:
+        facts = operator.explained(hold["hold"])
+        return facts if facts["request"]["cost_nanos"] else None
+
+    facts = until(adjusted, "the settle came after the release")
+    assert facts["agrees"]
+    assert facts["request"]["output_tokens"] == 60
+    assert [event["event_type"] for event in facts["events"]] == ["expire", "adjust"]
+    left = 1_000_000_000 - facts["request"]["cost_nanos"]
+    until(lambda: operator.ask("balance", account)["redis"]["available_nanos"] == left, "Redis was told")
+    assert operator.ask("audit", "--subject", hold["hold"])[0]["reason"] == "it hangs"
+
+
+def test_a_month_is_closed_once_and_stays_as_it_was(operator):
+    this = datetime.now(UTC).date().replace(day=1)
+    last = this - timedelta(days=1)
+    assert "before the first account" in operator.refuses("period", "close", f"{last:%Y-%m}")
+    with psycopg.connect(operator.facts["postgres_dsn"], autocommit=True) as connection:
+        connection.execute("UPDATE users SET created_at = %s", (last,))
+    assert f"close {last:%Y-%m} first" in operator.refuses("period", "close", f"{this:%Y-%m}")
+    closed = operator.ask("period", "close", f"{last:%Y-%m}", "--reason", "month end")
+    assert (closed["month"], closed["events"], closed["sums"]) == (f"{last:%Y-%m}", 0, [])
+    assert "was closed at" in operator.refuses("period", "close", f"{last:%Y-%m}")
+    assert "is not over" in operator.refuses("period", "close", f"{this:%Y-%m}")
+    assert [one["month"] for one in operator.ask("period", "list")] == [f"{last:%Y-%m}"]
+    assert operator.ask("period", "show", f"{last:%Y-%m}", "--recount")["agrees"]
+    assert operator.ask("audit", "--subject", f"{last:%Y-%m}")[0]["action"] == "close_period"
+    assert operator.explained(operator.request())["agrees"], "and the open month goes on"
 
 
 def test_the_life_of_a_key(operator):
@@ -308,6 +409,18 @@ def test_migrate_may_be_repeated(operator):
         (["key", "rotate", "01a20015-3162-737e-8c3d-f1830fecb46a"], "there is no key"),
         (["explain", "nothing"], "the ledger has no request nothing"),
         (["requests", "--account", "nobody"], "there is no account"),
+        (["account", "refund", "nothing", "1", "--reason", "x"], "the ledger has no request nothing"),
+        (["account", "refund", "nothing", "1", "--reason", " "], "the ledger has no request nothing"),
+        (["account", "correct", "local", "0", "--reason", "x"], "other than nothing"),
+        (["account", "correct", "local", "-1", "--reason", " "], "give a reason"),
+        (["account", "correct", "local", "1", "--reason", "x", "--reference", ""], "a reference has 1 to 200"),
+        (["account", "writeoff", "local", "--all", "--reason", "x"], "owes nothing"),
+        (["account", "credit", "local", "much", "--reason", "x"], "is not a decimal amount"),
+        (["holds", "release", "x", "--reason", "x"], "is not the id of a hold"),
+        (["holds", "release", "01a20015-3162-737e-8c3d-f1830fecb46a", "--reason", "x"], "there is no open hold"),
+        (["period", "close", "October"], "is not a month such as 2026-10"),
+        (["period", "show", "2001-01"], "2001-01 is not closed"),
+        (["audit", "--subject", "nobody"], "there is no account"),
     ],
 )
 def test_a_mistake_is_one_clear_line(operator, words, why):
@@ -323,6 +436,12 @@ def test_a_mistake_is_one_clear_line(operator, words, why):
         ["key", "create", "a", "--budget-period", "year"],
         ["up", "--backend", "x"],
         ["balance"],
+        ["account", "refund", "x", "--reason", "x"],
+        ["account", "refund", "x", "1", "--all", "--reason", "x"],
+        ["account", "writeoff", "x", "1"],
+        ["account", "correct", "x", "1", "--reson", "x"],
+        ["holds", "release", "x"],
+        ["period"],
     ],
 )
 def test_wrong_usage_is_exit_code_2(words):
