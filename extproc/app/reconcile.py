@@ -13,6 +13,7 @@ from extproc.errors import ConfigError
 from extproc.holds.fact_reader import RedisFacts
 from extproc.ledger.fact_reader import PostgresFacts
 from extproc.ledger.leadership import PostgresLeadership
+from extproc.ledger.outboxes import PostgresOutboxes
 from extproc.metrics import Metrics
 from extproc.money.amount import format_amount
 from extproc.money.hold import uuid7
@@ -20,6 +21,7 @@ from extproc.settings import Settings
 from extproc.settlement.meter import Meter
 from extproc.settlement.pace import Pace
 from extproc.settlement.reconcile import INVARIANTS, Finding, drift_nanos
+from extproc.settlement.reconcile_outboxes import confirmed_rows
 from extproc.settlement.reconcile_unbilled import Unbilled
 from extproc.settlement.reconciler import Auditor, Reconciler, Step, moment_of
 from extproc.stores.shards import SHARDS, shard_of
@@ -68,6 +70,7 @@ def auditor(settings: Settings, stores: Stores, rest: Callable[[float], Awaitabl
         shard_of=shard_of,
         grace_ms=settings.holds.grace_s * 1_000,
         rest=rest,
+        outboxes=lambda: confirmed_rows(settings.outbox.dir, PostgresOutboxes(stores.database)),
     )
 
 

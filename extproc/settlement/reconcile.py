@@ -13,10 +13,11 @@ no.   what is looked at                           check
 10    an ending, its row and its price            ``charge_follows_from_usage``
 11    a shard's leases                            ``leases_are_open_holds``
 12    a stream, its counter and its cursor        ``numbers_are_complete``, ``violations_are_known``
+15    a confirmed row of an outbox                ``lost_after_all``
 18    a shard's holds                             ``checkpoints_are_capped``
 ====  ==========================================  =======================================================================
 
-7, 13, 14 and 17 can only be shown by tests, 15 by whoever reads outboxes, 16 is part of 12: docs/decisions/reconcile.md.
+7, 13, 14 and 17 can only be shown by tests, 16 is part of 12: docs/decisions/reconcile.md.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from typing import Any, Final
 
 from extproc.holds.facts import PayerFacts, ShardFacts
 from extproc.ledger.facts import AccountMoney, AccountSum, BookedEvent, Orphan, ShardMoney
-from extproc.ledger.port import ENDINGS, EventType
+from extproc.ledger.port import ENDINGS, EventType, OutboxRow
 from extproc.money.price import Price
 from extproc.money.receipt import cost_nanos
 from extproc.money.usage import Usage
@@ -313,6 +314,20 @@ def violations_are_known(row: Mapping[str, Any]) -> Found:
     """12: as the poster met it."""
     subject = f"shard {row['shard']} {row['stream_id']}"
     yield from _texts(12, str(row["kind"]), subject, "", expected=f"number {row['expected_seq']}", found=f"number {row['seq']}")
+
+
+def lost_after_all(outbox: str, row: OutboxRow) -> Found:
+    """15: it is there as confirmed, and the ledger does not have it."""
+    posting = row.posting
+    yield Finding(
+        invariant=15,
+        what=f"row {row.id} of {outbox}",
+        subject=posting.hold_id,
+        account=posting.payer_id,
+        expected=f"{posting.kind} of {posting.charge_nanos}",
+        found="none",
+        drift_nanos=-posting.charge_nanos,
+    )
 
 
 # --- of a shard in both stores

@@ -165,4 +165,4 @@ class Unbilled:
         billed = Billed(tokens=sum(one.tokens for one in ours), requests=sum(one.requests for one in ours))
         looks = self._looks[model]
         looks.append(Look(theirs=sum(tokens for tokens, _ in grown), ours=billed, in_flight=sum(count for _, count in grown)))
-        self._tell(model, unbilled_ratio(looks) if len(looks) > WINDOW_LOOKS else 0.0)
+        self._tell(model, unbilled_ratio(tuple(looks)) if len(looks) > WINDOW_LOOKS else 0.0)

@@ -42,7 +42,7 @@ ACCOUNTS_A_PAGE: Final = 500
 LINES_A_ROUND: Final = 20_000  # entries summed for one account between two nights
 BEHIND_S: Final = 60.0  # events booked longer ago are left to the night
 LAST_ID: Final = "ffffffff-ffff-ffff-ffff-ffffffffffff"
-PHASES: Final = ("events", "accounts", "notes")
+PHASES: Final = ("events", "accounts", "outboxes", "notes")
 LEADER_CHECK_S: Final = 30.0
 MONEY: Final = (3, 5)  # invariants that need a comparable moment
 
@@ -99,7 +99,7 @@ class Step:
 
 
 class Auditor:
-    """Reads and checks. ``shard_of`` names the shard of a payer; ``rest`` waits so many seconds."""
+    """Reads and checks. ``shard_of`` names the shard of a payer, ``rest`` waits so many seconds, ``outboxes`` reads those of this host."""
 
     def __init__(
         self,
@@ -109,12 +109,14 @@ class Auditor:
         shard_of: Callable[[str], int],
         grace_ms: int,
         rest: Callable[[float], Awaitable[None]],
+        outboxes: Callable[[], AsyncIterator[tuple[int, list[Finding]]]],
     ) -> None:
         self._ledger = ledger
         self._holds = holds
         self._shard_of = shard_of
         self._grace_ms = grace_ms
         self._rest = rest
+        self._outboxes = outboxes
 
     async def look(self, shard: int, payers: Sequence[str]) -> Moment:
         """Both stores, the ledger first; again, if the poster came between them."""
@@ -151,6 +153,7 @@ class Auditor:
         phases: dict[str, Callable[[str], AsyncIterator[Step]]] = {
             "events": self._events,
             "accounts": self._accounts,
+            "outboxes": lambda _: self._outboxes_of_host(),
             "notes": lambda _: self._notes(since),
         }
         for name in PHASES[PHASES.index(phase) :]:
@@ -189,6 +192,10 @@ class Auditor:
                 found += (await self.shard(shard, its_payers))[0]
             after = payers[-1]
             yield Step(phase="accounts", after=after, looked_at=len(payers), findings=tuple(found))
+
+    async def _outboxes_of_host(self) -> AsyncIterator[Step]:
+        async for looked_at, found in self._outboxes():
+            yield Step(phase="outboxes", after="", looked_at=looked_at, findings=tuple(found))
 
     async def _notes(self, since: str) -> AsyncIterator[Step]:
         conflicts, violations = await self._ledger.conflicts(), await self._ledger.violations(since)

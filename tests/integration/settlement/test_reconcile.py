@@ -7,14 +7,17 @@ from collections.abc import Awaitable, Callable
 
 import psycopg
 import pytest
-
-from town import until
+from town import new_id, unix_ms, until
 
 from extproc.holds.fact_reader import RedisFacts
 from extproc.ledger.fact_reader import PostgresFacts
+from extproc.ledger.facts import FIRST_ID
 from extproc.ledger.leadership import PostgresLeadership
+from extproc.ledger.outboxes import PostgresOutboxes
 from extproc.settlement import reconciler
+from extproc.settlement.outbox_file import Claim, OutboxFile, Watermark, Written, confirm
 from extproc.settlement.reconcile import Finding
+from extproc.settlement.reconcile_outboxes import confirmed_rows
 from extproc.settlement.reconciler import SHARDS_A_ROUND, Auditor, Reconciler
 from extproc.stores.shards import SHARDS, shard_of, tag_of
 
@@ -52,8 +55,15 @@ async def no_rest(_seconds: float) -> None:
 
 
 @pytest.fixture
-def auditor(town):
-    return Auditor(ledger=PostgresFacts(town.database), holds=RedisFacts(town.pipeline), shard_of=shard_of, grace_ms=GRACE_MS, rest=no_rest)
+def auditor(town, tmp_path):
+    return Auditor(
+        ledger=PostgresFacts(town.database),
+        holds=RedisFacts(town.pipeline),
+        shard_of=shard_of,
+        grace_ms=GRACE_MS,
+        rest=no_rest,
+        outboxes=lambda: confirmed_rows(tmp_path, PostgresOutboxes(town.database)),
+    )
 
 
 async def everything(auditor) -> list[Finding]:
@@ -157,6 +167,20 @@ async def test_a_finding_says_whose_and_how_much(town, auditor):
     assert "rebuild" in finding.advice
     steps = [step async for step in auditor.account(payer)]
     assert [one for step in steps for one in step.findings] == [finding]
+
+
+async def test_a_confirmed_row_of_an_outbox_is_in_the_ledger(town, auditor, tmp_path):
+    payer, key, _ = await a_day(town)
+    claim = Claim.first_of(tmp_path, 0)
+    booked = (await auditor._ledger.events_by_id(FIRST_ID, limit=10))[1:3]
+    holds = [*(one.id for one in booked if one.event["event_type"] == "settle"), new_id(), new_id()]
+    outbox = OutboxFile.owned(claim, new_id=new_id(), unix_ms=unix_ms())
+    outbox.append([Written(unix_ms(), shard_of(payer), hold, payer, key, "settle", 25, 1_000, b"{}") for hold in holds])
+    confirm(claim.path, Watermark(outbox_id=outbox.outbox_id, below=len(holds), ledger_id="any"))
+    (lost,) = await everything(auditor)
+    assert (lost.invariant, lost.subject, lost.account, lost.drift_nanos) == (15, holds[-2], payer, -25)
+    outbox.close()
+    claim.release()
 
 
 async def test_credits_on_their_way_are_no_drift(town, auditor):
