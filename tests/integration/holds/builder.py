@@ -118,7 +118,7 @@ class Builder:
 
 
 def reassertion(
-    hold: str, reserved: int = 0, *, entry: int = 0, charge: int = 0, owner: str = "", key: str = "k1", payer: str = "anna"
+    hold: str, reserved: int = 0, *, entry: int | None = None, charge: int = 0, owner: str = "", key: str = "k1", payer: str = "anna"
 ) -> Reassertion:
     """Exact, unless there is an entry."""
     return Reassertion(
@@ -126,8 +126,8 @@ def reassertion(
         owner=owner or hold,
         payer_id=payer,
         key_id=key,
-        is_exact=not entry,
-        entry_nanos=entry,
+        is_exact=entry is None,
+        entry_nanos=entry or 0,
         reserved_nanos=reserved,
         cap_nanos=reserved,
         charge_nanos=charge,

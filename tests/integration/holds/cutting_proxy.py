@@ -16,6 +16,7 @@ class CuttingProxy:
         self.lose_requests = False
         self.cuts = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._clients: set[asyncio.StreamWriter] = set()
 
     @property
     def url(self) -> str:
@@ -32,20 +33,32 @@ class CuttingProxy:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._listener.wait_closed()
 
+    def cut(self) -> None:
+        """Every connection; new ones go to ``server`` as it is now."""
+        for client in self._clients:
+            client.transport.abort()
+
     async def _serve(self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
-        from_server, to_server = await asyncio.open_unix_connection(self.server)
+        try:
+            from_server, to_server = await asyncio.open_unix_connection(self.server)
+        except OSError:
+            to_client.transport.abort()
+            self._tasks.discard(task)
+            return
+        self._clients.add(to_client)
         ways = [asyncio.ensure_future(self._requests(from_client, to_server)), asyncio.ensure_future(self._replies(from_server, to_client))]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            self._clients.discard(to_client)
+            for writer in (to_server, to_client):  # first: we may be cancelled while we wait
+                writer.transport.abort()
             for way in ways:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
-            for writer in (to_server, to_client):
-                writer.transport.abort()
             self._tasks.discard(task)
 
     async def _requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
