@@ -28,9 +28,9 @@ class PostgresOutboxes:
         rows = await self._database.fetch(self._queries["outbox_positions"])
         return Positions(ledger_id=rows[0]["ledger_id"], below={row["outbox_id"]: row["below"] for row in rows if row["outbox_id"]})
 
-    async def read_back(self, outbox_id: str, rows: Sequence[OutboxRow], *, known: int) -> ReadBack:
+    async def read_back(self, outbox_id: str, rows: Sequence[OutboxRow], *, known: int, is_first: bool = False) -> ReadBack:
         async with self._database.transaction() as transaction:
-            missing = await self._missing(transaction, rows)
+            missing = await self._missing(transaction, rows, is_first=is_first)
             below = missing[0].id if missing else rows[-1].id + 1
             if below > known:
                 params = {"outbox": outbox_id, "below": below, "known": known}
@@ -41,11 +41,11 @@ class PostgresOutboxes:
     async def forget(self, outbox_id: str) -> None:
         await self._database.fetch(self._queries["forget_outbox"], {"outbox": outbox_id})
 
-    async def _missing(self, transaction: Transaction, rows: Sequence[OutboxRow]) -> list[OutboxRow]:
+    async def _missing(self, transaction: Transaction, rows: Sequence[OutboxRow], *, is_first: bool) -> Sequence[OutboxRow]:
         """Nearly all have ended as they say, which one look at their events tells; only of the others it is asked what became of them."""
         faulty = [row for row in rows if fault_of(row.posting)]
         sound = [row for row in rows if not fault_of(row.posting)] if faulty else rows
-        others = faulty
+        others: Sequence[OutboxRow] = faulty
         if sound:
             params = {
                 "ids": _array(row.posting.hold_id for row in sound),
@@ -54,11 +54,11 @@ class PostgresOutboxes:
             }
             answer = await transaction.fetch(self._queries["unbooked_endings"], params)
             others = [*faulty, *(sound[one["number"] - 1] for one in answer)]
-        if not others:
-            return []
-        asked = [_asked(number, row.posting) for number, row in enumerate(others)]
-        unknown = await transaction.fetch(self._queries["unknown_endings"], {"rows": json.dumps(asked)})
-        return sorted((others[one["number"]] for one in unknown), key=lambda row: row.id)
+        if others and not is_first:
+            asked = [_asked(number, row.posting) for number, row in enumerate(others)]
+            unknown = await transaction.fetch(self._queries["unknown_endings"], {"rows": json.dumps(asked)})
+            others = [others[one["number"]] for one in unknown]
+        return sorted(others, key=lambda row: row.id) if faulty else others
 
 
 def _asked(number: int, posting: Posting) -> dict[str, object]:

@@ -342,11 +342,12 @@ class Outboxes(Protocol):
     async def positions(self) -> Positions:
         """Of all outboxes, and of which ledger they are."""
 
-    async def read_back(self, outbox_id: str, rows: Sequence[OutboxRow], *, known: int) -> ReadBack:
+    async def read_back(self, outbox_id: str, rows: Sequence[OutboxRow], *, known: int, is_first: bool = False) -> ReadBack:
         """Which of these, the next in line, are booked (as they say, or by an adjust) or set aside.
 
         The position is moved up to the first that is neither. ``known`` is where it stands, 0 = nowhere yet;
-        :class:`~extproc.errors.StoreRefused` as well if the ledger says less.
+        :class:`~extproc.errors.StoreRefused` as well if the ledger says less. ``is_first``: what is missing will be posted, which does no
+        harm, and asked for again: only what has ended as it says is there, and nobody searches for what became of a whole backlog.
         """
 
     async def forget(self, outbox_id: str) -> None:

@@ -1,6 +1,6 @@
 """From the outboxes into the ledger: what never came through Redis, or was lost there, is booked all the same.
 
-Every file of the directory is read in the order of its rows, whoever owns it, once its rows are old enough to have come by the stream::
+Every file of the directory is read in the order of its rows, whoever owns it, as far as they are old enough to have come by the stream::
 
     read ─▶ read back: which of them does the ledger have? ─┬─ all ─▶ the watermark moves beyond them: they are confirmed
                                                             └─ not these ─▶ has their stream more to say? ─▶ book them, read them back
@@ -15,8 +15,9 @@ It needs no leadership: two settlers that read one directory do each other's wor
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
@@ -31,7 +32,7 @@ from extproc.settlement.outbox_file import Claim, OutboxFile, Watermark, confirm
 from extproc.settlement.pace import Pace, keep_doing
 
 LOOK_EVERY_S: Final = 2.0
-RIPE_MS: Final = 5_000  # so old is a row before it is looked for: the stream brings it within a second
+RIPE_S: Final = 5.0  # so long ago was a row there before it is looked for: the stream brings it within a second
 SKEW_MS: Final = 1_000  # between the clocks of a worker and of Redis, when it is asked what the stream has yet to say
 STREAM_PATIENCE_S: Final = 60.0  # then a row is booked, whatever still waits in its stream: what comes twice is booked once
 LANES: Final = 2  # as the poster's
@@ -59,6 +60,8 @@ class _Place:
     mark: Watermark
     written: Watermark | None
     known: int = 0
+    ripe_id: int = 0  # rows up to this one were there a while ago
+    seen: deque[tuple[float, int]] = field(default_factory=deque)  # when which id was the last
     oldest_ms: int = NEVER_MS  # of the rows that are not confirmed
     waits_since_s: float | None = None
 
@@ -130,6 +133,8 @@ class Replay:
                 is_behind = await self._batch(file, place)
                 if not is_behind or self._pace.is_over:
                     break
+            first = await _disk(file.read, place.mark.below - 1, 1)
+            place.oldest_ms = first[0].posting.occurred_ms if first else NEVER_MS
         finally:
             await asyncio.to_thread(file.close)
         await _write(path, place)
@@ -148,6 +153,7 @@ class Replay:
             place = self._places[path] = _Place(mark=there or fresh, written=there)
         place.known = positions.below.get(file.outbox_id, 0)
         last_id = (await _disk(file.extent)).last
+        self._ripen(place, last_id)
         if 0 < last_id < place.mark.below - 1:  # the file is older than its mark, and gives numbers a second time
             await self._ledger.forget(file.outbox_id)
             self._again(place, positions, below=last_id + 1)
@@ -157,6 +163,15 @@ class Replay:
         elif not place.mark.again_below:
             place.mark = replace(place.mark, below=max(1, place.known))
         return place
+
+    def _ripen(self, place: _Place, last_id: int) -> None:
+        """By our own clock. What is in a file when it is met first may be of any age: it is taken for old."""
+        now_s = self._pace.monotonic_s()
+        if not place.seen:
+            place.seen.append((now_s - RIPE_S, last_id))
+        place.seen.append((now_s, last_id))
+        while place.seen and place.seen[0][0] <= now_s - RIPE_S:
+            _, place.ripe_id = place.seen.popleft()
 
     def _again(self, place: _Place, positions: Positions, *, below: int) -> None:
         self._meter.add(Series.OUTBOX_RESTARTS)
@@ -175,19 +190,16 @@ class Replay:
 
     async def _batch(self, file: OutboxFile, place: _Place) -> bool:
         """Whether all of it is in the ledger, and another one may follow."""
-        limit = LANES * self._rows
-        rows = await _disk(file.read, place.mark.below - 1, limit)
-        place.oldest_ms = rows[0].posting.occurred_ms if rows else NEVER_MS
-        ripe = _ripe(rows, self._pace.unix_ms() - RIPE_MS)
-        if not ripe or not await self._confirm(place, ripe):
+        limit = min(LANES * self._rows, place.ripe_id + 1 - place.mark.below)
+        rows = await _disk(file.read, place.mark.below - 1, limit) if limit > 0 else ()
+        if not rows or not await self._confirm(place, rows):
             return False
-        place.oldest_ms = rows[len(ripe)].posting.occurred_ms if len(ripe) < len(rows) else NEVER_MS
         self._rows = min(2 * self._rows, ROWS_MAX)
-        return len(ripe) == limit
+        return place.mark.below <= place.ripe_id
 
     async def _confirm(self, place: _Place, rows: Sequence[OutboxRow]) -> bool:
         """Whether all of these are in the ledger, perhaps because they were booked now."""
-        missing = await self._read_back(place, rows)
+        missing = await self._read_back(place, rows, is_first=True)
         due = await self._due(place, missing) if missing else ()
         if due:
             await self._book([row.posting for row in due])
@@ -196,9 +208,9 @@ class Replay:
             place.waits_since_s = None
         return not missing
 
-    async def _read_back(self, place: _Place, rows: Sequence[OutboxRow]) -> Sequence[OutboxRow]:
+    async def _read_back(self, place: _Place, rows: Sequence[OutboxRow], *, is_first: bool = False) -> Sequence[OutboxRow]:
         """Those that are missing; the mark is moved to the first of them, or beyond all."""
-        found = await self._ledger.read_back(place.mark.outbox_id, rows, known=place.known)
+        found = await self._ledger.read_back(place.mark.outbox_id, rows, known=place.known, is_first=is_first)
         self._meter.add(Series.OUTBOX_CONFIRMED, sum([row.id < found.below for row in rows]))
         place.mark = replace(place.mark, below=found.below)
         place.known = max(place.known, found.below)
@@ -256,13 +268,6 @@ class Replay:
                 if is_gone:
                     del self._places[path]
                     await self._ledger.forget(place.mark.outbox_id)
-
-
-def _ripe(rows: Sequence[OutboxRow], ripe_ms: int) -> Sequence[OutboxRow]:
-    """Up to the first that is too young: the clock of its worker may have been set, but no row is passed over."""
-    if rows and max([row.posting.occurred_ms for row in rows]) <= ripe_ms:
-        return rows
-    return rows[: next((at for at, row in enumerate(rows) if row.posting.occurred_ms > ripe_ms), 0)]
 
 
 def _remove_if_left(path: Path, below: int, before_ms: int) -> bool:
