@@ -83,14 +83,18 @@ class Log:
     def _files(self) -> list[_File]:
         """The oldest first, the one that is written to last."""
         found = []
-        with contextlib.suppress(FileNotFoundError):
-            for entry in os.scandir(self._path.parent):
-                if entry.name.startswith(self._path.name) and not entry.name.endswith(COMPRESSED):
-                    with contextlib.suppress(FileNotFoundError):  # rotated away this moment
-                        status = entry.stat()
-                        file = _File(Path(entry.path), status.st_ino, status.st_size)
-                        found.append((entry.name == self._path.name, status.st_mtime_ns, file))
+        for entry in self._entries():
+            with contextlib.suppress(FileNotFoundError):  # rotated away this moment
+                status = entry.stat()
+                found.append((entry.name == self._path.name, status.st_mtime_ns, _File(Path(entry.path), status.st_ino, status.st_size)))
         return [file for *_, file in sorted(found)][-FILES_MAX:]
+
+    def _entries(self) -> list[os.DirEntry[str]]:
+        try:
+            with os.scandir(self._path.parent) as entries:
+                return [entry for entry in entries if entry.name.startswith(self._path.name) and not entry.name.endswith(COMPRESSED)]
+        except FileNotFoundError:
+            return []
 
 
 def _found(files: Sequence[_File], at: Place) -> int | None:

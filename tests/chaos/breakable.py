@@ -22,8 +22,8 @@ DRAIN_S = 20
 
 
 class BreakableHouse(House):
-    def __init__(self, directory: Path, *, redis_url: str = "") -> None:
-        """``redis_url``: of servers that somebody else breaks."""
+    def __init__(self, directory: Path, *, redis_url: str = "", settings: str = "") -> None:
+        """``redis_url``: of servers that somebody else breaks. ``settings`` besides, or instead of, those here."""
         # Engines end with the thread that started them: those that are started while a test's loop runs, by this one.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="starter")
         self.valkey_proxy = Severable(directory / "valkey/valkey.sock", directory / "px.sock")
@@ -31,7 +31,7 @@ class BreakableHouse(House):
         super().__init__(
             directory,
             durable=True,
-            settings=f'{holds};drain.grace_s={DRAIN_S};redis.url="{redis_url or self.valkey_proxy.url}";identity.cache_ttl_s=2',
+            settings=f'{holds};drain.grace_s={DRAIN_S};redis.url="{redis_url or self.valkey_proxy.url}";identity.cache_ttl_s=2;{settings}',
         )
         self.redis_url = redis_url or self.valkey.url
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from extproc.catalog.load import load_catalog
 from extproc.catalog.model import Catalog
 from extproc.checks.finding import Finding, Severity, findings_of
-from extproc.checks.static import doors, managers, processor, routes, sidecar, targets
+from extproc.checks.static import doors, managers, processor, routes, sidecar, targets, witness
 from extproc.checks.static.modes import unheeded
 from extproc.checks.static.transport import transport
 from extproc.checks.static.world import Findings, World
@@ -36,6 +36,8 @@ CHECKS: tuple[Callable[[World], Findings], ...] = (
     managers.unknown_filters,
     managers.stream_duration,
     managers.key_in_log,
+    witness.witness_log,
+    witness.witness_metadata,
     processor.ext_proc_members,
     processor.attributes,
     processor.trailers,

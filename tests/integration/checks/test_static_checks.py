@@ -277,6 +277,30 @@ def test_the_sidecar_in_a_cds_file(shipped):
     assert "not static" in finding.what
 
 
+@pytest.mark.parametrize(
+    ("check", "old", "new", "marker"),
+    [
+        ("witness_log", "path: data/access.jsonl", "path: data/other.jsonl", "access_log:"),
+        ("witness_log", "path: data/access.jsonl", "path: /elsewhere/access.jsonl", "access_log:"),
+        ("witness_log", "access_loggers.file.v3.FileAccessLog", "access_loggers.stream.v3.StdoutAccessLog", "access_log:"),
+        ("witness_log", 'details: "%RESPONSE_CODE_DETAILS%"', 'details: "%RESPONSE_CODE%"', "details:"),
+        ("witness_log", 'billing: "%DYNAMIC_METADATA(extproc.billing)%"', "", "json_format:"),
+        ("witness_metadata", "[extproc.billing]", "[other]", "metadata_options:"),
+        ("witness_metadata", "metadata_options: {receiving_namespaces: {untyped: [extproc.billing]}}", "", "typed_config:"),
+    ],
+)
+def test_an_access_log_that_no_witness_can_read(shipped, check, old, new, marker):
+    with (shipped.directory / "extproc.yaml").open("a") as file:
+        file.write("access_log: {file: ../data/access.jsonl}\n")
+    assert shipped.new_findings() == []
+    shipped.replace("envoy", old, new)
+    [finding] = shipped.new_findings()
+    assert (finding.check, finding.severity) == (check, Severity.ERROR)
+    assert Path(finding.file).name == "envoy.yaml"
+    text = (shipped.directory / "envoy.yaml").read_text().splitlines()
+    assert any(marker in line for line in text[finding.line - 2 : finding.line])
+
+
 LISTEN_TLS = "listen: {tls: {cert_file: a.pem, key_file: a.key, client_ca_file: ca.pem}}"
 
 
@@ -422,5 +446,5 @@ def test_any_yaml_is_survived(shipped, text):
 
 
 def test_every_check_has_a_test():
-    tested = {row[0] for row in BREAKS} | {"sidecar_workers"}
+    tested = {row[0] for row in BREAKS} | {"sidecar_workers", "witness_log", "witness_metadata"}
     assert {check.__name__ for check in CHECKS} == tested
