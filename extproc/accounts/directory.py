@@ -33,6 +33,7 @@ AWAY_S = 5  # after a failure PostgreSQL is left alone for so long: its time-out
 
 RELOADS_MAX = 10_000  # keys that Redis was found to lack and that wait for their next look-up
 RELOAD_TTL_S = 60.0
+RECALL_S = 300.0  # a key that was verified so long ago may be served on credit while the stores are away (MONEY.md)
 
 Value = TypeVar("Value")
 
@@ -108,6 +109,7 @@ class Directory:
         self._now_s = monotonic_s
         self._known = _Bounded[Key](KNOWN_MAX, ttl_s=known_ttl_s)
         self._unknown = _Bounded[None](UNKNOWN_MAX, ttl_s=unknown_ttl_s)
+        self._verified = _Bounded[Key](KNOWN_MAX, ttl_s=RECALL_S)
         self._reload = _Bounded[None](RELOADS_MAX, ttl_s=RELOAD_TTL_S)
         self._asking: dict[bytes, asyncio.Task[Key | None]] = {}
         self._away_until_s = 0.0
@@ -138,6 +140,11 @@ class Directory:
         # A caller who leaves does not take the answer away from the others.
         return await asyncio.shield(task)
 
+    def recall(self, secret: str) -> Key | None:
+        """A key that some store has known within the last :data:`RECALL_S`; for when none of them can be asked."""
+        key = self._verified.get(hash_of(secret), self._now_s())
+        return None if isinstance(key, Miss) else key
+
     def forget(self, key: str | bytes) -> None:
         """Redis lacks this key (``DenyReason.MISSING``): the next :meth:`find` reads PostgreSQL and installs it again.
 
@@ -145,6 +152,7 @@ class Directory:
         """
         key_hash = hash_of(key) if isinstance(key, str) else key
         self._known.drop(key_hash)
+        self._verified.drop(key_hash)
         self._unknown.drop(key_hash)
         self._reload.put(key_hash, None, self._now_s())
 
@@ -158,6 +166,7 @@ class Directory:
             self._unknown.put(key_hash, None, self._now_s())
         else:
             self._known.put(key_hash, key, self._now_s())
+            self._verified.put(key_hash, key, self._now_s())
         return key
 
     async def _from_stores(self, key_hash: bytes) -> Key | None:

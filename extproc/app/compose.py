@@ -29,6 +29,7 @@ from extproc.edge.beats import Beats
 from extproc.edge.closing import Closing
 from extproc.edge.driver import Driver, Gate
 from extproc.edge.health import Health
+from extproc.edge.lending import Lending
 from extproc.edge.standing import Standing
 from extproc.edge.threads import Threads
 from extproc.edge.transport.grpcio import GrpcioTransport
@@ -226,7 +227,9 @@ class LivePolicy:
         except ConfigError as error:
             log.error("the settings were not reloaded: %s", error)
             return
-        self.current = fresh.policy.policy()
+        if (policy := fresh.policy.policy()) != self.current:
+            log.warning("the policy has changed: %s", policy)
+            self.current = policy
         if waiting := restart_needed(self._settings, fresh):
             log.warning("changed, and in force only for a new process (SIGUSR2, or a restart): %s", ", ".join(waiting))
 
@@ -279,6 +282,7 @@ async def gate_worker(settings: Settings, slot: int, listen_fd: int | None) -> G
     gate = Gate(
         directory=stores.directory,
         holds=stores.holds,
+        lending=Lending(workers=settings.listen.worker_count, monotonic_s=time.monotonic),
         closing=Closing(stores.holds, outbox, meter, jitter=random.random),
         announced=Announced(shard_of, lives=lambda: (stores.pipeline.connects, outbox.lives)),
         catalog=lambda: catalog.current,

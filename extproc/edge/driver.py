@@ -23,6 +23,7 @@ from extproc.edge.announced import Announced
 from extproc.edge.beats import Beats
 from extproc.edge.closing import Closing, Done
 from extproc.edge.envoy_codec import MalformedMessage, decode, encode
+from extproc.edge.lending import Lending
 from extproc.edge.threads import Threads
 from extproc.edge.transport.port import Call, GoneReason, StatusCode
 from extproc.errors import ExchangeError, StoreError
@@ -53,6 +54,7 @@ class Gate:
 
     directory: Directory
     holds: Holds
+    lending: Lending
     closing: Closing
     announced: Announced
     catalog: Callable[[], Catalog]
@@ -80,7 +82,7 @@ class Gate:
 class Driver:
     """The handler of one gRPC stream of Envoy (``edge/transport/port.py``)."""
 
-    __slots__ = ("_call", "_counting", "_ending", "_exchange", "_gate", "_mailbox", "_rest", "_secret", "_timer")
+    __slots__ = ("_call", "_counting", "_ending", "_exchange", "_gate", "_lent_nanos", "_mailbox", "_rest", "_secret", "_timer")
 
     def __init__(self, gate: Gate, call: Call) -> None:
         self._gate = gate
@@ -92,6 +94,7 @@ class Driver:
         self._ending: Done | None = None
         self._counting: asyncio.Future[int] | None = None
         self._secret = ""
+        self._lent_nanos: int | None = None
         gate.open.add(self)
         gate.metrics.exchange_opened()
 
@@ -184,7 +187,7 @@ class Driver:
             self.push(ev.KeyRead(at_ns=time.monotonic_ns(), key=key))
             return False
         answer = asyncio.ensure_future(asyncio.wait_for(self._gate.directory.find(action.secret), PHASE_S))
-        answer.add_done_callback(partial(self._answered, self._key_read))
+        answer.add_done_callback(self._looked_up)
         return False
 
     def _admit(self, action: act.Admit) -> bool:
@@ -210,6 +213,16 @@ class Driver:
         reason = verdict.reason if isinstance(verdict, Denied) else verdict.would_deny
         if reason is not None:
             self._gate.metrics.trusted_untaken(reason.value)
+
+    def _lend(self, action: act.Lend) -> bool:
+        amendment, at_ns = action.amendment, time.monotonic_ns()
+        if self._gate.lending.lend(amendment.payer_id, amendment.cap_nanos, credit_nanos=self._credit_nanos):
+            self._lent_nanos = amendment.cap_nanos
+            self._gate.metrics.failed_open()
+            self.push(ev.Amended(at_ns=at_ns, granted=Granted(hold_id=amendment.hold_id, spendable_nanos=0)))
+        else:
+            self.push(ev.StoreFailed(at_ns=at_ns, what="no credit"))
+        return False
 
     def _count(self, action: act.Count) -> bool:
         answer = self._gate.threads.run(action.payer_id, action.job)
@@ -238,8 +251,11 @@ class Driver:
         return False
 
     def _end(self, action: act.End) -> bool:
-        self._gate.beats.drop(action.ending.hold_id)
-        self._ending = self._gate.closing.end(action.ending)
+        ending = action.ending
+        self._gate.beats.drop(ending.hold_id)
+        self._ending = self._gate.closing.end(ending)
+        if self._lent_nanos is not None:
+            self._gate.lending.end(ending.payer_id, self._lent_nanos, charge_nanos=ending.charge_nanos)
         return action.wait and not self._ending.done()
 
     def _note(self, action: act.Note) -> bool:
@@ -264,12 +280,27 @@ class Driver:
             log.error("a store raised what it must not: %r", error)
         self.push(ev.StoreFailed(at_ns=time.monotonic_ns(), what=type(error).__name__))
 
+    def _looked_up(self, answer: asyncio.Future[Key | None]) -> None:
+        if (answer.cancelled() or answer.exception() is not None) and self._credit_nanos:
+            key = self._gate.directory.recall(self._secret)
+            if key is not None:
+                self.push(self._key_read(key))
+                return
+        self._answered(self._key_read, answer)
+
     def _key_read(self, key: Key | None) -> ev.Event:
         return ev.KeyRead(at_ns=time.monotonic_ns(), key=key)
+
+    @property
+    def _credit_nanos(self) -> int:
+        """What all workers may lend one payer while the hold store is away."""
+        return self._exchange.tab.pinned.policy.stores_away_credit_nanos or 0
 
     def _verdict(self, granted: type[ev.Admitted | ev.Amended], verdict: Verdict) -> ev.Event:
         at_ns = time.monotonic_ns()
         if isinstance(verdict, Granted):
+            if granted is ev.Admitted and self._exchange.tab.key is not None:
+                self._gate.lending.saw(self._exchange.tab.key.payer_id, verdict.spendable_nanos)
             return granted(at_ns=at_ns, granted=verdict)
         assert isinstance(verdict, Denied)
         if verdict.reason is DenyReason.MISSING:
@@ -314,6 +345,7 @@ _DEEDS: dict[type[act.Action], Callable[[Driver, Any], bool]] = {
     act.LookUpKey: Driver._look_up,  # noqa: SLF001 - the table belongs to the class
     act.Admit: Driver._admit,  # noqa: SLF001
     act.Amend: Driver._amend,  # noqa: SLF001
+    act.Lend: Driver._lend,  # noqa: SLF001
     act.Count: Driver._count,  # noqa: SLF001
     act.Beat: Driver._beat,  # noqa: SLF001
     act.End: Driver._end,  # noqa: SLF001

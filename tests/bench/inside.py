@@ -28,6 +28,7 @@ from extproc.edge.announced import Announced
 from extproc.edge.beats import Beats
 from extproc.edge.closing import Closing
 from extproc.edge.driver import Driver, Gate
+from extproc.edge.lending import Lending
 from extproc.edge.threads import Threads
 from extproc.edge.transport.port import StatusCode
 from extproc.edge.wire import ext_proc_pb2 as wire
@@ -105,6 +106,7 @@ async def a_gate(directory: Path) -> Gate:
     return Gate(
         directory=OneKey(),  # type: ignore[arg-type]
         holds=holds,
+        lending=Lending(workers=1, monotonic_s=time.monotonic),
         closing=Closing(holds, outbox, metrics, jitter=lambda: 0.0),
         announced=Announced(shard_of, lives=lambda: outbox.lives),
         catalog=lambda: catalog.current,
