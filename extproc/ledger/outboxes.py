@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from extproc.errors import StoreRefused
 from extproc.ledger.plan import digest_of, fault_of
 from extproc.ledger.port import OutboxRow, Positions, ReadBack
+from extproc.ledger.rows import INT8_MAX, are_uuids
 from extproc.money.posting import Posting
 from extproc.stores.postgres import Database, Transaction
 from extproc.stores.queries import load_queries
@@ -43,7 +44,7 @@ class PostgresOutboxes:
 
     async def _missing(self, transaction: Transaction, rows: Sequence[OutboxRow], *, is_first: bool) -> Sequence[OutboxRow]:
         """Nearly all have ended as they say, which one look at their events tells; only of the others it is asked what became of them."""
-        faulty = [row for row in rows if fault_of(row.posting)]
+        faulty = [] if _are_sound(rows) else [row for row in rows if fault_of(row.posting)]
         sound = [row for row in rows if not fault_of(row.posting)] if faulty else rows
         others: Sequence[OutboxRow] = faulty
         if sound:
@@ -59,6 +60,18 @@ class PostgresOutboxes:
             unknown = await transaction.fetch(self._queries["unknown_endings"], {"rows": json.dumps(asked)})
             others = [others[one["number"]] for one in unknown]
         return sorted(others, key=lambda row: row.id) if faulty else others
+
+
+def _are_sound(rows: Sequence[OutboxRow]) -> bool:
+    """Whether the database can be asked for all of these: a few looks at all their values together."""
+    charges = [row.posting.charge_nanos for row in rows]
+    return (
+        are_uuids([row.posting.hold_id for row in rows])
+        and are_uuids([row.posting.payer_id for row in rows])
+        and {*map(type, charges)} == {int}
+        and min(charges) >= 0
+        and max(charges) <= INT8_MAX
+    )
 
 
 def _asked(number: int, posting: Posting) -> dict[str, object]:

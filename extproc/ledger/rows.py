@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeGuard
 
 TEXT_MAX = 200  # names, codes, ids of others
@@ -74,6 +74,8 @@ _DECODER: Final = json.JSONDecoder()
 _ID = r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}"
 _UUID: Final = re.compile(_ID, re.ASCII)
 _UUIDS: Final = re.compile(f"(?:{_ID})?,(?:{_ID})?,(?:{_ID})?", re.ASCII)
+_UUID_LIST: Final = re.compile(f"{_ID}(?:,{_ID})*", re.ASCII)
+_UUID_CHARS: Final = 36
 
 Row = dict[str, Any]
 
@@ -166,6 +168,12 @@ def is_uuid(value: object) -> TypeGuard[str]:
 def are_uuids_or_empty(one: str, two: str, three: str) -> bool:
     """Each of them a UUID in its canonical form, or "": the three ids of a row or of an event in one look."""
     return _UUIDS.fullmatch(f"{one},{two},{three}") is not None
+
+
+def are_uuids(ids: Sequence[str]) -> bool:
+    """Each of them a UUID in its canonical form; a look at all of them together."""
+    text = ",".join(ids)
+    return len(text) == (_UUID_CHARS + 1) * len(ids) - 1 and _UUID_LIST.fullmatch(text) is not None
 
 
 _CHECKS: Final[dict[str, Callable[[str, object], object]]] = {
