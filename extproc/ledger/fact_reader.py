@@ -38,7 +38,7 @@ class PostgresFacts:
 
     async def _events(self, name: str, params: Mapping[str, object]) -> list[BookedEvent]:
         async with self._database.transaction() as transaction:
-            _, events = await transaction.run([(self._queries["one_moment"], {}), (self._queries[name], params)])
+            _, events = await transaction.run([(self._queries["hold_still"], {}), (self._queries[name], params)])
             if not events:
                 return []
             ids = [event["id"] for event in events]
@@ -67,7 +67,7 @@ class PostgresFacts:
         found: list[AccountSum] = []
         async with self._database.transaction() as transaction:
             statement = (self._queries["sums_of_accounts"], {"payers": list(payers), "lines": lines})
-            _, rows = await transaction.run([(self._queries["one_moment"], {}), statement])
+            _, rows = await transaction.run([(self._queries["hold_still"], {}), statement])
             for row in rows:
                 total = int(row["entries_nanos"])
                 if row["lines"] >= lines:
@@ -92,7 +92,7 @@ class PostgresFacts:
         async with self._database.transaction() as transaction:
             _, cursors, accounts, keys = await transaction.run(
                 [
-                    (self._queries["one_moment"], {}),
+                    (self._queries["hold_still"], {}),
                     (self._queries["read_cursors"], {"shards": [shard]}),
                     (self._queries["money_of_accounts"], {"payers": list(payers)}),
                     (self._queries["keys_of_accounts"], {"payers": list(payers), "limit": KEYS_MAX}),

@@ -1,7 +1,3 @@
--- name: one_moment
--- Everything that this transaction reads is of one moment, and it writes nothing.
-SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY;
-
 -- name: events_by_id
 -- Events in the order of their ids, page by page.
 SELECT id::text AS id, user_id::text AS user_id, event_type, amount, charge_nanos, of_id::text AS of_id, shard, epoch, seq, created_at::text AS created_at

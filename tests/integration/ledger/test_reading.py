@@ -47,13 +47,6 @@ async def test_newest_first_then_followed(bench):
         await bench.ledger.requests(payer, limit=1, after="yesterday")
 
 
-async def test_drift_is_seen(bench):
-    payer = await bench.account(10)
-    assert await bench.ledger.drift() == []
-    bench.sql("UPDATE balances SET balance = 11 WHERE user_id = %s", payer)
-    assert [(row["balance"], int(row["entries_total"])) for row in await bench.ledger.drift(payer)] == [(11, 10)]
-
-
 async def test_housekeeping_makes_months_once(bench):
     bench.sql("SELECT ensure_partitions(5)")
     assert await bench.ledger.housekeep() == 0
