@@ -10,7 +10,7 @@ from extproc.errors import StoreError
 from extproc.settlement.meter import Meter, Series
 
 BACKOFF_S_MIN = 0.2
-BACKOFF_S_MAX = 5.0  # a store that is back is found within seconds
+BACKOFF_S_MAX = 1.0  # a store that is back is found within a second: broken shards wait for it
 
 
 class Pace:

@@ -21,10 +21,10 @@ from extproc.settlement.meter import Meter, Series
 from extproc.settlement.pace import Pace, keep_doing
 
 BLOCK_MS = 500  # a read waits so long for an event; a stop waits for it
-LEAD_CHECK_S = 5.0  # how soon a dead settler's shards are taken over
+LEAD_CHECK_S = 1.0  # how soon a dead settler's shards are taken over: those that are broken serve nobody until then
 FAREWELL_S = 5.0  # of a stop, for what is left in the streams: below the supervisor's patience
 SHARD_ROWS_MIN = 16  # of one shard in one read: below it a busy shard would cost a round trip an event
-STALLED_S = LEAD_CHECK_S + 1.0  # without a round that succeeded: from then on the lag grows with the clock
+STALLED_S = 6.0  # without a round that succeeded: from then on the lag grows with the clock
 LAG_EVERY_S = 1.0
 LANES = 2  # connections that post at once: one prepares while the other waits; more would only share the same two processors
 BACKLOG_BATCHES = 4  # so many batches a transaction grows to while all goes well: fewer slow commits; 4,000 rows are 16 MB here

@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +40,16 @@ def rebuilt(house: BreakableHouse, before: dict[int, int]) -> bool:
 
 
 async def lost_in_traffic(
-    house: BreakableHouse, guest: Guest, lose: Callable[[], Any], *, meanwhile: Callable[[], Any] = lambda: None
+    house: BreakableHouse, guest: Guest, lose: Callable[[], Awaitable[float]], *, meanwhile: Callable[[], Any] = lambda: None
 ) -> Traffic:
-    """Streams are open and requests come and go; ``lose`` it, wait until it is built, and go on for a while. Everything is judged."""
+    """Streams are open and requests come and go; ``lose`` it (and say when), wait until it is built, go on for a while. All is judged."""
     before = numbers(house)
     tolds, streams = begin(house, guest, streams=STREAMS, tokens=TOKENS)
     async with Traffic(house, guest, a_second=A_SECOND) as traffic:
         await served(traffic, 20)
         await reached(tolds, 5)
         first = len(traffic.told)
-        lost_s = time.monotonic()
-        lose()  # in this thread: engines die with the one that started them
+        lost_s = await lose()  # in this thread: engines die with the one that started them
         await asyncio.to_thread(meanwhile)
         await asyncio.to_thread(until, lambda: rebuilt(house, before), "rebuilt", 40)
         built_s = time.monotonic() - lost_s
@@ -59,8 +58,9 @@ async def lost_in_traffic(
     statuses = served_or_told_why(traffic)
     refused = [told for told in traffic.told[first:] if told.status == 503]
     again = min(told.began_s for told in traffic.told[first:] if told.status == 200 and (not refused or told.began_s > refused[-1].began_s))
-    seen = f"first refusal after {refused[0].began_s - lost_s:.2f} s" if refused else "nobody was refused"
-    figure(f"built after {built_s:.2f} s; {seen}, served again after {again - lost_s:.2f} s; {dict(statuses)}")
+    first_s = min((told.began_s for told in refused if told.began_s >= lost_s), default=lost_s) - lost_s
+    figure(f"built after {built_s:.2f} s; first refused after {first_s:.2f} s, served again after {again - lost_s:.2f} s; {dict(statuses)}")
+    assert first_s < SEEN_S, "it was not noticed"
     assert all(told.done and told.tokens == TOKENS and not told.error for told in tolds), tolds
     await asyncio.to_thread(charged_once, house, guest, [*traffic.told, *tolds])
     return traffic
@@ -73,43 +73,41 @@ def charged_once(house: BreakableHouse, guest: Guest, tolds: list[Told]) -> None
 
 
 async def test_flushall(house: BreakableHouse, guest: Guest):
-    def lose() -> None:
+    async def lose() -> float:
         with house.redis() as client:
             client.flushall()
+        return time.monotonic()
 
     traffic = await lost_in_traffic(house, guest, lose)
     assert traffic.with_status(503)
 
 
 async def test_it_comes_back_empty(house: BreakableHouse, guest: Guest):
-    def lose() -> None:
+    async def lose() -> float:
+        lost_s = time.monotonic()
         house.valkey.kill()
         shutil.rmtree(house.valkey.directory / "appendonlydir")
         house.valkey.start_again()
+        return lost_s
 
     await lost_in_traffic(house, guest, lose)
 
 
 async def test_it_loses_its_last_second(house: BreakableHouse, guest: Guest):
     """Power is lost: what was not synced is gone. The file is cut back to what it was more than a second ago."""
-    sizes = {path: path.stat().st_size for path in house.valkey.directory.glob("appendonlydir/*.incr.aof")}
-    assert sizes
 
-    def mark() -> None:
-        for path in sizes:
-            sizes[path] = path.stat().st_size
-
-    def lose() -> None:
-        mark()
-        time.sleep(1.3)  # more traffic, acknowledged and posted
+    async def lose() -> float:
+        sizes = {path: path.stat().st_size for path in house.valkey.directory.glob("appendonlydir/*.incr.aof")}
+        await asyncio.sleep(1.3)  # more traffic, acknowledged and posted
+        lost_s = time.monotonic()
         house.valkey.kill()
-        cut = 0
-        for path, size in sizes.items():
-            cut += path.stat().st_size - size
-            os.truncate(path, size)
+        cut = sum(path.stat().st_size - size for path, size in sizes.items())
         figure(f"{cut} bytes of 1.3 s are cut off")
         assert cut > 0
+        for path, size in sizes.items():
+            os.truncate(path, size)
         house.valkey.start_again()
+        return lost_s
 
     await lost_in_traffic(house, guest, lose)
 
@@ -142,10 +140,11 @@ async def test_the_leader_is_killed_while_it_builds(house: BreakableHouse, guest
     """It waits for a worker that is stopped; its successor begins anew, with higher numbers."""
     pids = await asyncio.to_thread(house.pids)
 
-    def lose() -> None:
+    async def lose() -> float:
         house.kill(pids["gate-1"], signal.SIGSTOP)
         with house.redis() as client:
             client.flushall()
+        return time.monotonic()
 
     def meanwhile() -> None:
         with house.redis() as client:
@@ -166,13 +165,15 @@ async def test_postgres_is_away_as_well(house: BreakableHouse, guest: Guest):
     """The shards stay closed until it is back: nobody is served from a guess."""
     before = numbers(house)
 
-    def lose() -> None:
+    async def lose() -> float:
         house.postgres.kill()
         with house.redis() as client:
             client.flushall()
-        time.sleep(2)
+        lost_s = time.monotonic()
+        await asyncio.sleep(2)
         assert numbers(house) == {}
         house.postgres.start_again()
+        return lost_s
 
     await lost_in_traffic(house, guest, lose)
     assert min(numbers(house).values()) > min(before.values())

@@ -286,7 +286,7 @@ async def test_two_settlers_share_nothing_and_one_takes_over(town):
     payer, key = await town.customer()
     first, second = town.poster(), town.poster()
     await first.step()
-    assert await second.step() > 1, "no shard is free: it waits"
+    assert await second.step() >= 1, "no shard is free: it waits"
     await town.serve(payer, key)
     await first._leadership.release()
 
