@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import socket
+import struct
 import threading
 from collections import Counter
 from collections.abc import Coroutine
@@ -31,6 +33,7 @@ class Severable:
         self.random = random.Random(0)
         scripts = load_scripts("extproc.holds.lua")
         self._shas = {verb: scripts[verb].sha.encode() for verb in ("admit", "amend", "settle", "beat", "expire")}
+        self.cut_off: frozenset[int] = frozenset()  # process ids that cannot connect, once their connections are severed
         self._ways: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
@@ -70,6 +73,8 @@ class Severable:
         assert task is not None
         self._tasks.add(task)
         try:
+            if _peer_of(to_client) in self.cut_off:
+                raise ConnectionRefusedError
             from_server, to_server = await asyncio.open_unix_connection(self.server)
         except OSError:
             to_client.transport.abort()
@@ -110,3 +115,9 @@ class Severable:
             if self.late_s:
                 await asyncio.sleep(self.late_s)
             writer.write(data)
+
+
+def _peer_of(writer: asyncio.StreamWriter) -> int:
+    """The process at the other end."""
+    told = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", told)[0])
