@@ -13,7 +13,7 @@ local required = is_shadow and ARGV[14] or reserved
 local P, K, H = payer_key(S, payer_id), key_key(S, payer_id, key_id), hold_key(S, id)
 
 local now = clock(S, ARGV[1])
-local hold = redis.call('HMGET', H, 'state', 'owner', 'entry', 'reserved', 'payer', 'key', 'checkpoint')
+local hold = redis.call('HMGET', H, 'state', 'owner', 'entry', 'reserved', 'payer', 'key')
 local payer = redis.call('HMGET', P, 'version', 'spendable', 'held', 'tpm', 'tpd')
 local key = redis.call('HMGET', K, 'version', 'budget_nanos', 'budget_period', 'tpm', 'budget_id')
 local rates = {}
@@ -65,8 +65,7 @@ add(P, 'spendable', neg(reserved))
 add(P, 'held', reserved)
 add(P, 'entry_held', neg(hold[3]))
 count(rates, 'tokens', tokens)
-redis.call('HSET', H, 'state', 'exact', 'entry', '0', 'reserved', reserved, 'cap', cap,
-  'checkpoint', less(cap, hold[7]) and cap or hold[7], 'tokens', string.format('%d', tokens),
+redis.call('HSET', H, 'state', 'exact', 'entry', '0', 'reserved', reserved, 'cap', cap, 'tokens', string.format('%d', tokens),
   'minute', refused and '' or string.format('%d', math.floor(now / MINUTE)), 'period', span, 'budget', budget, 'row', row)
 if ARGV[13] ~= '' then redis.call('HSET', H, 'sandbox', '1') end
 lease(S, id, now, lease_ms)

@@ -41,12 +41,12 @@ for i = 6, endings - 1, 12 do
       refused = refused + 1
     else
       redis.call('HSET', H, 'state', as, 'owner', owner, 'payer', payer, 'key', key, 'entry', entry, 'reserved', reserved, 'cap', cap,
-        'checkpoint', as == 'exact' and less(cap, charge) and cap or charge, 'tokens', tokens, 'period', '', 'row', row, 'created', created)
+        'checkpoint', less(cap, charge) and cap or charge, 'tokens', tokens, 'period', '', 'row', row, 'created', created)
       redis.call('ZADD', S .. ':leases', string.format('%d', last), id)
       if is_open and as == 'exact' then count_budget(S, id, payer, key, reserved, created) end
     end
   elseif is_pending(h) and h.owner == owner then
-    if h.state == 'exact' and less(h.cap, charge) then charge = h.cap end
+    if less(h.cap, charge) then charge = h.cap end
     if less(h.checkpoint, charge) then redis.call('HSET', H, 'checkpoint', charge, 'row', row) end
     redis.call('ZADD', S .. ':leases', 'XX', string.format('%d', last), id)
   end

@@ -118,7 +118,15 @@ class Builder:
 
 
 def reassertion(
-    hold: str, reserved: int = 0, *, entry: int | None = None, charge: int = 0, owner: str = "", key: str = "k1", payer: str = "anna"
+    hold: str,
+    reserved: int = 0,
+    *,
+    cap: int | None = None,
+    entry: int | None = None,
+    charge: int = 0,
+    owner: str = "",
+    key: str = "k1",
+    payer: str = "anna",
 ) -> Reassertion:
     """Exact, unless there is an entry."""
     return Reassertion(
@@ -129,7 +137,7 @@ def reassertion(
         is_exact=entry is None,
         entry_nanos=entry or 0,
         reserved_nanos=reserved,
-        cap_nanos=reserved,
+        cap_nanos=reserved if cap is None else cap,
         charge_nanos=charge,
         tokens=1,
         row=row(hold, "reassert"),

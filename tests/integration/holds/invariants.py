@@ -134,11 +134,7 @@ def is_late(event: dict[str, str]) -> bool:
 
 def _amounts(opened: dict[str, dict[str, str]], events: list[dict[str, str]]) -> list[str]:
     """8 and 18: 0 ≤ charge ≤ reserved (= cap where nothing is free), 0 ≤ checkpoint ≤ cap."""
-    wrong = [
-        f"18: checkpoint of {hold_id}: {h}"
-        for hold_id, h in opened.items()
-        if h["state"] == "exact" and not 0 <= int(h["checkpoint"]) <= int(h["cap"])
-    ]
+    wrong = [f"18: checkpoint of {hold_id}: {h}" for hold_id, h in opened.items() if not 0 <= int(h["checkpoint"]) <= int(h["cap"])]
     wrong += [f"8: {event}" for event in events if not is_late(event) and not 0 <= int(event["a"]) <= int(event["r"])]
     wrong += [f"8: a void that charges: {event}" for event in events if event["k"] == "void" and event["a"] != "0"]
     return wrong

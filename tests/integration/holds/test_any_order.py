@@ -41,6 +41,7 @@ class Hold:
     entry: int
     state: str = "entry"
     reserved: int = 0
+    cap: int = 0
     checkpoint: int = 0
     kind: str = ""
     amount: int = 0  # of its ending
@@ -100,7 +101,7 @@ class Model:
         self.requests[request] = hold_id
         return hold_id
 
-    def amend(self, hold_id: str, owner: str, reserved: int) -> bool | DenyReason | None:
+    def amend(self, hold_id: str, owner: str, reserved: int, cap: int) -> bool | DenyReason | None:
         """``None``: refused as a contradiction."""
         hold = self.holds.get(hold_id)
         if hold is None:
@@ -113,13 +114,13 @@ class Model:
             return True if hold.reserved == reserved else None
         if reserved and self.spendable < reserved:
             return DenyReason.HELD if self.spendable + self.held() >= reserved else DenyReason.INSUFFICIENT
-        hold.state, hold.reserved, hold.checkpoint = "exact", reserved, min(hold.checkpoint, reserved)
+        hold.state, hold.reserved, hold.cap = "exact", reserved, cap
         return True
 
     def beat(self, hold_id: str, owner: str, charge: int) -> None:
         hold = self.holds.get(hold_id)
         if hold and hold.is_open and hold.owner == owner:
-            hold.checkpoint = max(hold.checkpoint, min(charge, hold.reserved) if hold.state == "exact" else charge)
+            hold.checkpoint = max(hold.checkpoint, min(charge, hold.cap))
 
     def end(self, hold_id: str, owner: str, charge: int, kind: str) -> EndResult | None:
         hold_id = self.aliases.get(hold_id, hold_id)
@@ -133,16 +134,16 @@ class Model:
             return EndResult.ALREADY
         if hold.owner != owner:
             return EndResult.TAKEN
-        if hold.state == "exact" and charge > hold.reserved:
+        if charge > hold.cap:
             return None
         self.finish(hold, charge, kind)
         return EndResult.ENDED
 
     def finish(self, hold: Hold, charge: int, kind: str) -> None:
-        if hold.state == "exact":
-            self.charged += charge
-        else:
+        if charge > hold.reserved:
             self.owed += charge
+        else:
+            self.charged += charge
         hold.state, hold.kind, hold.amount = "ended", kind, charge
 
     def late(self, hold: Hold, charge: int, kind: str) -> None:
@@ -183,10 +184,7 @@ class Model:
             self.owed += charge
         elif not hold.is_open:
             self.late(hold, charge, kind)
-        elif charge <= hold.reserved:
-            self.finish(hold, charge, kind)
         else:
-            hold.state = "entry"  # all of it goes back, and the ledger charges
             self.finish(hold, charge, kind)
 
 
@@ -232,12 +230,14 @@ class Histories(RuleBasedStateMachine):
         else:
             assert verdict == Granted(hold_id=expected, spendable_nanos=self.model.spendable)
 
-    @rule(number=st.integers(0, 5), owner=st.integers(0, 5), own=st.booleans(), reserved=AMOUNTS)
-    def amend(self, number: int, owner: int, own: bool, reserved: int) -> None:
+    @rule(number=st.integers(0, 5), owner=st.integers(0, 5), own=st.booleans(), reserved=AMOUNTS, more=st.sampled_from([0, 0, 0, 5, BIG]))
+    def amend(self, number: int, owner: int, own: bool, reserved: int, more: int) -> None:
+        """The cap is above what is reserved where the ledger is to take the rest."""
         hold_id, owner_id = self._pair(number, owner, own)
-        expected = self.model.amend(hold_id, owner_id, reserved)
+        cap = min(reserved + more, BALANCE_NANOS_MAX)
+        expected = self.model.amend(hold_id, owner_id, reserved, cap)
         try:
-            verdict = self.do(self.bank.amend(hold_id, reserved, owner=owner_id))
+            verdict = self.do(self.bank.amend(hold_id, reserved, owner=owner_id, cap=cap))
         except StoreRefused:
             assert expected is None
             return
@@ -348,9 +348,8 @@ class Histories(RuleBasedStateMachine):
         return hold is not None and not hold.is_open
 
     def _reassertion(self, hold_id: str, hold: Hold) -> Reassertion:
-        return reassertion(
-            hold_id, hold.reserved, entry=hold.entry if hold.state == "entry" else None, charge=hold.checkpoint, owner=hold.owner
-        )
+        entry = hold.entry if hold.state == "entry" else None
+        return reassertion(hold_id, hold.reserved, cap=hold.cap, entry=entry, charge=hold.checkpoint, owner=hold.owner)
 
     async def _reassert(self, holds: list[Reassertion], endings: list[Posting] | None = None) -> None:
         shard, epoch = self.builder.shard, self.builder.opened
