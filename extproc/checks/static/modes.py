@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from extproc.catalog.model import Catalog
 from extproc.checks.finding import Finding, Severity
 from extproc.settings import SECTIONS, Settings
 from extproc.yamlfile import Node, read
@@ -36,8 +37,6 @@ UNHEEDED = (
     Unheeded("identity", "key_header", Severity.ERROR, _changed("identity", "key_header"), ".key_header"),
     Unheeded("outbox", "dir", Severity.WARNING, lambda given: not given.outbox.dir.match("data/outbox"), "outbox.dir"),
     Unheeded("outbox", "bytes_max", Severity.WARNING, _changed("outbox", "bytes_max"), "outbox.bytes_max"),
-    Unheeded("settler", "reconcile_full_at", Severity.WARNING, _changed("settler", "reconcile_full_at"), "reconcile_full_at"),
-    Unheeded("settler", "time_zone", Severity.WARNING, _changed("settler", "time_zone"), "settler.time_zone"),
 )  # fmt: skip
 
 
@@ -54,6 +53,21 @@ def unheeded(settings: Settings) -> Iterator[Finding]:
                 what=f"{row.section}.{row.key} has no effect in this version",
                 todo="leave it at its default",
             )
+
+
+def unknown_backends(settings: Settings, catalog: Catalog | None) -> Iterator[Finding]:
+    """Backends are watched for a model that is none: nobody compares their tokens with anything."""
+    known = catalog.models if catalog else dict(settings.settler.backend_metrics)
+    for name in (name for name, _ in settings.settler.backend_metrics if name not in known):
+        place = place_of(settings, "settler", "backend_metrics")
+        yield Finding(
+            severity=Severity.ERROR,
+            check="unknown_backends",
+            file=place.file,
+            line=place.line,
+            what=f"settler.backend_metrics names {name!r}, and the catalog has no such model",
+            todo="name a model of the catalog, not what the backend calls it",
+        )
 
 
 def place_of(settings: Settings, section: str, key: str) -> Node:

@@ -345,8 +345,6 @@ def test_tls_to_the_workers(shipped, offered, found):
         ("identity: {key_header: x-key}", "identity.key_header", Severity.ERROR),
         ("outbox: {dir: /var/lib/extproc/outbox}", "outbox.dir", Severity.WARNING),
         ("outbox: {bytes_max: 10_000_000}", "outbox.bytes_max", Severity.WARNING),
-        ("settler: {reconcile_full_at: 22:00}", "settler.reconcile_full_at", Severity.WARNING),
-        ("settler: {time_zone: Europe/Berlin}", "settler.time_zone", Severity.WARNING),
     ],
 )
 def test_settings_without_effect_are_said_to_be(shipped, settings, key, severity):
@@ -355,6 +353,14 @@ def test_settings_without_effect_are_said_to_be(shipped, settings, key, severity
     [finding] = shipped.new_findings()
     assert (finding.check, finding.what, finding.severity) == ("unheeded", f"{key} has no effect in this version", severity)
     assert (Path(finding.file).name, finding.line) == ("extproc.yaml", 2)
+
+
+def test_backends_of_a_model_that_is_none(shipped):
+    with (shipped.directory / "extproc.yaml").open("a") as file:
+        file.write("settler: {backend_metrics: {no-such-model: ['http://127.0.0.1:8000/metrics']}}\n")
+    [finding] = shipped.new_findings()
+    assert (finding.check, finding.severity, finding.line) == ("unknown_backends", Severity.ERROR, 2)
+    assert "no-such-model" in finding.what
 
 
 @pytest.mark.parametrize("row", UNHEEDED, ids=[f"{row.section}.{row.key}" for row in UNHEEDED])
