@@ -90,10 +90,12 @@ class Load:
         while not self._over.is_set():
             told = Told()
             self.tolds.append(told)
+            told.began_s = time.monotonic()
             try:
                 await self._ask(told)
             except (*BROKEN, TimeoutError, ValueError):
                 pass  # ValueError: a head that was cut off
+            told.took_s = time.monotonic() - told.began_s
             if told.status != 200:
                 await asyncio.sleep(0.05)  # a refused client does not come back at once
 
@@ -123,6 +125,7 @@ class Storm:
         self.kills: Counter[str] = Counter()
         self.away_s: dict[str, list[float]] = {}
         self.findings: list[str] = []
+        self._began_s = time.monotonic()
 
     async def round(self, kills: int, victims: tuple[str, ...] = ()) -> None:
         """``victims``: whom to kill, instead of drawing."""
@@ -140,6 +143,7 @@ class Storm:
         served = load.served
         began = time.monotonic()
         await self._house.aside(self._strike(name))
+        print(f"  {began - self._began_s:.2f} s: {name} killed", flush=True)
         self.kills[name] += 1
         self.outcome.kills += 1
         await asyncio.to_thread(self._house.wait_serving)
@@ -196,7 +200,7 @@ class Storm:
             if row is None:
                 self._found("orphans", f"forwarded, and has no ending: {one}")
             elif row["output_tokens"] > one["generated_tokens"] + 1:
-                self._found("double", f"charged {row['output_tokens']} of {one['generated_tokens']} tokens: {row}")
+                self._found("double", f"charged {row['output_tokens']} of {one['generated_tokens']} tokens: {shown(row)}")
         for told in tolds:
             self._judge_one(told, by_request.get(told.request_id, []), seen)
         self._judge_balance(guest, list(rows.values()))
@@ -204,20 +208,23 @@ class Storm:
     def _judge_one(self, told: Told, rows: list[dict[str, Any]], seen: dict[str, dict[str, Any]]) -> None:
         charged = [row for row in rows if row["cost"]]
         if len(charged) > 1:
-            self._found("double", f"two charges for one request: {charged}")
+            self._found("double", f"two charges for one request: {[*map(shown, charged)]}")
         if told.status != 200 or not told.tokens:
             return
         if not charged:
-            self._found("lost", f"served and not charged: {told}, {rows}")
+            self._found(
+                "lost", f"served and not charged: {told.request_id}, {told.tokens} tokens, {self._moment(told)}; {[*map(shown, rows)]}"
+            )
             return
         (row,) = charged[:1]
         made = seen[str(row["id"])]["generated_tokens"]
         if row["output_tokens"] < min(told.tokens, made) - 1:
             short = min(told.tokens, made) - row["output_tokens"]
-            self._found(
-                "lost",
-                f"{short} tokens short ({row['ending']}, {row['end_reason']}, {row['usage_source']}): {told.tokens} read, {made} made; {row}",
-            )
+            self._found("lost", f"{short} tokens short: {told.tokens} read, {made} made, {self._moment(told)}; {shown(row)}")
+
+    def _moment(self, told: Told) -> str:
+        """Between which kills it ran."""
+        return f"begun {told.began_s - self._began_s:.2f} s, {'whole' if told.whole else 'broken'} {told.began_s + told.took_s - self._began_s:.2f} s"
 
     def _judge_balance(self, guest: Guest, rows: list[dict[str, Any]]) -> None:
         view, posted = guest.view(), guest.posted()
@@ -243,6 +250,14 @@ class Storm:
     def _found(self, name: str, what: str, amount: int = 1) -> None:
         setattr(self.outcome, name, getattr(self.outcome, name) + amount)
         self.findings.append(f"{name}: {what}")
+
+
+def shown(row: dict[str, Any]) -> str:
+    """What tells how a request was charged."""
+    names = ("id", "ending", "end_reason", "usage_source", "usage_flags", "output_tokens", "cost", "hold_nanos", "status", "error_code")
+    return str(
+        {name: row[name] for name in names} | {"occurred": f"{row['occurred_at']:%H:%M:%S.%f}", "posted": f"{row['posted_at']:%H:%M:%S.%f}"}
+    )
 
 
 async def run(house: BreakableHouse, rounds: int, seed: int) -> Storm:

@@ -164,6 +164,7 @@ class House:
             "catalog": {"file": "models.yaml"},
             "redis": {"url": self.valkey.url},
             "postgres": {"dsn": self.postgres.dsn, "password_file": "password"},
+            "access_log": {"file": str(self.directory / "envoy/access.jsonl")},
             "log": {"format": "json"},
         }
         for line in filter(None, more.split(";")):
