@@ -53,7 +53,7 @@ class PostgresPeriods:
         while begin < end:
             progress(begin.date())
             # What came late, whenever it occurred, is read with the first day.
-            span = {"begin": begin, "end": begin + DAY, "late": month if begin.day == 1 else None}
+            span = {"begin": begin, "end": begin + DAY, "ids_begin": begin - DAY, "late": month if begin.day == 1 else None}
             async with self._database.transaction() as transaction:
                 counted, summed = await transaction.run([(self._queries["sum_events"], span), (self._queries["sum_entries"], span)])
             events += counted[0]["events"]

@@ -28,10 +28,19 @@ SELECT count(*) AS events, count(late_period) AS late FROM billing_events
 WHERE (late_period IS NULL AND occurred_at >= %(begin)s AND occurred_at < %(end)s) OR late_period = %(late)s::date;
 
 -- name: sum_entries
--- What they did to each account.
-SELECT e.kind, e.name, e.unit, sum(e.amount)::numeric AS sum FROM billing_events AS v JOIN entries AS e ON e.event_id = v.id
-WHERE (v.late_period IS NULL AND v.occurred_at >= %(begin)s AND v.occurred_at < %(end)s) OR v.late_period = %(late)s::date
-GROUP BY 1, 2, 3;
+-- What they did to each account. Most events have an id of their day (a hold is at most hours old), and their lines lie together; whatever
+-- else is booked on it, such as what refers to an older request, is looked up one by one (OFFSET 0 keeps it so).
+SELECT kind, name, unit, sum(amount)::numeric AS sum FROM (
+    SELECT e.kind, e.name, e.unit, e.amount FROM billing_events AS v JOIN entries AS e ON e.event_id = v.id
+    WHERE v.late_period IS NULL AND v.occurred_at >= %(begin)s AND v.occurred_at < %(end)s
+        AND v.id >= uuid7_floor(%(ids_begin)s) AND v.id < uuid7_floor(%(end)s)
+        AND e.event_id >= uuid7_floor(%(ids_begin)s) AND e.event_id < uuid7_floor(%(end)s)
+    UNION ALL
+    SELECT e.* FROM billing_events AS v
+    CROSS JOIN LATERAL (SELECT kind, name, unit, amount FROM entries WHERE event_id = v.id OFFSET 0) AS e
+    WHERE (v.late_period IS NULL AND v.occurred_at >= %(begin)s AND v.occurred_at < %(end)s
+        AND (v.id < uuid7_floor(%(ids_begin)s) OR v.id >= uuid7_floor(%(end)s))) OR v.late_period = %(late)s::date
+) AS lines GROUP BY 1, 2, 3;
 
 -- name: insert_sums
 -- Frozen.

@@ -16,6 +16,7 @@ from extproc.errors import UsageError
 from extproc.ledger.booking import PERIODS_LOCK
 from extproc.ledger.periods import PostgresPeriods
 from extproc.ledger.port import EventType
+from extproc.money.hold import uuid7
 from extproc.stores.postgres import Database
 
 THIS = datetime.now(UTC).date().replace(day=1)
@@ -74,17 +75,19 @@ async def test_sums_are_those_of_what_occurred_in_the_month(bench, periods):
     payer = await bench.account(0)
     for day in (BEFORE, LAST, LAST, THIS):
         await bench.ledger.grant(bench.grant(payer, 100, occurred_ms=ms(day)))
-    await bench.ledger.post([bench.posting(payer, occurred_ms=ms(LAST, 23)), bench.posting(payer, occurred_ms=ms(THIS, 0))])
+    of_its_day = {"hold_id": uuid7(unix_ms=ms(LAST, 22), random_bits=1), "occurred_ms": ms(LAST, 23)}  # other ids are of today
+    await bench.ledger.post([bench.posting(payer, **fields) for fields in (of_its_day, {"occurred_ms": ms(THIS, 0)})])
+    await bench.ledger.post([bench.posting(payer, occurred_ms=ms(LAST, 0), hold_id=uuid7(unix_ms=ms(BEFORE, 23), random_bits=2))])
     await close(periods, BEFORE)
     sums = await close(periods, LAST)
-    assert (sums.events, sums.late) == (3, 0)
+    assert (sums.events, sums.late) == (4, 0)
     assert [(line.kind, line.name, line.sum) for line in sums.lines] == [
         ("clearing", "manual", -200),
-        ("customer", "", 175),
-        ("revenue", "m", 25),
+        ("customer", "", 150),
+        ("revenue", "m", 50),
     ]
     period, frozen = await periods.period(LAST)
-    assert (frozen, period.events) == (sums, 3)
+    assert (frozen, period.events) == (sums, 4)
 
 
 async def test_what_comes_late_is_booked_in_the_open_month_and_says_so(bench, periods):
