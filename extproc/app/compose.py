@@ -284,7 +284,7 @@ async def gate_worker(settings: Settings, slot: int, listen_fd: int | None) -> G
         holds=stores.holds,
         lending=Lending(workers=settings.listen.worker_count, monotonic_s=time.monotonic),
         closing=Closing(stores.holds, outbox, meter, jitter=random.random),
-        announced=Announced(shard_of, lives=lambda: (stores.pipeline.connects, outbox.lives)),
+        announced=Announced(shard_of, lives=lambda: (stores.holds.lives, outbox.lives)),
         catalog=lambda: catalog.current,
         policy=lambda: policy.current,
         bounds=settings.bounds(),

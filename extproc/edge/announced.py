@@ -1,7 +1,7 @@
 """Prices that the ledger gets in full, as far as this worker knows, so that they need not travel with every row.
 
-A shard's stream is ordered, and so is an outbox, so whatever this worker adds later is posted later. A new connection may be one to a
-server that has lost what it was told, and an outbox may have been replaced: then everything is told again.
+A shard's stream is ordered, and so is an outbox, so whatever this worker adds later is posted later. A shard in another epoch may have
+lost what it was told, and an outbox may have been replaced: then everything is told again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Announced:
     """(shard, price id) of endings that carried their price, and that both stream and outbox have."""
 
     def __init__(self, shard_of: Callable[[str], int], *, lives: Callable[[], Hashable]) -> None:
-        """``lives``: which connections and files these are; what was told in another life counts no more."""
+        """``lives``: which epochs and files these are; what was told in another life counts no more."""
         self._shard_of = shard_of
         self._lives = lives
         self._life = lives()

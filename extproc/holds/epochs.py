@@ -40,6 +40,7 @@ class Epochs:
         self._server = server
         self._known = [""] * SHARDS
         self._at_once = asyncio.Event()
+        self.lives = 0  # another number: a shard may have lost what it was told
 
     @property
     def closed(self) -> frozenset[int]:
@@ -60,7 +61,7 @@ class Epochs:
         _, tag, *_, epoch = text.partition(",")[0].split()
         shard = _SHARD_OF_TAG[tag]
         if self._known[shard] == epoch:
-            self._known[shard] = ""
+            self._learn([*self._known[:shard], "", *self._known[shard + 1 :]])
             self._at_once.set()
 
     async def states(self) -> list[ShardState]:
@@ -72,10 +73,14 @@ class Epochs:
         looks = [self._server.execute("HMGET", f"{tag}:shard", "epoch", "rebuilding") for tag in TAGS]
         answers = await asyncio.gather(*looks, return_exceptions=True)
         states = [_state(shard, run_id, answer) for shard, (run_id, answer) in enumerate(zip(runs, answers, strict=True))]
-        self._known = [state.epoch if state.is_open else "" for state in states]
+        self._learn([state.epoch if state.is_open else "" for state in states])
         if all(isinstance(answer, StoreError) for answer in answers):
             raise answers[0]
         return states
+
+    def _learn(self, known: list[str]) -> None:
+        self.lives += known != self._known
+        self._known = known
 
     async def watch(self, *told: Told) -> None:
         """For ever: look, and tell what was seen; nothing (an empty list) when a server does not answer."""

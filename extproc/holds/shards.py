@@ -44,6 +44,11 @@ class RedisShards:
         """Shards that are not called: nobody has looked yet, or they have to be rebuilt."""
         return self._epochs.closed
 
+    @property
+    def lives(self) -> int:
+        """Another number: a shard may have lost what it was told."""
+        return self._epochs.lives
+
     async def states(self) -> list[ShardState]:
         return await self._epochs.states()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
-from extproc.errors import StoreError
+from extproc.errors import StoreError, StoreFenced
 from extproc.holds.port import Reaping
 from extproc.settlement.meter import Meter, Series
 from extproc.settlement.pace import Pace, keep_doing
@@ -34,6 +34,8 @@ class Reaper:
         """A shard that fails does not keep the others waiting; it is tried again in the next round."""
         results = await asyncio.gather(*(self._reap(shard) for shard in self._shards), return_exceptions=True)
         for result in results:
+            if isinstance(result, StoreFenced):
+                continue  # nothing expires in a shard that is rebuilt
             if isinstance(result, StoreError):
                 self._meter.add(Series.REAP_FAILURES)
             elif isinstance(result, BaseException):

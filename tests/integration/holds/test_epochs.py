@@ -149,10 +149,14 @@ async def test_an_emptied_server_is_seen_though_nobody_calls(watched: Watched) -
 
 
 async def test_whoever_calls_sees_it_at_once(watched: Watched) -> None:
+    lives = watched.holds.lives
+    assert await watched.holds.states()
+    assert watched.holds.lives == lives
     await watched.pipeline.execute("FLUSHALL")
     with pytest.raises(StoreFenced, match="FENCED"):
         await watched.bank.admit(watched.bank.id())
     assert ANNA in watched.holds.closed
+    assert watched.holds.lives > lives, "prices are told again"
     await _within(0.1, lambda: watched.holds.closed == ALL)
 
 
