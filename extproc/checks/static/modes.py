@@ -35,8 +35,6 @@ UNHEEDED = (
     Unheeded("policy", "stores_away", Severity.ERROR, lambda given: bool(given.policy.stores_away_credit_nanos), "stores_away_credit"),
     Unheeded("identity", "client_ip", Severity.ERROR, _changed("identity", "client_ip"), "identity.client_ip"),
     Unheeded("identity", "key_header", Severity.ERROR, _changed("identity", "key_header"), ".key_header"),
-    Unheeded("outbox", "dir", Severity.WARNING, lambda given: not given.outbox.dir.match("data/outbox"), "outbox.dir"),
-    Unheeded("outbox", "bytes_max", Severity.WARNING, _changed("outbox", "bytes_max"), "outbox.bytes_max"),
 )  # fmt: skip
 
 

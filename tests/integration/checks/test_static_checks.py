@@ -343,8 +343,6 @@ def test_tls_to_the_workers(shipped, offered, found):
         ("policy: {stores_away: {credit: '5'}}", "policy.stores_away", Severity.ERROR),
         ("identity: {client_ip: xff:1}", "identity.client_ip", Severity.ERROR),
         ("identity: {key_header: x-key}", "identity.key_header", Severity.ERROR),
-        ("outbox: {dir: /var/lib/extproc/outbox}", "outbox.dir", Severity.WARNING),
-        ("outbox: {bytes_max: 10_000_000}", "outbox.bytes_max", Severity.WARNING),
     ],
 )
 def test_settings_without_effect_are_said_to_be(shipped, settings, key, severity):
