@@ -64,18 +64,17 @@ class PostgresFacts:
     async def sums(self, payers: Sequence[str], *, lines_max: int | None) -> list[AccountSum]:
         """A long account is summed up in pieces, in the same transaction: of one moment, and no statement runs into its time-out."""
         lines = LINES_A_STATEMENT if lines_max is None else lines_max
-        found: list[AccountSum] = []
         async with self._database.transaction() as transaction:
             statement = (self._queries["sums_of_accounts"], {"payers": list(payers), "lines": lines})
             _, rows = await transaction.run([(self._queries["hold_still"], {}), statement])
-            for row in rows:
-                total = int(row["entries_nanos"])
-                if row["lines"] >= lines:
-                    if lines_max is not None:
-                        continue
-                    total = await self._sum(transaction, row["payer_id"])
-                found.append(AccountSum(payer_id=row["payer_id"], balance_nanos=row["balance_nanos"], entries_nanos=total))
-        return found
+            totals = {row["payer_id"]: int(row["entries_nanos"]) for row in rows if row["lines"] < lines}
+            for payer in [row["payer_id"] for row in rows if row["lines"] >= lines and lines_max is None]:
+                totals[payer] = await self._sum(transaction, payer)
+        return [
+            AccountSum(payer_id=row["payer_id"], balance_nanos=row["balance_nanos"], entries_nanos=totals[row["payer_id"]])
+            for row in rows
+            if row["payer_id"] in totals
+        ]
 
     async def _sum(self, transaction: Transaction, payer: str) -> int:
         """The cut may fall between two lines of one event only if it has two for one account: no event of ours has."""

@@ -141,9 +141,14 @@ class Moment:
         return redis.seq - posted - sum(1 for event in redis.waiting if event.seq and event.epoch == redis.epoch)
 
     @property
+    def is_readable(self) -> bool:
+        """The shard serves (one that was emptied has no epoch, and is rebuilt), and was read whole."""
+        return bool(self.redis.epoch) and not self.redis.rebuilding and self.redis.is_whole
+
+    @property
     def is_comparable(self) -> bool:
-        """The shard serves, was read whole, and nothing was posted and cut off between both readings."""
-        return not self.redis.rebuilding and self.redis.is_whole and self.missing_events == 0
+        """Nothing was posted and cut off between both readings."""
+        return self.is_readable and self.missing_events == 0
 
     def accounts(self) -> Iterator[tuple[AccountMoney, PayerFacts]]:
         """Those that both stores have."""
@@ -411,8 +416,6 @@ def numbers_are_complete(moment: Moment) -> Found:
     """12, and 16: what was cut off is posted. Numbers given = posted + waiting, and those that wait follow each other."""
     redis = moment.redis
     subject = f"shard {redis.shard}"
-    if redis.rebuilding or not redis.is_whole:
-        return
     if moment.missing_events:
         yield from _texts(12, "events neither posted nor waiting", subject, "", expected="0", found=str(moment.missing_events))
     numbers = [event.seq for event in redis.waiting if event.seq and event.epoch == redis.epoch]
@@ -454,7 +457,7 @@ def of_event(one: BookedEvent) -> list[Finding]:
 
 def of_moment(moment: Moment) -> list[Finding]:
     """All that seems to be wrong with a shard; what is still there at the next looks is."""
-    if moment.redis.rebuilding or not moment.redis.is_whole:
+    if not moment.is_readable:
         return []
     checks = (*SHARD_CHECKS, *MONEY_CHECKS) if moment.is_comparable else SHARD_CHECKS
     return [finding for check in checks for finding in check(moment)]

@@ -10,6 +10,7 @@ import pytest
 from town import new_id, unix_ms, until
 
 from extproc.holds.fact_reader import RedisFacts
+from extproc.ledger import fact_reader
 from extproc.ledger.fact_reader import PostgresFacts
 from extproc.ledger.facts import FIRST_ID
 from extproc.ledger.leadership import PostgresLeadership
@@ -167,6 +168,15 @@ async def test_a_finding_says_whose_and_how_much(town, auditor):
     assert "rebuild" in finding.advice
     steps = [step async for step in auditor.account(payer)]
     assert [one for step in steps for one in step.findings] == [finding]
+
+
+async def test_a_long_account_is_summed_up_in_pieces(town, auditor, monkeypatch):
+    payer, _, _ = await a_day(town)
+    monkeypatch.setattr(fact_reader, "LINES_A_STATEMENT", 2)
+    assert await everything(auditor) == []
+    past_the_triggers(town, "UPDATE balances SET balance = balance + 3")
+    assert [(one.account, one.drift_nanos) for one in await auditor.balances([payer], lines_max=None)] == [(payer, 3)]
+    assert await auditor.balances([payer], lines_max=2) == [], "between two nights a long account is left alone"
 
 
 async def test_a_confirmed_row_of_an_outbox_is_in_the_ledger(town, auditor, tmp_path):
