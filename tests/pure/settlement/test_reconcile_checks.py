@@ -170,6 +170,7 @@ def of_account(**fields: Any) -> Moment:
         of_account(balance_nanos=950, credited_total=990, version=1),
         replace(SOUND, ledger=replace(LEDGER, cursor=Cursor(3, "9-4", "run.0", 77)), redis=replace(REDIS, seq=2)),
         in_redis(rebuilding="run.2", seq=99),
+        in_redis(epoch="", seq=0, payers={PAYER: None}, holds=[]),
         in_redis(is_whole=False, leases=0, holds=[]),
         replace(
             SOUND, ledger=replace(LEDGER, accounts={PAYER: replace(MONEY, redis_version=None)}), redis=replace(REDIS, payers={PAYER: None})
@@ -183,6 +184,7 @@ def of_account(**fields: Any) -> Moment:
         "credit there first",
         "new epoch",
         "rebuilding",
+        "emptied",
         "too much",
         "never installed",
         "in grace",
