@@ -251,7 +251,8 @@ class Replay:
 
     def _tell(self, unreadable: frozenset[Path]) -> None:
         """A file that cannot be read is told once, when it begins."""
-        self._meter.add(Series.UNREADABLE_OUTBOXES, len(unreadable - self._unreadable))
+        for _ in unreadable - self._unreadable:
+            self._meter.add(Series.UNREADABLE_OUTBOXES)
         self._unreadable = unreadable
         oldest_ms = min([place.oldest_ms for place in self._places.values()], default=NEVER_MS)
         self._meter.set(Series.OUTBOX_AGE_MS, max(0, self._pace.unix_ms() - oldest_ms))
