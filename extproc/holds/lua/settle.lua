@@ -18,6 +18,7 @@ if h.state == 'ended' then
   return 'already'
 end
 if h.owner ~= owner then return 'taken' end
-if less(h.cap, charge) then return redis.error_reply('REFUSED the charge is above the cap of the hold') end
+-- An entry hold has no cap: it is of a request that was served on credit, because nobody could tell whether it was held.
+if h.state == 'exact' and less(h.cap, charge) then return redis.error_reply('REFUSED the charge is above the cap of the hold') end
 finish(S, h, now, kind, charge, tokens, row, epoch)
 return 'ended'

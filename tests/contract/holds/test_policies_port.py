@@ -137,3 +137,13 @@ async def test_one_that_does_not_fit_reserves_nothing_and_is_charged_by_the_ledg
     await bank.beat(hold, 700)  # capped
     assert await bank.settle(hold, 250) is EndResult.ENDED
     assert await bank.balance() == (100, 0, 0, 0), "Redis takes nothing: the ledger says what is to go"
+
+
+async def test_an_entry_hold_of_a_request_on_credit_ends_with_its_charge(bank: Bank) -> None:
+    """Nobody could tell whether admit was executed. It was."""
+    await bank.payer(100)
+    hold = bank.id()
+    granted(await bank.admit(hold, entry=50))
+    assert await bank.settle(hold, 250) is EndResult.ENDED
+    assert await bank.settle(hold, 250) is EndResult.ALREADY
+    assert await bank.balance() == (100, 0, 0, 0)

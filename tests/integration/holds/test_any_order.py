@@ -134,7 +134,7 @@ class Model:
             return EndResult.ALREADY
         if hold.owner != owner:
             return EndResult.TAKEN
-        if charge > hold.cap:
+        if hold.state == "exact" and charge > hold.cap:
             return None
         self.finish(hold, charge, kind)
         return EndResult.ENDED

@@ -68,7 +68,7 @@ local function late(S, h, charge, row, epoch, now)
 end
 
 local function finish(S, h, now, kind, charge, tokens, row, epoch)
-  -- Above what is reserved: a trusted account's, which did not fit after all. The ledger takes what is there, as of anything that comes late.
+  -- Above what is reserved: of a trusted account, which did not fit after all, or on credit. The ledger takes what is there.
   local is_late = less(h.reserved, charge)
   give_back(S, h, is_late and '0' or charge, tokens)
   redis.call('ZREM', S .. ':leases', h.id)
