@@ -39,6 +39,7 @@ LANES: Final = 2  # as the poster's
 ROWS_MIN: Final = 8  # of a lane, to which it is halved while PostgreSQL does not manage more
 ROWS_MAX: Final = 4_000  # of a lane: with two of them, some 12 MB
 BATCHES_MAX: Final = 50  # of one file in one look, so that a backlog does not keep the other files waiting
+AHEAD_BATCHES: Final = 12  # that are booked before they are read back: what a settler that dies has to ask for again
 RETIRE_EVERY_S: Final = 60.0
 KEPT_MS: Final = 24 * 3_600_000  # how long a confirmed row stays at least
 NEVER_MS: Final = 2**62
@@ -189,24 +190,23 @@ class Replay:
     # --- a batch of rows
 
     async def _batch(self, file: OutboxFile, place: _Place) -> bool:
-        """Whether all of it is in the ledger, and another one may follow."""
-        limit = min(LANES * self._rows, place.ripe_id + 1 - place.mark.below)
-        rows = await _disk(file.read, place.mark.below - 1, limit) if limit > 0 else ()
-        if not rows or not await self._confirm(place, rows):
+        """Whether all of it is in the ledger, perhaps because it was booked now, and another one may follow."""
+        rows = await self._next(file, place, place.mark.below)
+        if not rows:
             return False
+        missing = await self._read_back(place, rows, is_first=True)
+        if missing:
+            await self._book(file, place, rows, missing)
+            missing = await self._read_back(place, [row for row in rows if row.id >= place.mark.below])
+        if missing:
+            return False
+        place.waits_since_s = None
         self._rows = min(2 * self._rows, ROWS_MAX)
         return place.mark.below <= place.ripe_id
 
-    async def _confirm(self, place: _Place, rows: Sequence[OutboxRow]) -> bool:
-        """Whether all of these are in the ledger, perhaps because they were booked now."""
-        missing = await self._read_back(place, rows, is_first=True)
-        due = await self._due(place, missing) if missing else ()
-        if due:
-            await self._book([row.posting for row in due])
-            missing = await self._read_back(place, [row for row in rows if row.id >= place.mark.below])
-        if not missing:
-            place.waits_since_s = None
-        return not missing
+    async def _next(self, file: OutboxFile, place: _Place, from_id: int) -> Sequence[OutboxRow]:
+        limit = min(LANES * self._rows, place.ripe_id + 1 - from_id)
+        return await _disk(file.read, from_id - 1, limit) if limit > 0 else ()
 
     async def _read_back(self, place: _Place, rows: Sequence[OutboxRow], *, is_first: bool = False) -> Sequence[OutboxRow]:
         """Those that are missing; the mark is moved to the first of them, or beyond all."""
@@ -235,11 +235,19 @@ class Replay:
         next_ms = {event.shard: event.occurred_ms for event in waiting}
         return [row for row in missing if next_ms.get(row.posting.shard, NEVER_MS) > row.posting.occurred_ms + SKEW_MS]
 
-    async def _book(self, postings: Sequence[Posting]) -> None:
-        """In lanes by shards: a payer is of one shard, so that no lane waits for the other's locks."""
+    async def _book(self, file: OutboxFile, place: _Place, rows: Sequence[OutboxRow], missing: Sequence[OutboxRow]) -> None:
+        """In lanes by shards: a payer is of one shard, so that no lane waits for the other's locks.
+
+        Where a whole batch was missing the next one will be: it is begun while this one is written, and read back with all the others.
+        """
         async with Lanes(LANES) as lanes:
-            for lane in range(LANES):
-                await lanes.begin(lane, self._book_lane, [posting for posting in postings if posting.shard % LANES == lane])
+            for _ in range(AHEAD_BATCHES):
+                due = await self._due(place, missing)
+                for lane in range(LANES):
+                    await lanes.begin(lane, self._book_lane, [row.posting for row in due if row.posting.shard % LANES == lane])
+                rows = missing = await self._next(file, place, rows[-1].id + 1) if len(due) == len(rows) else ()
+                if not rows or self._pace.is_over:
+                    break
 
     async def _book_lane(self, postings: Sequence[Posting]) -> None:
         rows = self._rows
