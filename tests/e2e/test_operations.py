@@ -137,7 +137,7 @@ async def test_no_label_names_anybody(house: House, guest: Guest):
     assert not [value for value in values if UUID.search(value) or "sk-" in value or "no-such-model" in value]
     assert not values & {guest.id, guest.key_id, guest.secret, *(told.request_id for told in tolds)}
     assert names <= {
-        "model", "code", "type", "reason", "source", "result", "store", "event", "phase", "le", "hash", "error_type",
+        "model", "code", "type", "reason", "source", "result", "store", "event", "phase", "le", "hash", "error_type", "invariant",
         "gen_ai_operation_name", "gen_ai_request_model", "gen_ai_response_model", "gen_ai_token_type",
     }  # fmt: skip
 
