@@ -62,7 +62,7 @@ async def test_a_worker_is_killed(house: BreakableHouse, guest: Guest):
     lag_tokens = []
     for told in broken:
         (row,) = [row for row in rows if row["request_id"] == told.request_id]
-        assert row["cost"] == holds[str(row["id"])].checkpoint_nanos
+        assert row["cost"] >= holds[str(row["id"])].checkpoint_nanos  # more, if the access log came before the lease ran out
         assert row["cost"] == row["input_tokens"] * NANOS_IN + row["output_tokens"] * NANOS_OUT
         lag_tokens.append(told.tokens - row["output_tokens"])
     figure(f"tokens after the last checkpoint: {sorted(lag_tokens)}")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from house import NANOS_IN, NANOS_OUT, SMALL, Guest, House, until
 from wire import Line, Told, Trunk, call, chat, figure, steering
+from witnesses import explained
 
 DONE_CLIENTS = int(os.environ.get("EXTPROC_DONE_CLIENTS", "40"))
 EVENTS = 1_000
@@ -49,7 +50,7 @@ async def test_leaving_in_the_middle_over_http2(house: House, guest: Guest):
 
 
 def paid_what_was_delivered(house: House, guest: Guest, told: Told) -> None:
-    row = guest.row(told.request_id)
+    row = explained(guest, told.request_id)
     (seen,) = until(lambda: [one for one in house.upstream(told.request_id) if one["end"] != "open"], "the simulator noticed")
     figure(
         f"read {told.tokens}, made {seen['generated_tokens']}, billed {row['output_tokens']} ({row['usage_source']}, {row['end_reason']})"
@@ -58,7 +59,7 @@ def paid_what_was_delivered(house: House, guest: Guest, told: Told) -> None:
     assert abs(row["output_tokens"] - seen["generated_tokens"]) <= TOLERANCE
     assert row["input_tokens"] == seen["prompt_tokens"]
     assert row["cost"] == row["input_tokens"] * NANOS_IN + row["output_tokens"] * NANOS_OUT
-    assert (row["end_reason"], row["ending"], row["stream"]) == ("cut", "settle", True)
+    assert (row["end_reason"], row["ending"], row["stream"]) == ("client_gone", "settle", True)
     assert seen["end"] == "client_gone"
 
 

@@ -19,6 +19,7 @@ import openai
 import pytest
 from asking import CHAT, body, error_of, events_of, streaming, tokens_read
 from house import LARGE, NANOS_IN, NANOS_OUT, SMALL, Guest, House, until
+from witnesses import explained
 
 from extproc.local import envoy
 
@@ -112,11 +113,11 @@ def test_a_reset_in_mid_stream_is_charged_as_delivered(house: House, guest: Gues
         data = read(answer)
     assert after - 1 <= tokens_read(events_of(data)) <= after
     assert b"[DONE]" not in data
-    row = guest.row(answer.headers["x-request-id"])
+    row = explained(guest, answer.headers["x-request-id"])
     (seen,) = house.upstream(row["request_id"])
     assert (seen["end"], seen["delivered_tokens"]) == ("reset", after)
     assert (row["output_tokens"], row["input_tokens"]) == (after, seen["prompt_tokens"])
-    assert (row["ending"], row["end_reason"], row["usage_source"], row["events"]) == ("settle", "cut", "counted", after)
+    assert (row["ending"], row["end_reason"], row["usage_source"], row["events"]) == ("settle", "upstream_reset", "counted", after)
     assert row["cost"] == cost_of(row)
     guest.check()
 
@@ -153,8 +154,8 @@ def test_a_stall_is_the_clients_to_end(house: House, guest: Guest):
             data += piece
             if tokens_read(events_of(data)) == 4:
                 break
-    row = guest.row(answer.headers["x-request-id"])
-    assert (row["output_tokens"], row["end_reason"], row["usage_source"]) == (4, "cut", "counted")
+    row = explained(guest, answer.headers["x-request-id"])
+    assert (row["output_tokens"], row["end_reason"], row["usage_source"]) == (4, "client_gone", "counted")
     until(lambda: house.upstream(row["request_id"])[0]["end"] == "client_gone", "the engine stops", 2)
     guest.check()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from house import Guest, House, until
 from multiplexed import Reading
@@ -27,3 +28,8 @@ def assert_agreed(house: House, guests: Iterable[Guest], readings: Iterable[Read
     assert {one: made.get(one) for one in read} == read
     assert {one: bill.get(one) for one in read} == read
     return sum(read.values())
+
+
+def explained(guest: Guest, request_id: str) -> dict[str, Any]:
+    """The row of a request that was cut off, once Envoy's access log has said by whom."""
+    return until(lambda: next((row for row in [guest.row(request_id)] if row["end_reason"] != "cut"), None), f"why {request_id} ended")
