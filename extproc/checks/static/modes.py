@@ -7,8 +7,11 @@ from typing import NamedTuple
 
 from extproc.catalog.model import Catalog
 from extproc.checks.finding import Finding, Severity
+from extproc.money.amount import format_amount
 from extproc.settings import SECTIONS, Settings
 from extproc.yamlfile import Node, read
+
+TRUST_FACTOR_MIN = 100  # what Envoy may hold open of one account in the millisecond until its hold is answered
 
 
 class Unheeded(NamedTuple):
@@ -30,9 +33,6 @@ def _changed(section: str, key: str) -> Callable[[Settings], bool]:
 # Whoever builds one of these takes its row out, and its words out of the reference: a test fails until then. Errors: an operator would
 # believe that money behaves otherwise.
 UNHEEDED = (
-    Unheeded("policy", "shadow", Severity.ERROR, _changed("policy", "shadow"), "policy.shadow"),
-    Unheeded("policy", "trust_factor", Severity.ERROR, _changed("policy", "trust_factor"), ".trust_factor"),
-    Unheeded("policy", "stores_away", Severity.ERROR, lambda given: bool(given.policy.stores_away_credit_nanos), "stores_away_credit"),
     Unheeded("identity", "client_ip", Severity.ERROR, _changed("identity", "client_ip"), "identity.client_ip"),
     Unheeded("identity", "key_header", Severity.ERROR, _changed("identity", "key_header"), ".key_header"),
 )  # fmt: skip
@@ -51,6 +51,24 @@ def unheeded(settings: Settings) -> Iterator[Finding]:
                 what=f"{row.section}.{row.key} has no effect in this version",
                 todo="leave it at its default",
             )
+
+
+def generous(settings: Settings) -> Iterator[Finding]:
+    """Policies that give something away. Each may be meant, and nobody should have to find it out from the bills."""
+    policy, workers = settings.policy, settings.listen.worker_count
+    given: list[tuple[str, str, str]] = []
+    if policy.shadow:
+        given.append(("shadow", "nothing is refused and nothing is charged", "shadow: false, once you have seen what it would refuse"))
+    if policy.stores_away_credit_nanos is not None:
+        credit = format_amount(policy.stores_away_credit_nanos)
+        what = f"while Redis is away each account that had money may use {credit} that it may not have; {workers} workers lend a share each"
+        given.append(("stores_away", what, "stores_away: closed, unless outages are worth that much for each account"))
+    if policy.trust_factor is not None and policy.trust_factor < TRUST_FACTOR_MIN:
+        what = f"{policy.trust_factor} requests at once can spend all that an account has before the first of them is held"
+        given.append(("trust_factor", what, f"trust_factor: {TRUST_FACTOR_MIN} or more, or null"))
+    for key, what, todo in given:
+        place = place_of(settings, "policy", key)
+        yield Finding(severity=Severity.WARNING, check="generous", file=place.file, line=place.line, what=what, todo=todo)
 
 
 def unknown_backends(settings: Settings, catalog: Catalog | None) -> Iterator[Finding]:

@@ -338,9 +338,6 @@ def test_tls_to_the_workers(shipped, offered, found):
 @pytest.mark.parametrize(
     ("settings", "key", "severity"),
     [
-        ("policy: {shadow: true}", "policy.shadow", Severity.ERROR),
-        ("policy: {trust_factor: 100}", "policy.trust_factor", Severity.ERROR),
-        ("policy: {stores_away: {credit: '5'}}", "policy.stores_away", Severity.ERROR),
         ("identity: {client_ip: xff:1}", "identity.client_ip", Severity.ERROR),
         ("identity: {key_header: x-key}", "identity.key_header", Severity.ERROR),
     ],
@@ -351,6 +348,23 @@ def test_settings_without_effect_are_said_to_be(shipped, settings, key, severity
     [finding] = shipped.new_findings()
     assert (finding.check, finding.what, finding.severity) == ("unheeded", f"{key} has no effect in this version", severity)
     assert (Path(finding.file).name, finding.line) == ("extproc.yaml", 2)
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        ("shadow: true", ["nothing is refused and nothing is charged"]),
+        ("stores_away: {credit: '5'}", ["may use 5.00 that it may not have"]),
+        ("trust_factor: 99", ["99 requests at once"]),
+        ("trust_factor: 100", []),
+    ],
+)
+def test_policies_that_give_something_away_are_named(shipped, policy, said):
+    with (shipped.directory / "extproc.yaml").open("a") as file:
+        file.write(f"policy: {{{policy}}}\n")
+    findings = shipped.new_findings()
+    assert [(finding.check, finding.severity, finding.line) for finding in findings] == [("generous", Severity.WARNING, 2)] * len(said)
+    assert all(words in finding.what for finding, words in zip(findings, said, strict=True))
 
 
 def test_backends_of_a_model_that_is_none(shipped):

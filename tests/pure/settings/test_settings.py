@@ -75,8 +75,9 @@ def test_values_of_a_file(tmp_path):
     )
     assert (loaded.listen.worker_count, loaded.listen.socket_mode, loaded.listen.max_open_exchanges) == (2, 0o600, 30_000)
     assert loaded.bounds().entry_nanos == 250_000_000
-    assert loaded.policy.stores_away_credit_nanos == 5_000_000_000
-    assert loaded.policy.policy() == Policy(out_of_money_status=429, topup_url="https://pay.example/")
+    assert loaded.policy.policy() == Policy(
+        stores_away_credit_nanos=5_000_000_000, out_of_money_status=429, trust_factor=100, topup_url="https://pay.example/"
+    )
     assert loaded.settler.reconcile_full_at == "22:00"
     assert loaded.log.level == "debug"
 
