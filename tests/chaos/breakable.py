@@ -98,7 +98,7 @@ class BreakableHouse(House):
         """
         guest.check()
         assert asyncio.run(invariants.problems(self.redis_url, grace_ms=GRACE_S * 1_000, trimmed=True)) == []
-        for alarm in ("conflicts", "fence_violations"):
+        for alarm in ("conflicts", "fence_violations", "reconcile_findings"):
             assert self.rows(f"SELECT * FROM {alarm}") == []
         rows = [row for row in guest.rows() if row["ending"] != "none"]
         seen = self.seen_of(guest)
