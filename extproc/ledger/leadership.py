@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 
 from extproc.errors import StoreError
@@ -20,6 +21,7 @@ class PostgresLeadership:
         self._queries = load_queries("extproc.ledger")
         self._session: Session | None = None
         self._held: frozenset[int] = frozenset()
+        self._busy = asyncio.Lock()  # a connection that is closed under a query of another task ends the process, in libpq
 
     @property
     def current(self) -> frozenset[int]:
@@ -28,18 +30,23 @@ class PostgresLeadership:
 
     async def held(self) -> frozenset[int]:
         """One round trip, which also proves that the connection, and so every lock of it, still stands."""
-        try:
-            if self._session is None:
-                self._session = await self._database.session()
-            wanted = {"class": LOCK_CLASS, "shards": sorted(self._shards - self._held)}
-            rows = await self._session.fetch(self._queries["try_shards"], wanted)
-        except StoreError:
-            await self.release()
-            raise
-        self._held |= {row["shard"] for row in rows}
-        return self._held
+        async with self._busy:
+            try:
+                if self._session is None:
+                    self._session = await self._database.session()
+                wanted = {"class": LOCK_CLASS, "shards": sorted(self._shards - self._held)}
+                rows = await self._session.fetch(self._queries["try_shards"], wanted)
+            except StoreError:
+                await self._drop()
+                raise
+            self._held |= {row["shard"] for row in rows}
+            return self._held
 
     async def release(self) -> None:
+        async with self._busy:
+            await self._drop()
+
+    async def _drop(self) -> None:
         session, self._session, self._held = self._session, None, frozenset()
         if session is not None:
             await session.close()
