@@ -318,6 +318,7 @@ class Metrics:
         self._would_deny = counter("extproc_would_deny_total", "Shadow requests that would have been refused, by reason.", "reason")
         self._policies = counter("extproc_policy_total", "Requests that a policy let in or made the figure of.", "policy")
         self._fail_open = single("extproc_fail_open_total", "Requests served on credit while the hold store was away.")
+        self._turned_away = counter("extproc_turned_away_total", "Requests that were not looked at: no room for their ending.", "reason")
         self._untaken = counter(
             "extproc_trusted_untaken_total", "Holds of trusted accounts that were not granted after all, by reason.", "reason"
         )
@@ -341,6 +342,7 @@ class Metrics:
         self._led = gauge("extproc_settlement_shards_led", "Shards that settlers post.")
         self._outbox_age = gauge("extproc_outbox_age_seconds", "Age of the oldest ending that the ledger is not known to have.", "livemax")
         self._closed = gauge("extproc_shards_closed", "Shards of the hold store that a process does not call: they are rebuilt.", "livemax")
+        self._used = gauge("extproc_store_memory_used_ratio", "Of its maxmemory, the fullest server of Redis; from 0.7 on: 503.", "livemax")
         self._rebuild = gauge("extproc_rebuild_seconds", "What the last rebuild of shards took.", "livemax")
         self._witness = gauge("extproc_witness_lag_bytes", "Of Envoy's access log, not read by the second witness yet.", "livemax")
         self._reloaded = gauge(
@@ -416,6 +418,10 @@ class Metrics:
         """The hold store is away, and a request was served on credit."""
         self._fail_open.inc()
 
+    def turned_away(self, reason: str) -> None:
+        """Nobody new is let in: ``outbox`` or ``endings`` have no room, or ``store_memory`` has little."""
+        self._turned_away[reason].inc()
+
     def trusted_untaken(self, reason: str) -> None:
         """The hold that nobody waited for was denied (a ``DenyReason``), or its outcome is ``unknown``."""
         self._untaken[reason].inc()
@@ -458,6 +464,10 @@ class Metrics:
     def outbox_age(self, age_s: float) -> None:
         """The oldest row of an outbox that is not confirmed is ``age_s`` old; some seconds, when all is well."""
         self._outbox_age.set(age_s)
+
+    def store_used(self, ratio: float) -> None:
+        """The fullest server of the hold store has used so much of what it may; 0: it has no limit."""
+        self._used.set(ratio)
 
     def shards_led(self, count: int) -> None:
         """So many shards are posted by this settler."""

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from extproc import metrics
@@ -30,6 +31,7 @@ from extproc.edge.closing import Closing
 from extproc.edge.driver import Driver, Gate
 from extproc.edge.health import Health
 from extproc.edge.lending import Lending
+from extproc.edge.pressure import Pressure
 from extproc.edge.standing import Standing
 from extproc.edge.threads import Threads
 from extproc.edge.transport.grpcio import GrpcioTransport
@@ -37,6 +39,7 @@ from extproc.edge.transport.lean.server import LeanTransport
 from extproc.edge.transport.port import Call, Handler, HandlerFactory, Listen, Transport
 from extproc.errors import ConfigError, ExtprocError, StoreError
 from extproc.exchange.policy import Policy
+from extproc.holds.memory import used_ratio
 from extproc.holds.redis import RedisHolds
 from extproc.holds.stream import RedisEventStream
 from extproc.ledger.audit import PostgresAudit
@@ -294,6 +297,7 @@ async def gate_worker(settings: Settings, slot: int, listen_fd: int | None) -> G
         open=drivers,
         beats=Beats(stores.holds, meter),
         missed=standing.miss,
+        pressure=Pressure(partial(used_ratio, stores.pipeline), meter),
         random=random.Random(),  # noqa: S311 - ids must be unique, not secret
     )
 

@@ -38,7 +38,7 @@ async def main(settings: Settings, child: Child) -> None:
     child.hang_ups.append(lambda: loop.run_in_executor(None, worker.reload))
     holds, meter, standing = worker.stores.holds, worker.gate.metrics, worker.standing
     watch = holds.watch(lambda _: meter.shards_closed(len(holds.closed)), standing.look)
-    jobs = (child.beat(), _watch(worker), _ticks(worker, settings.holds.beat_s), watch, standing.register())
+    jobs = (child.beat(), _watch(worker), _ticks(worker, settings.holds.beat_s), watch, standing.register(), worker.gate.pressure.watch())
     tasks = [asyncio.create_task(job) for job in jobs]
     stop = asyncio.create_task(child.stop.wait())
     # A worker whose beats have stopped must not go on as if nothing had happened: its leases run out. It drains, and another one starts.

@@ -79,9 +79,11 @@ class Closing:
         self._idle.set()
 
     @property
-    def full(self) -> bool:
-        """More endings are waiting than a worker may have, or the outbox takes none: no new hold is to be taken until they keep up."""
-        return len(self._pending) >= PENDING_MAX or self._outbox.is_full
+    def why_full(self) -> str:
+        """Why no new hold is to be taken, "" = there is room: the outbox takes nothing, or as many endings wait as a worker may have."""
+        if self._outbox.is_full:
+            return "outbox"
+        return "endings" if len(self._pending) >= PENDING_MAX else ""
 
     def end(self, ending: Ending) -> Done:
         """Done once it is safe: the store has acknowledged it, or it is in the outbox, or neither will ever take it. Never fails.

@@ -24,6 +24,7 @@ from extproc.edge.beats import Beats
 from extproc.edge.closing import Closing, Done
 from extproc.edge.envoy_codec import MalformedMessage, decode, encode
 from extproc.edge.lending import Lending
+from extproc.edge.pressure import Pressure
 from extproc.edge.threads import Threads
 from extproc.edge.transport.port import Call, GoneReason, StatusCode
 from extproc.errors import ExchangeError, StoreError
@@ -66,7 +67,13 @@ class Gate:
     open: set[Driver]
     beats: Beats
     missed: Callable[[str], None]
+    pressure: Pressure
     random: random.Random
+
+    @property
+    def why_shut(self) -> str:
+        """Why nobody new is let in, "" = everybody is. What runs goes on, and its ending is taken."""
+        return self.closing.why_full or ("store_memory" if self.pressure.is_high else "")
 
     def pinned(self) -> Pinned:
         """The snapshot for a new exchange."""
@@ -178,8 +185,9 @@ class Driver:
         return False
 
     def _look_up(self, action: act.LookUpKey) -> bool:
-        if self._gate.closing.full:
-            self.push(ev.StoreFailed(at_ns=time.monotonic_ns(), what="endings are waiting"))
+        if why := self._gate.why_shut:
+            self._gate.metrics.turned_away(why)
+            self.push(ev.StoreFailed(at_ns=time.monotonic_ns(), what=why))
             return False
         self._secret = action.secret
         key = self._gate.directory.peek(action.secret)

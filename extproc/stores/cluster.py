@@ -112,6 +112,10 @@ class ClusterPipeline:
         node = self._of_tag(key[:TAG_CHARS]) if key.startswith("{s") else self._of_slot(slot_of(key))
         return self._nobody(key) if node is None else self._watched(node.execute(*command, allow_ms=allow_ms))
 
+    def everywhere(self, *command: str) -> list[asyncio.Future[Any]]:
+        """As :meth:`Pipeline.everywhere`: every master."""
+        return [self._watched(self._nodes[host].execute(*command)) for host in sorted(set(self._host_of.values())) if host in self._nodes]
+
     def _of_tag(self, tag: str) -> Pipeline | None:
         node = self._nodes.get(self._host_of.get(tag, ""))
         return node if node is not None and node.connected else None

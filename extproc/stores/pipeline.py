@@ -78,6 +78,9 @@ class Client(Protocol):
     def execute(self, *command: str | bytes | int, allow_ms: int = 0) -> asyncio.Future[Any]:
         """Any command. ``allow_ms`` is what it may take beyond the time-out (a blocking read)."""
 
+    def everywhere(self, *command: str) -> list[asyncio.Future[Any]]:
+        """The same command, without a key, for every server that has shards."""
+
 
 class Pipeline:
     """For one event loop, over one connection. ``timeout_ms`` bounds the wait for an answer; ``pipeline_max`` the calls of one write."""
@@ -149,6 +152,10 @@ class Pipeline:
         link = self._link
         return self._refused() if link is None else link.call(command, allow_ms=allow_ms)
 
+    def everywhere(self, *command: str) -> list[asyncio.Future[Any]]:
+        """The same command, without a key, for every server that has shards."""
+        return [self.execute(*command)]
+
     def _refused(self) -> asyncio.Future[Any]:
         future = asyncio.get_running_loop().create_future()
         future.set_exception(StoreRefused(f"Redis is not connected: {self._why_not}"))
@@ -207,7 +214,7 @@ class Pipeline:
     async def _ask(self, link: Link) -> dict[str, str]:
         """What the server says of itself. One that does not let us ask may be read from; for holds its shards are closed."""
         try:
-            told: dict[str, str] = await link.call(("INFO", "server", "memory"), _info)
+            told: dict[str, str] = await link.call(("INFO", "server", "memory"), info)
         except StoreError as error:
             if link.lost.is_set():
                 raise
@@ -224,6 +231,6 @@ def _fault_of(told: dict[str, str]) -> str:
     return f"Redis evicts keys when it is full (maxmemory-policy {policy}), balances and holds too: set maxmemory-policy {KEEPS_ALL}"
 
 
-def _info(reply: bytes) -> dict[str, str]:
+def info(reply: bytes) -> dict[str, str]:
     """``name:value`` lines of INFO."""
     return dict(line.split(":", 1) for line in reply.decode().splitlines() if ":" in line)

@@ -29,6 +29,7 @@ from extproc.edge.beats import Beats
 from extproc.edge.closing import Closing
 from extproc.edge.driver import Driver, Gate
 from extproc.edge.lending import Lending
+from extproc.edge.pressure import Pressure
 from extproc.edge.threads import Threads
 from extproc.edge.transport.port import StatusCode
 from extproc.edge.wire import ext_proc_pb2 as wire
@@ -118,6 +119,7 @@ async def a_gate(directory: Path) -> Gate:
         open=set(),
         beats=Beats(holds, metrics),
         missed=lambda _: None,
+        pressure=Pressure(lambda: done(0.0), metrics),
         random=random.Random(1),
     )
 

@@ -63,19 +63,21 @@ async def test_endings_are_taken_however_many_wait_but_no_new_holds(monkeypatch:
     store = Away()
     closing = closing_over(store)
     endings = [closing.end(ending(number)) for number in range(3)]
-    assert closing.full
+    assert closing.why_full == "endings"
 
     told: list[Event] = []
+    reasons: list[str] = []
     driver = Driver.__new__(Driver)
-    driver._gate = SimpleNamespace(closing=closing)
+    driver._gate = SimpleNamespace(why_shut=closing.why_full, metrics=SimpleNamespace(turned_away=reasons.append))
     monkeypatch.setattr(Driver, "push", lambda _, event: told.append(event))
     driver._look_up(LookUpKey(secret="sk-of-somebody"))
     assert [type(event) for event in told] == [StoreFailed]
+    assert reasons == ["endings"]
 
     for _, answer in store.asked:
         answer.set_result(EndResult.ENDED)
     await asyncio.gather(*endings)
-    assert not closing.full
+    assert not closing.why_full
 
 
 async def test_an_ending_is_repeated_until_it_is_acknowledged(monkeypatch: pytest.MonkeyPatch):
@@ -123,7 +125,7 @@ async def test_a_price_counts_as_known_only_where_both_have_it():
     done = closing.end(ending(1, is_forwarded=True))
     store.asked[0][1].set_result(EndResult.ENDED)
     assert await done is False
-    assert closing.full
+    assert closing.why_full == "outbox"
 
 
 @pytest.mark.parametrize("refusal", [StoreFenced("closed"), StoreUnknown("no answer")])
