@@ -14,6 +14,7 @@ from house import Guest, until
 from traffic import Traffic
 from wire import figure
 
+from extproc.errors import StoreError
 from extproc.settlement.outbox_file import OutboxFile, outboxes, watermark_of
 
 CONFIRMED_S = 30.0  # a row is old enough after five seconds; the rest is for a busy machine
@@ -41,7 +42,16 @@ def is_posted_again(house: BreakableHouse) -> bool:
 
 
 async def all_confirmed(house: BreakableHouse) -> None:
+    """And the judge's own connections to PostgreSQL have been made anew, where it was restarted."""
     await asyncio.to_thread(until, lambda: unconfirmed(house) == 0, "every row was read back", CONFIRMED_S)
+    await asyncio.to_thread(until, lambda: answers(house), "PostgreSQL answers the judge")
+
+
+def answers(house: BreakableHouse) -> bool:
+    try:
+        return bool(house.run(house.stores.epochs.epochs()))
+    except StoreError:
+        return False
 
 
 async def load(traffic: Traffic, count: int) -> None:
