@@ -7,7 +7,6 @@ import json
 import re
 import sys
 import threading
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 from house import SMALL, Guest, House, until
 
+from extproc.app.backends import HttpBackends
 from extproc.app.reconcile import auditor
 from extproc.cli import main
 from extproc.settings import load_settings
@@ -70,6 +70,20 @@ def test_a_busy_house_is_whole(house):
     house.close_clients()
 
 
+def test_its_series(house, guest):
+    """Before anything is planted: the settler would say so."""
+    ask(guest, 0)
+
+    def page() -> str:
+        return house.metrics() if "extproc_broken_invariants" in house.metrics() else ""
+
+    told = until(page, "a round of the reconciler", 30)
+    broken = dict(re.findall(r'extproc_broken_invariants\{invariant="(\d+)"\} ([0-9.e+]+)', told))
+    assert broken == {str(number): "0.0" for number in INVARIANTS}
+    for name in ("extproc_ledger_drift_nanos", "extproc_holds_open", "extproc_hold_oldest_age_seconds"):
+        assert re.search(rf"^{name} [0-9.e+]+$", told, re.MULTILINE), name
+
+
 def type_in(house: House, *words: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of ``extproc reconcile``."""
     out, err = StringIO(), StringIO()
@@ -103,28 +117,18 @@ def test_as_an_operator_types_it(house, guest):
     assert type_in(house)[0] == 0
 
 
-def test_its_series(house, guest):
-    ask(guest, 0)
-
-    def page() -> str:
-        return house.metrics() if "extproc_broken_invariants" in house.metrics() else ""
-
-    told = until(page, "a round of the reconciler", 30)
-    broken = dict(re.findall(r'extproc_broken_invariants\{invariant="(\d+)"\} ([0-9.e+]+)', told))
-    assert broken == {str(number): "0.0" for number in INVARIANTS}
-    for name in ("extproc_ledger_drift_nanos", "extproc_holds_open", "extproc_hold_oldest_age_seconds"):
-        assert re.search(rf"^{name} [0-9.e+]+$", told, re.MULTILINE), name
-
-
 def test_the_backends_count_what_we_bill(house, guest):
     """The simulator's ``/metrics``, as vLLM has it, against the rows: the same tokens, whole."""
     counters = Counters(SMALL)
     url = f"{house.simulators[SMALL].url}/metrics"
 
     def grown() -> int:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return counters.growth(answer.read().decode())[0]
+        page = house.run(HttpBackends().page(url))
+        assert page is not None
+        return counters.growth(page)[0]
 
+    assert house.run(HttpBackends().page(f"{url}/nothing")) is None
+    assert house.run(HttpBackends().page("http://127.0.0.1:1/metrics")) is None
     assert grown() == 0
     for _ in range(5):
         ask(guest, 2)

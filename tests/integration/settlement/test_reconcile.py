@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from town import new_id, unix_ms, until
 
+from extproc.app.backends import LedgerBills
 from extproc.holds.fact_reader import RedisFacts
 from extproc.ledger import fact_reader
 from extproc.ledger.fact_reader import PostgresFacts
@@ -19,6 +20,7 @@ from extproc.settlement import reconciler
 from extproc.settlement.outbox_file import Claim, OutboxFile, Watermark, Written, confirm
 from extproc.settlement.reconcile import Finding
 from extproc.settlement.reconcile_outboxes import confirmed_rows
+from extproc.settlement.reconcile_unbilled import Billed
 from extproc.settlement.reconciler import SHARDS_A_ROUND, Auditor, Reconciler
 from extproc.stores.shards import SHARDS, shard_of, tag_of
 
@@ -362,3 +364,12 @@ async def test_what_a_full_run_does_not_find_again_is_over(town, auditor, monkey
         assert town.count("reconcile_findings", "resolved_at IS NULL") == findings
         past_the_triggers(town, "UPDATE conflicts SET resolved_at = now()", "UPDATE reconcile_runs SET started_at = '2020-01-01'")
         await night.leadership.release()
+
+
+async def test_what_was_billed_since(town):
+    await a_day(town)
+    bills = LedgerBills(PostgresFacts(town.database))
+    assert await bills.billed() == {}, "the first call is where counting begins"
+    past_the_triggers(town, "UPDATE requests SET posted_at = now() - interval '15 seconds'")
+    assert await bills.billed() == {"m": Billed(tokens=30, requests=2)}
+    assert await bills.billed() == {}
