@@ -64,10 +64,9 @@ class Trimming(Protocol):
 
 @dataclass(slots=True)
 class _Work:
-    """The open holds of one shard, summed by who they are of; and how far its payers are written."""
+    """The open holds of one shard, summed by who they are of."""
 
     epoch: str
-    after: str | None = ""
     reserved: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     entries: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     of_payer: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
@@ -253,10 +252,15 @@ class Rebuild:
                 works[shard].add(hold)
         payers = 0
         async with self._epochs.snapshot() as snapshot:
-            while after := {shard: work.after for shard, work in works.items() if work.after is not None}:
-                pages = await snapshot.pages(after)
-                await asyncio.gather(*(self._write(shard, works[shard], page) for shard, page in pages.items()))
+            pages = await snapshot.pages(dict.fromkeys(works, ""))
+            while pages:
+                after = {shard: page.after for shard, page in pages.items() if page.after is not None}
+                writing = asyncio.gather(*(self._write(shard, works[shard], page) for shard, page in pages.items()))
                 payers += sum(len(page.payers) for page in pages.values())
+                try:
+                    pages = await snapshot.pages(after) if after else {}  # the next ones are read while these are written
+                finally:
+                    await writing
                 self._say(f"{payers} accounts written")
         await self._epochs.opened(epochs)
 
@@ -266,7 +270,6 @@ class Rebuild:
         for start in range(0, max(len(payers), len(keys)), RESTORE_ROWS):
             end = start + RESTORE_ROWS
             await self._holds.restore(shard, epoch=work.epoch, payers=payers[start:end], keys=keys[start:end])
-        work.after = page.after
         if page.after is None:
             await self._holds.open(shard, epoch=work.epoch)
 
