@@ -12,7 +12,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -271,6 +271,47 @@ async def test_the_disk_is_full(directory: Path):
         assert holds_in(box.path) == [f"h{number}" for number in range(21)]
         assert box.outbox._failures
         assert not broken(directory)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, of 2 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("may not mount here: the limit on file sizes has shown the same")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+def remount(disk: Path, how: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{how}", disk], check=True)
+
+
+async def test_a_small_disk_fills_up_and_goes_read_only(small_disk: Path):
+    async with opened(small_disk / "outbox") as box:
+        box.put(0)
+        await box.until_stored(0)
+        filler = small_disk / "filler"
+        with suppress(OSError), filler.open("wb") as file:
+            while True:
+                file.write(b"x" * 4_096)
+                file.flush()
+        box.put(*range(1, 100))
+        await until(lambda: box.outbox.is_full)
+        assert "full" in box.outbox._fault
+        filler.unlink()
+        await box.until_stored(*range(100))
+        await until(lambda: not box.outbox.is_full)
+        assert holds_in(box.path) == [f"h{number}" for number in range(100)]
+    await asyncio.to_thread(remount, small_disk, "ro")
+    async with opened(small_disk / "outbox") as box:
+        assert box.outbox.is_full, "a read-only disk"
+        box.put(100)
+        await asyncio.to_thread(remount, small_disk, "rw")
+        await box.until_stored(100)
+        await until(lambda: not box.outbox.is_full)
 
 
 async def test_somebody_else_writes(directory: Path, monkeypatch: pytest.MonkeyPatch):
