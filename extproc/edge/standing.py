@@ -27,6 +27,7 @@ from extproc.exchange.tab import Tab
 from extproc.holds.port import PayerView, Reasserting, Reassertion, ShardState
 from extproc.metrics import Metrics
 from extproc.money.posting import Posting
+from extproc.money.quote import Terms
 
 log = logging.getLogger(__name__)
 
@@ -187,8 +188,8 @@ def _exact(tab: Tab) -> Reassertion | None:
     worst, sized = tab.quote, tab.sized
     assert worst is not None
     assert sized is not None
-    if worst.cap_nanos and not worst.reserved_nanos:
-        return None  # lent while the store was away: it never held anything
+    if tab.terms is Terms.LENT:
+        return None  # the store was away: it never held anything
     return _reassertion(
         tab, is_exact=True, reserved_nanos=worst.reserved_nanos, cap_nanos=worst.cap_nanos, tokens=sized.demand.total_tokens
     )
