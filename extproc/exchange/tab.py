@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from hashlib import sha256
+from typing import Any
 
 import msgspec
 from msgspec import structs
@@ -60,8 +61,8 @@ class Tab:
 
     __slots__ = (
         "ask", "attempts", "body", "checkpoint", "clamped", "client_ip", "counter", "created_ms", "door", "expected", "figures_due_ns",
-        "hold_id", "key", "meter", "model", "owner", "pinned", "policies", "price", "priority", "quote", "request_id", "sized",
-        "spendable_nanos", "started_ns", "status", "stream", "terms", "tier", "told", "ttft_ns", "upstream", "would_deny",
+        "hold_id", "is_shadow", "key", "meter", "model", "owner", "pinned", "price", "priority", "quote", "remarks", "request_id", "sized",
+        "spendable_nanos", "started_ns", "status", "stream", "terms", "tier", "told", "ttft_ns", "upstream",
     )  # fmt: skip
 
     def __init__(self, pinned: Pinned) -> None:
@@ -72,9 +73,9 @@ class Tab:
         self.created_ms = 0
         self.started_ns = 0
         self.priority = STANDARD
-        self.terms = Terms.SHADOW if pinned.policy.shadow else Terms.PAID
-        self.would_deny = ""
-        self.policies: tuple[str, ...] = ()  # that made a figure, or let this request in
+        self.is_shadow = pinned.policy.shadow  # nothing is refused, changed or charged
+        self.terms = Terms.SHADOW if self.is_shadow else Terms.PAID
+        self.remarks: dict[str, Any] = {"shadow": True} if self.is_shadow else {}  # fields of the record that are rarely there
         self.spendable_nanos = 0  # when it was admitted
         self.body = b""  # as it came: what a shadow request forwards
         self.door: Door | None = None
@@ -111,18 +112,14 @@ class Tab:
         """Who asks. ``None``: a stranger, whom only shadow mode lets in; he is priced as a new account would be."""
         self.key = key
         self.tier = self.pinned.catalog.tier(key.tier if key else "")
-        if key is not None and key.sandbox and not self.is_shadow:
-            self.terms = Terms.SANDBOX
-
-    @property
-    def is_shadow(self) -> bool:
-        """Nothing is refused, changed or charged."""
-        return self.terms is Terms.SHADOW
+        if key is not None and key.sandbox:
+            self.remarks["sandbox"] = True
+            self.terms = Terms.SHADOW if self.is_shadow else Terms.SANDBOX
 
     def spares(self, reason: str) -> bool:
         """Only shadow mode does: what would have been refused is noted (the first reason stands), and goes on."""
         if self.is_shadow:
-            self.would_deny = self.would_deny or reason
+            self.remarks.setdefault("would_deny", reason)
         return self.is_shadow
 
     def borrows(self) -> bool:
@@ -136,7 +133,7 @@ class Tab:
 
     def decided_by(self, policy: str, value: object) -> None:
         """A setting of section ``policy`` made the figure, or let this request in."""
-        self.policies = (*self.policies, f"{policy}={value}")
+        self.remarks["policies"] = (*self.remarks.get("policies", ()), f"{policy}={value}")
 
     # what the stores are asked
 
@@ -358,10 +355,7 @@ class Tab:
             price_id=price.price_id if price else "",
             price=price.text if price and not known else "",
             created_ms=self.created_ms,
-            sandbox=key is not None and key.sandbox,
-            shadow=self.is_shadow,
-            would_deny=self.would_deny,
-            policies=self.policies,
+            **self.remarks,
         )
 
     def _record(
@@ -387,7 +381,7 @@ class Tab:
             events=self.meter.events if self.meter else 0,
             cost_nanos=charge_nanos,
             list_nanos=list_nanos,
-            overage_nanos=list_nanos - charge_nanos if self.terms.is_charged else 0,
+            overage_nanos=list_nanos - charge_nanos if list_nanos > charge_nanos and self.terms.is_charged else 0,
             status=self.status,
             error_code=error_code,
             error_msg=error,

@@ -59,11 +59,9 @@ def worst_case_nanos(price: Price, demand: Demand) -> int:
 def quote(price: Price, demand: Demand, terms: Terms = Terms.PAID) -> Quote:
     """The worst case, and what of it these terms hold and charge at most."""
     nanos = worst_case_nanos(price, demand)
-    return Quote(
-        reserved_nanos=nanos if terms is Terms.PAID else 0,
-        cap_nanos=nanos if terms.is_charged else 0,
-        list_nanos=nanos,
-    )
+    if terms is Terms.PAID:
+        return Quote(reserved_nanos=nanos, cap_nanos=nanos, list_nanos=nanos)
+    return Quote(reserved_nanos=0, cap_nanos=nanos if terms is Terms.LENT else 0, list_nanos=nanos)
 
 
 def affordable_output_tokens(price: Price, *, input_tokens: int, spendable_nanos: int) -> int:
