@@ -319,12 +319,12 @@ class Histories(RuleBasedStateMachine):
     @rule(number=st.integers(0, 5), charge=AMOUNTS)
     def call_in_another_epoch(self, number: int, charge: int) -> None:
         """Of a life that is over, or has not begun: nothing happens."""
-        known, shard = self.bank.holds._epochs._known, self.builder.shard
+        epochs, shard = self.bank.holds._epochs, self.builder.shard
         for call in (lambda: self.bank.admit(self.ids[number], entry=charge), lambda: self.bank.settle(self.ids[number], charge)):
-            known[shard] = self.builder.opened + "1"
-            with pytest.raises(StoreFenced):
+            epochs._known[shard] = self.builder.opened + "1"
+            with pytest.raises(StoreFenced, match="FENCED"):
                 self.do(call())
-        known[shard] = self.builder.opened
+        self.do(self.bank.holds.states())
 
     @rule()
     def begin_anew(self) -> None:
