@@ -14,6 +14,8 @@ import pytest
 from asking import CHAT, body, error_of
 from house import LARGE, NANOS_IN, NANOS_OUT, SMALL, Guest, House, short_directory, until
 
+from extproc.app.explain import explained
+
 Setting = Callable[..., None]
 
 
@@ -59,6 +61,13 @@ def _count(house: House, name: str, **labels: str) -> float:
     return sum(map(float, found))
 
 
+def explained_by(house: House, row: dict[str, Any]) -> None:
+    """The charge comes out again from the row and its price."""
+    found = house.run(house.stores.ledger.explain(str(row["id"])))
+    assert found is not None
+    assert explained(found)["faults"] == []
+
+
 # sandbox
 
 
@@ -76,6 +85,7 @@ def test_a_sandbox_key_is_metered_and_never_debited(house: House):
     assert (row["sandbox"], row["shadow"], row["cost"], row["hold_nanos"], row["overage_nanos"]) == (True, False, 0, 0, 0)
     assert row["list_nanos"] == usage["prompt_tokens"] * NANOS_IN + usage["completion_tokens"] * NANOS_OUT
     assert answer.headers["x-request-cost"] == "0.00"
+    explained_by(house, row)
     guest.check()
 
 
@@ -103,6 +113,8 @@ def test_shadow_refuses_nothing_and_charges_nothing(own_house: House, policy: Se
     assert [row["would_deny"] for row in (short, paid, streamed)] == ["insufficient", "", ""]
     usage = answers[1].json()["usage"]
     assert paid["list_nanos"] == usage["prompt_tokens"] * NANOS_IN + usage["completion_tokens"] * NANOS_OUT
+    for row in (short, paid, streamed):
+        explained_by(own_house, row)
     assert (streamed["usage_source"], streamed["list_nanos"]) == ("counted", paid["list_nanos"]), "nothing was asked of the backend"
     counted(own_house, 1, "extproc_would_deny_total", reason="insufficient")
     for guest in (poor, rich):
@@ -160,6 +172,7 @@ def test_trust_that_was_misplaced_is_charged_late(own_house: House, policy: Sett
     row = guest.row(answer.headers["x-request-id"])
     assert (row["policies"], row["hold_nanos"], row["loss_nanos"], row["ending"]) == (["trust_factor=100"], 0, 0, "settle")
     assert row["cost"] == row["list_nanos"] > 0
+    explained_by(own_house, row)
     counted(own_house, 1, "extproc_trusted_untaken_total", reason="key_budget")
     guest.at_rest()
     assert guest.posted() == guest.deposited - row["cost"]
@@ -188,6 +201,8 @@ def test_redis_away_is_closed_unless_there_is_credit(own_house: House, policy: S
     rows = [guest.row(answer.headers["x-request-id"], 40) for answer in lent]
     assert [row["policies"] for row in rows] == [["stores_away=credit"]] * 3
     assert all(row["cost"] == row["list_nanos"] > 0 and not row["loss_nanos"] for row in rows)
+    for row in rows:
+        explained_by(own_house, row)
     until(guest.view, "Redis has the payer again")
     guest.at_rest(40)
     assert guest.posted() == guest.deposited - sum(row["cost"] for row in guest.rows())
