@@ -7,7 +7,6 @@ import contextlib
 import logging
 import os
 import random
-import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -22,6 +21,7 @@ from extproc.accounts.codec import delivery_of_row, enforced
 from extproc.accounts.directory import Directory, KeyStore
 from extproc.accounts.registry import Registry
 from extproc.app.endpoint import listen_of
+from extproc.app.undertaker import worker_name
 from extproc.catalog.load import load_catalog
 from extproc.catalog.model import Catalog
 from extproc.catalog.watch import CatalogWatch
@@ -274,7 +274,7 @@ async def gate_worker(settings: Settings, slot: int, listen_fd: int | None) -> G
     drivers: set[Driver] = set()
     standing = Standing(
         new_id(),
-        f"{socket.gethostname()} gate-{slot} {os.getpid()}",
+        worker_name(slot),
         holds=stores.holds,
         register=stores.epochs,
         exchanges=lambda: (driver.exchange for driver in tuple(drivers)),

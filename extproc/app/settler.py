@@ -16,6 +16,7 @@ from extproc import metrics
 from extproc.app import reconcile
 from extproc.app.compose import Stores, event_stream, open_stores, unix_ms
 from extproc.app.process import Child, run
+from extproc.app.undertaker import Undertaker
 from extproc.errors import ExtprocError
 from extproc.holds.stream import RedisEventStream
 from extproc.ledger.leadership import PostgresLeadership
@@ -125,7 +126,7 @@ async def main(settings: Settings, child: Child) -> None:
         watch = stores.holds.watch(lambda _: series.shards_closed(len(stores.holds.closed)))
         loops = [poster.run(), reaper.run(), sweep.run(), rebuild.run()]
         loops += reconcile.loops(settings, stores, series, meter=meter, pace=pace)
-        loops += [_replay(settings, stores, meter, pace).run()]
+        loops += [_replay(settings, stores, meter, pace).run(), Undertaker(stores.epochs, meter=meter, pace=pace).run()]
         loops += [witness.run() for witness in _witnesses(settings, stores, meter, pace)]
         failure = await _until_over(loops, watch, child)
     await stores.close()

@@ -300,7 +300,7 @@ class Epochs(Protocol):
     async def miss(self, payer_id: str) -> None:
         """Redis lacks a payer that it has had: have his shard rebuilt."""
 
-    async def workers(self, *, seen_within_s: float) -> frozenset[str]:
+    async def workers(self, *, seen_within_s: int) -> frozenset[str]:
         """Ids of gate workers that have shown themselves lately."""
 
     async def cursors(self, shards: Sequence[int]) -> dict[int, Cursor]:

@@ -66,7 +66,11 @@ class PostgresEpochs:
         """It holds nothing any more, and never will."""
         await self._fetch("dismiss_worker", id=worker_id)
 
-    async def workers(self, *, seen_within_s: float) -> frozenset[str]:
+    async def of_host(self, host: str) -> dict[str, str]:
+        """Id → name of those whose name begins with this host's."""
+        return {row["id"]: row["name"] for row in await self._fetch("workers_of_host", host=host)}
+
+    async def workers(self, *, seen_within_s: int) -> frozenset[str]:
         await self._fetch("forget_workers")
         return frozenset(row["id"] for row in await self._fetch("live_workers", seconds=seen_within_s))
 

@@ -37,6 +37,10 @@ INSERT INTO gate_workers (id, name) VALUES (%(id)s::uuid, %(name)s) ON CONFLICT 
 -- It has nothing open any more.
 DELETE FROM gate_workers WHERE id = %(id)s::uuid;
 
+-- name: workers_of_host
+-- Gate workers that run on a host, or did.
+SELECT id::text AS id, name FROM gate_workers WHERE starts_with(name, %(host)s || ' ');
+
 -- name: forget_workers
 -- Those that never said goodbye.
 DELETE FROM gate_workers WHERE seen_at < now() - interval '1 day';
