@@ -40,7 +40,7 @@ def explained(found: Explanation) -> dict[str, Any]:
 
 
 def _cap_nanos(row: Mapping[str, Any]) -> int:
-    """The most that may be charged: the hold. Without one (credit, or trust that was not granted) the cap is in the row only by what broke it."""
+    """The most that may be charged: the hold. Without one (credit, untaken trust) the row tells the cap only by what broke it."""
     is_unheld = not row["hold_nanos"] and not row["sandbox"] and not row["shadow"]
     return int(row["list_nanos"] - row["overage_nanos"] if is_unheld else row["hold_nanos"])
 

@@ -197,3 +197,24 @@ async def test_by_hand_in_traffic(house: BreakableHouse, guest: Guest, words: tu
     await asyncio.gather(*streams)
     served_or_told_why(traffic)
     await asyncio.to_thread(charged_once, house, guest, [*traffic.told, *tolds])
+
+
+async def test_a_worker_that_was_killed_is_not_waited_for(house: BreakableHouse, guest: Guest):
+    """Its registration would be believed for 15 s."""
+    pid = (await asyncio.to_thread(house.pids))["gate-1"]
+
+    def is_registered() -> bool:
+        return any(row["name"].split()[-2] == str(pid) for row in house.rows("SELECT name FROM gate_workers"))
+
+    await asyncio.to_thread(until, is_registered, "it has registered")
+    house.kill(pid)
+
+    before = numbers(house)
+    with house.redis() as client:
+        client.flushall()
+    await asyncio.to_thread(until, lambda: rebuilt(house, before), "rebuilt without it", 10)
+    assert not is_registered()
+    await asyncio.to_thread(house.wait_serving)
+    async with Traffic(house, guest, a_second=A_SECOND) as traffic:
+        await served(traffic, 10)
+    await asyncio.to_thread(charged_once, house, guest, traffic.told)
