@@ -12,8 +12,6 @@ from extproc.ledger.port import Posted, Postings
 from extproc.money.posting import Posting
 from extproc.settlement.meter import Meter, Series
 
-DETAIL_MAX = 500
-
 
 class Booking:
     """``book`` posts in order and counts what became of it."""
@@ -39,8 +37,7 @@ class Booking:
         if len(postings) > 1:
             middle = len(postings) // 2
             return await self.book(postings[:middle]) + await self.book(postings[middle:])
-        detail = f"{type(error).__name__}: {error}"[:DETAIL_MAX]
-        posted = await self._ledger.quarantine(postings[0], detail)
+        posted = await self._ledger.quarantine(postings[0], f"{type(error).__name__}: {error}")
         self._meter.add(Series.QUARANTINED)
         return self._counted(posted)
 

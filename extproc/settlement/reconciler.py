@@ -249,7 +249,6 @@ class Reconciler:
         self._next_shard = 0
         self._night: AsyncIterator[Step] | None = None
         self._run: Run | None = None
-        self._led_s: float | None = None
 
     async def run(self) -> None:
         """Until the pace is over."""
