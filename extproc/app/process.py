@@ -30,8 +30,11 @@ CUT_S = 2.0  # how long a stream that was cut may take to pass its error event o
 FLUSH_S = 10.0  # how long charges may take to be safe once everything is quiet
 COMMIT_S = 2.0  # how long the outbox may take for what Redis has already
 CLOSE_S = 12.0  # for connections to be closed, those of Envoy (2 s), PostgreSQL (5 s) and Redis, with room for a busy machine
+SETTLE_S = 8.0  # how long the settler's loops may take for what gates have left; then they are given up, the next settler goes on
+HUNG_S = 10.0  # beyond it, for statements that a PostgreSQL which hangs does not even end: they are cut
 LEAVE_S = CUT_S + FLUSH_S + COMMIT_S + CLOSE_S  # beyond drain.grace_s: the longest that a gate takes; the supervisor waits for so long
-ALL_LEAVE_S = LEAVE_S + CLOSE_S  # likewise, for the gates, and then the settler: whoever stops the supervisor waits for so long
+SETTLER_LEAVE_S = SETTLE_S + HUNG_S + CLOSE_S  # likewise, the settler
+ALL_LEAVE_S = LEAVE_S + SETTLER_LEAVE_S  # likewise, for the gates, and then the settler: whoever stops the supervisor waits for so long
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

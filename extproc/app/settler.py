@@ -15,7 +15,7 @@ from collections.abc import Coroutine, Sequence
 from extproc import metrics
 from extproc.app import reconcile
 from extproc.app.compose import Stores, event_stream, open_stores, unix_ms
-from extproc.app.process import Child, run
+from extproc.app.process import SETTLE_S, Child, run
 from extproc.app.undertaker import Undertaker
 from extproc.errors import ExtprocError
 from extproc.holds.stream import RedisEventStream
@@ -169,16 +169,27 @@ def _witnesses(settings: Settings, stores: Stores, meter: SettlerMeter, pace: Pa
 async def _until_over(
     loops: Sequence[Coroutine[None, None, None]], watch: Coroutine[None, None, None], child: Child
 ) -> BaseException | None:
-    """All of them, until one fails (that failure) or all but the watch have ended (``None``)."""
+    """All of them, until one fails (that failure) or all but the watch have ended (``None``).
+
+    Of a stop each loop makes what it can, and one that would take longer is given up: wherever it is, its next start goes on from there.
+    """
     beat, watching = asyncio.create_task(child.beat()), asyncio.create_task(watch)
-    tasks = [asyncio.create_task(loop) for loop in loops]
+    tasks = [asyncio.create_task(loop, name=getattr(loop, "__qualname__", None)) for loop in loops]
     over = asyncio.create_task(asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION))
-    await asyncio.wait({over, watching}, return_when=asyncio.FIRST_COMPLETED)
+    patience = asyncio.create_task(_patience(child.stop))
+    await asyncio.wait({over, watching, patience}, return_when=asyncio.FIRST_COMPLETED)
+    if patience.done():
+        log.warning("given up: %s", ", ".join(sorted(task.get_name() for task in tasks if not task.done())))
     done = [task for task in (*tasks, watching) if task.done()]
-    for task in (beat, over, watching, *tasks):
+    for task in (beat, over, watching, patience, *tasks):
         task.cancel()
-    await asyncio.gather(beat, over, watching, *tasks, return_exceptions=True)
+    await asyncio.gather(beat, over, watching, patience, *tasks, return_exceptions=True)
     return next((task.exception() for task in done if not task.cancelled() and task.exception() is not None), None)
+
+
+async def _patience(stop: asyncio.Event) -> None:
+    await stop.wait()
+    await asyncio.sleep(SETTLE_S)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from extproc.app import room
 from extproc.app.endpoint import Endpoint, endpoints_of
 from extproc.app.ops import Ops
 from extproc.app.post import Post
-from extproc.app.process import CLOSE_S, LEAVE_S
+from extproc.app.process import LEAVE_S, SETTLER_LEAVE_S
 from extproc.errors import ConfigError, UsageError
 from extproc.settings import Settings, load_settings
 
@@ -109,7 +109,7 @@ class Supervisor:
 
     def _patience_s(self, slot: int) -> float:
         """Longer than a child's own: who leaves by its rules is never killed."""
-        return CLOSE_S if slot < 0 else self._settings.drain.grace_s + LEAVE_S
+        return SETTLER_LEAVE_S if slot < 0 else self._settings.drain.grace_s + LEAVE_S
 
     async def _rounds(self) -> None:
         while True:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from extproc.errors import UsageError
-from extproc.local import envoy_files
+from extproc.local import drain, envoy_files
 from extproc.local.engine import POLL_S, Engine, EngineFailed, find_program
 from extproc.local.envoy_files import Site
 
@@ -25,9 +25,6 @@ HEALTHY_S: Final = 30.0
 
 LOG_FLUSH_MS: Final = 250
 """Of the access log, where nobody else reads it: the second witness need not wait for Envoy's default, 10 s."""
-
-ADMIN_TIMEOUT_S: Final = 10.0
-"""Of one question to Envoy's admin port, on the loopback."""
 
 
 class Envoy:
@@ -50,8 +47,12 @@ class Envoy:
         return f"https://127.0.0.1:{self.port}"
 
     @property
+    def admin(self) -> str:
+        return self._admin_file.read_text()
+
+    @property
     def admin_url(self) -> str:
-        return f"http://{self._admin_file.read_text()}"
+        return f"http://{self.admin}"
 
     @property
     def pid(self) -> int:
@@ -69,18 +70,11 @@ class Envoy:
 
     def ask(self, path: str, *, method: str = "GET") -> tuple[int, bytes]:
         """Status and body of one request to the admin port. Raises OSError when nobody listens there."""
-        connection = http.client.HTTPConnection(self._admin_file.read_text(), timeout=ADMIN_TIMEOUT_S)
-        try:
-            connection.request(method, path)
-            response = connection.getresponse()
-            return response.status, response.read()
-        finally:
-            connection.close()
+        return drain.ask(self.admin, path, method=method)
 
     def stat(self, name: str) -> int:
         """One counter or gauge by its full name; 0 if there is none yet."""
-        stats = json.loads(self.ask(f"/stats?format=json&filter=^{name}$")[1])["stats"]
-        return next((int(stat["value"]) for stat in stats if stat.get("name") == name), 0)
+        return drain.stat(self.admin, name)
 
     def healthy(self, cluster: str) -> int:
         """How many endpoints of a cluster pass their health check."""
@@ -90,14 +84,13 @@ class Envoy:
         """Until each cluster has so many healthy endpoints."""
         self._wait(lambda: all(self.healthy(name) >= count for name, count in clusters.items()), f"{dict(clusters)} healthy", deadline_s)
 
-    def stop(self, grace_s: float = 0.0) -> None:
-        """End it. SIGTERM cuts live streams at once, so with ``grace_s`` it first refuses new ones and waits for those to end."""
+    def stop(self, grace_s: float = 0.0, *, notice_s: float = 0.0) -> None:
+        """End it. SIGTERM cuts live streams at once, so with ``grace_s`` it first refuses new ones and waits for those to end.
+
+        ``notice_s``: so long it still takes new ones, for whoever has yet to notice that it leaves.
+        """
         if grace_s > 0 and self._engine.alive:
-            self.ask("/healthcheck/fail", method="POST")
-            self.ask("/drain_listeners?graceful", method="POST")
-            end = time.monotonic() + grace_s
-            while self.stat("http.edge.downstream_rq_active") and time.monotonic() < end:
-                time.sleep(POLL_S)
+            drain.drain(self.admin, grace_s=grace_s, notice_s=notice_s)
         self._engine.stop()
 
     def kill(self) -> None:

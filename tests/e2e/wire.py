@@ -67,7 +67,11 @@ class Line:
         if window_bytes:
             plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window_bytes)
         plain.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(plain, ("127.0.0.1", house.envoy.port))
+        try:
+            await asyncio.get_running_loop().sock_connect(plain, ("127.0.0.1", house.envoy.port))
+        except OSError:
+            plain.close()
+            raise
         streams = asyncio.open_connection(sock=plain, ssl=house.context(), server_hostname="localhost")
         return cls(*await asyncio.wait_for(streams, PATIENCE_S))
 
