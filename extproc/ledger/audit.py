@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from extproc.ledger.booking import Statement
+from extproc.ledger.journal import Statement
 from extproc.stores.postgres import Database, Row
 from extproc.stores.queries import Queries, load_queries
 

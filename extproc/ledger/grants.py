@@ -9,8 +9,8 @@ from __future__ import annotations
 from extproc.errors import UsageError
 from extproc.ledger import entries as book
 from extproc.ledger.audit import audit
-from extproc.ledger.booking import Booking, Record, Statement
-from extproc.ledger.plan import entry_rows
+from extproc.ledger.journal import Journal, Statement
+from extproc.ledger.plan import Record, entry_rows
 from extproc.ledger.port import Balance, Bound, Charge, EventType, Grant, Granted, derived_id
 from extproc.ledger.rows import is_uuid
 from extproc.money.amount import BALANCE_NANOS_MAX, format_amount
@@ -26,12 +26,12 @@ class PostgresGrants:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._queries = load_queries("extproc.ledger")
-        self._booking = Booking(self._queries)
+        self._journal = Journal(self._queries)
 
     async def grant(self, grant: Grant) -> Granted:
         """Book it once. ``UsageError``: no such account, beyond its bound, or booked before as something else."""
         async with self._database.transaction() as transaction:
-            *_, open_month, locked = await transaction.run([*self._booking.begin(), self._lock(grant.payer_id)])
+            *_, open_month, locked = await transaction.run([*self._journal.begin(), self._lock(grant.payer_id)])
             balance = _balance(locked, grant.payer_id)
             event_id = derived_id(grant.id, grant.event_type)
             before = await self._granted_before(transaction, grant, event_id)
@@ -47,7 +47,7 @@ class PostgresGrants:
                 amount_nanos=grant.amount_nanos,
             )
             event = _event(grant, event_id, balance)
-            await self._booking.copy(transaction, open_month=open_month, events=[event], entries=entry_rows(event_id, lines))
+            await self._journal.copy(transaction, open_month=open_month, events=[event], entries=entry_rows(event_id, lines))
             await transaction.run(self._changes(grant, event_id))
             return Granted(event_id=event_id, fresh=True, balance=await self._read(transaction, grant.payer_id))
 
@@ -148,7 +148,7 @@ class PostgresGrants:
         change = {"user_id": grant.payer_id, "amount": grant.customer_nanos, "credited": grant.customer_nanos}
         detail = {"event": event_id, "amount_nanos": grant.amount_nanos} | ({"request": grant.of_id} if grant.of_id else {})
         statements = [
-            self._booking.write("change_balances", [change]),
+            self._journal.write("change_balances", [change]),
             audit(
                 self._queries,
                 derived_id(event_id, "audit"),

@@ -7,14 +7,14 @@ before, put in its place, says an earlier one, and whoever remembers the later o
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from extproc.errors import StoreRefused
 from extproc.ledger.plan import digest_of, fault_of
 from extproc.ledger.port import OutboxRow, Positions, ReadBack
 from extproc.ledger.rows import INT8_MAX, are_uuids
 from extproc.money.posting import Posting
-from extproc.stores.postgres import Database, Transaction
+from extproc.stores.postgres import Database, Transaction, array_of
 from extproc.stores.queries import load_queries
 
 
@@ -49,9 +49,9 @@ class PostgresOutboxes:
         others: Sequence[OutboxRow] = faulty
         if sound:
             params = {
-                "ids": _array(row.posting.hold_id for row in sound),
-                "payers": _array(row.posting.payer_id for row in sound),
-                "charges": _array(row.posting.charge_nanos for row in sound),
+                "ids": array_of(row.posting.hold_id for row in sound),
+                "payers": array_of(row.posting.payer_id for row in sound),
+                "charges": array_of(row.posting.charge_nanos for row in sound),
             }
             answer = await transaction.fetch(self._queries["unbooked_endings"], params)
             others = [*faulty, *(sound[one["number"] - 1] for one in answer)]
@@ -79,7 +79,3 @@ def _asked(number: int, posting: Posting) -> dict[str, object]:
     if fault_of(posting):
         return asked  # it can only have been set aside
     return {**asked, "id": posting.hold_id, "payer": posting.payer_id, "charge": posting.charge_nanos}
-
-
-def _array(values: Iterable[object]) -> str:
-    return "{" + ",".join(map(str, values)) + "}"

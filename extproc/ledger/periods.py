@@ -1,4 +1,4 @@
-"""Months that are closed: nothing is booked into them any more (``booking`` sees to that), and their sums are frozen.
+"""Months that are closed: nothing is booked into them any more (``journal`` sees to that), and their sums are frozen.
 
 A close is two steps. The first takes a moment and keeps everybody who books waiting for it: the month is marked. The second reads what was
 booked into it, which nobody can change any more, a day at a time, and freezes the sums; cut off, it is taken up by closing the month again.
@@ -13,7 +13,7 @@ from datetime import UTC, date, datetime, timedelta
 
 from extproc.errors import UsageError
 from extproc.ledger.audit import audit
-from extproc.ledger.booking import PERIODS_LOCK
+from extproc.ledger.journal import PERIODS_LOCK
 from extproc.ledger.port import Period, PeriodSum, PeriodSums
 from extproc.stores.postgres import Database, Row, Transaction
 from extproc.stores.queries import load_queries

@@ -9,16 +9,16 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from extproc.errors import UsageError
-from extproc.ledger.booking import pieces
 from extproc.ledger.fence import Violation, advance
 from extproc.ledger.grants import PAGE_MAX, PostgresGrants
+from extproc.ledger.journal import pieces
 from extproc.ledger.plan import Ended, Funds, Plan, Planner, Record, RefusalKey, Screened, conflict, refusal_key, screen
 from extproc.ledger.port import (
     NOTE,
@@ -31,7 +31,7 @@ from extproc.ledger.port import (
 )
 from extproc.ledger.rows import is_uuid
 from extproc.money.posting import Posting
-from extproc.stores.postgres import Database, Params, Row, Transaction
+from extproc.stores.postgres import Database, Params, Row, Transaction, array_of
 from extproc.stores.queries import Query
 
 MONTHS_AHEAD = 3  # partitions made in advance: a settler that is off for a quarter does not matter
@@ -79,7 +79,7 @@ class PostgresLedger(PostgresGrants):
                     screened, bad = await self._screen(ahead)
                 plan = await self._plan(transaction, screened, met)
             plan.conflicts.extend(bad)
-            await self._booking.copy(
+            await self._journal.copy(
                 transaction, open_month=met.open_month, events=plan.events, entries=plan.entries, requests=plan.requests
             )
             new_conflicts = await self._carry_out(transaction, plan, self._fence(moved, violations))
@@ -103,7 +103,7 @@ class PostgresLedger(PostgresGrants):
                 return Posted(repeated=1, cursors=_positions(moved))
             rows = [conflict(posting, ConflictReason.REJECTED, detail)]
             await transaction.run(
-                [self._booking.write("insert_conflicts", rows), *self._fence(moved, violations)],
+                [self._journal.write("insert_conflicts", rows), *self._fence(moved, violations)],
             )
             return Posted(conflicts=1, violations=len(violations), cursors=_positions(moved))
 
@@ -114,11 +114,11 @@ class PostgresLedger(PostgresGrants):
         rows = {one.row_id for one in screened} - {""}
         _, open_month, _, cursors, funds, endings, found = await transaction.run(
             [
-                *self._booking.begin(),
+                *self._journal.begin(),
                 *self._lock_cursors(postings),
-                (self._queries["lock_balances"], {"payers": _array(payers)}),
-                (self._queries["find_endings"], {"ids": _array(holds)}),
-                (self._queries["find_rows"], {"ids": _array(rows)}),
+                (self._queries["lock_balances"], {"payers": array_of(payers)}),
+                (self._queries["find_endings"], {"ids": array_of(holds)}),
+                (self._queries["find_rows"], {"ids": array_of(rows)}),
             ]
         )
         return _Met(
@@ -182,20 +182,20 @@ class PostgresLedger(PostgresGrants):
             ("change_balances", balances),
             ("add_spend", [{"key": key, "quarter": quarter, "nanos": nanos} for (key, quarter), nanos in plan.spent.items()]),
         )
-        answers = await transaction.run([self._booking.write(name, rows) for name, rows in tables if rows] + fence)
+        answers = await transaction.run([self._journal.write(name, rows) for name, rows in tables if rows] + fence)
         return int(answers[0][0]["added"]) if plan.conflicts else 0
 
     def _fence(self, moved: Mapping[int, Cursor], violations: Sequence[Violation]) -> list[tuple[Query, Params]]:
         statements = []
         if moved:
             rows = [{"shard": c.shard, "stream_id": c.stream_id, "epoch": c.epoch, "seq": c.seq} for c in moved.values()]
-            statements.append(self._booking.write("move_cursors", rows))
+            statements.append(self._journal.write("move_cursors", rows))
         if violations:
             told = [
                 {"shard": v.shard, "kind": v.kind, "epoch": v.epoch, "expected_seq": v.expected_seq, "seq": v.seq, "stream_id": v.stream_id}
                 for v in violations
             ]
-            statements.append(self._booking.write("insert_violations", told))
+            statements.append(self._journal.write("insert_violations", told))
         return statements
 
     # --- reading
@@ -243,11 +243,6 @@ def _plain_value(value: object) -> object:
     if isinstance(value, UUID):
         return str(value)
     return value.isoformat(timespec="milliseconds") if isinstance(value, datetime) else value
-
-
-def _array(ids: Iterable[str]) -> str:
-    """UUIDs as PostgreSQL writes an array of them; psycopg's own way takes as long as reading the events they are of."""
-    return "{" + ",".join(ids) + "}"
 
 
 def _cursors(rows: Sequence[Row]) -> dict[int, Cursor]:

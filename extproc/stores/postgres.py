@@ -216,6 +216,11 @@ def _cut(connection: AsyncConnection[DictRow]) -> None:
         duplicate.shutdown(socket.SHUT_RDWR)
 
 
+def array_of(values: Iterable[object]) -> str:
+    """Ids or numbers as PostgreSQL writes an array of them; psycopg's own way takes as long as reading the events they are of."""
+    return "{" + ",".join(map(str, values)) + "}"
+
+
 async def _commit(connection: AsyncConnection[DictRow], limit_s: float) -> None:
     status = connection.info.transaction_status
     if status in (pq.TransactionStatus.UNKNOWN, pq.TransactionStatus.INERROR):

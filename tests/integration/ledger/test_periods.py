@@ -13,7 +13,7 @@ import pytest
 from ledger_invariants import ledger_faults
 
 from extproc.errors import UsageError
-from extproc.ledger.booking import PERIODS_LOCK
+from extproc.ledger.journal import PERIODS_LOCK
 from extproc.ledger.periods import PostgresPeriods
 from extproc.ledger.port import EventType
 from extproc.money.hold import uuid7
@@ -163,7 +163,7 @@ async def test_nothing_slips_into_a_month_while_it_is_closed(bench, periods):
     assert ledger_faults(bench.dsn) == []
 
 
-async def test_a_close_waits_for_who_is_booking(bench, periods):
+async def test_a_close_waits_for_who_is_journal(bench, periods):
     with psycopg.connect(bench.dsn) as booking:
         booking.execute("SELECT pg_advisory_xact_lock_shared(%s, 0)", (PERIODS_LOCK,))
         closing = asyncio.create_task(close(periods, BEFORE))

@@ -13,6 +13,7 @@ from datetime import UTC, date, datetime
 from typing import Any, TypeVar
 
 from extproc.ledger.lines import entry_lines, event_lines, request_lines
+from extproc.ledger.plan import Record
 from extproc.stores.postgres import Params, Row, Transaction
 from extproc.stores.queries import Queries, Query
 
@@ -21,13 +22,12 @@ PIECE_ROWS = 100  # handled without a look at the sockets: a COPY of another lan
 # What is encoded is made here and holds no circles; looking for them costs a tenth of a posting's time.
 _JSON = json.JSONEncoder(check_circular=False, separators=(",", ":"))
 
-Record = dict[str, Any]
 Statement = tuple[Query, Params]
 Value = TypeVar("Value")
 
 
-class Booking:
-    """What everybody who writes events needs."""
+class Journal:
+    """What everybody needs who writes events and entries."""
 
     def __init__(self, queries: Queries) -> None:
         self._queries = queries
