@@ -22,6 +22,7 @@ from extproc.local.engine import socket_path_fits
 
 LONGEST_SOCKET: Final = "postgres/run/.s.PGSQL.5432.lock"
 SHORT: Final = Path("/tmp")  # noqa: S108 - the folder in it is checked to be ours
+SETTINGS: Final = "extproc.yaml"
 LASTING: Final = Path("/var/tmp")  # noqa: S108 - likewise; survives a restart of the machine
 
 
@@ -35,7 +36,7 @@ class Places:
 
     @property
     def settings(self) -> Path:
-        return self.data / "extproc.yaml"
+        return self.data / SETTINGS
 
     @property
     def catalog(self) -> Path:

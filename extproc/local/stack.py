@@ -61,7 +61,10 @@ class Plan:
 
 
 class Stack:
-    """``start`` from the main thread (the kernel ends engines with the thread that started them); ``stop`` may be called at any time."""
+    """Stopped in the reverse order of the start, which is that of deploy/systemd.
+
+    ``start`` from the main thread (the kernel ends engines with the thread that started them); ``stop`` may be called at any time.
+    """
 
     def __init__(self, places: Places, plan: Plan, say: Say) -> None:
         self.places = places
@@ -79,13 +82,13 @@ class Stack:
     def start(self) -> None:
         """Everything, in the order in which one needs the other; ready for requests when it returns."""
         offered = self._prepare()
-        self._say("starting Valkey")
-        self.valkey = valkey.start(self.places.home / "valkey", durable=self._plan.durable)
-        self._exits.callback(self.valkey.stop)
         self._say("starting PostgreSQL")
         self.postgres = postgres.start(self.places.postgres, durable=self._plan.durable)
         self._exits.callback(self.postgres.stop)
-        self._exits.callback(self._say, "stopping PostgreSQL and Valkey")
+        self._say("starting Valkey")
+        self.valkey = valkey.start(self.places.home / "valkey", durable=self._plan.durable)
+        self._exits.callback(self.valkey.stop)
+        self._exits.callback(self._say, "stopping Valkey and PostgreSQL")
         settings = self._write_settings()
         for label in migrate(settings, progress=lambda _: None):
             self._say(f"schema: {label}")
@@ -219,12 +222,12 @@ class Stack:
     def _stop_sidecar(self) -> None:
         if self.sidecar is not None:
             self._say("stopping the sidecar")
-            self.sidecar.stop(self._drain_s() + ALL_LEAVE_S)
+            self.sidecar.stop(drain_s(self.places.settings) + ALL_LEAVE_S)
 
     def _stop_envoy(self) -> None:
         assert self.envoy is not None
         self._say("draining Envoy")
-        self.envoy.stop(self._drain_s())
+        self.envoy.stop(drain_s(self.places.settings))
 
     def _serve(self) -> Engine:
         self._log("extproc").unlink(missing_ok=True)
@@ -263,12 +266,6 @@ class Stack:
     def _log(self, name: str) -> Path:
         return self.places.logs / f"{name}.log"
 
-    def _drain_s(self) -> float:
-        try:
-            return float(self.settings.drain.grace_s)
-        except ConfigError:
-            return 0.0  # somebody has edited the file while it ran, or we never came so far
-
     def _ready(self) -> bool:
         return self._ops("/readyz") is not None
 
@@ -284,6 +281,14 @@ class Stack:
                 return page
         except OSError:
             return None
+
+
+def drain_s(settings_file: Path) -> float:
+    """How long live requests are waited for."""
+    try:
+        return float(load_settings(settings_file, os.environ).drain.grace_s)
+    except ConfigError:
+        return 0.0  # somebody has edited the file while it ran, or we never came so far
 
 
 def _read_state(path: Path) -> dict[str, str]:

@@ -21,14 +21,14 @@ from typing import Any, Final
 
 from extproc.errors import ExtprocError, UsageError
 from extproc.local.engine import POLL_S
-from extproc.local.places import claim, claimant, lives, prepare, write_private
-from extproc.local.stack import Plan, Say, Stack
+from extproc.local.places import SETTINGS, claim, claimant, lives, prepare, write_private
+from extproc.local.stack import Plan, Say, Stack, drain_s
 
 LOOK_S: Final = 1.0
 """Between two looks at who is alive: pids of replaced workers are in up.json so soon."""
 
 DOWN_S: Final = 120.0
-"""For ``down``: live streams (drain.grace_s), flushing, and a checkpoint of PostgreSQL."""
+"""For ``down``, beyond drain.grace_s for live streams: charges that are made safe and posted, and a checkpoint of PostgreSQL."""
 
 
 class Asked(BaseException):
@@ -108,10 +108,11 @@ def down(data: Path, *, say: Say) -> int:
         raise UsageError(f"no stack is running on {data}")
     say(f"stopping the stack on {data} (process {pid})")
     os.kill(pid, signal.SIGTERM)
-    end = time.monotonic() + DOWN_S
+    patience_s = DOWN_S + drain_s(data / SETTINGS)
+    end = time.monotonic() + patience_s
     while claimant(data) is not None or lives(pid):
         if time.monotonic() > end:
-            raise UsageError(f"process {pid} has not ended within {DOWN_S:g} s; {data / 'logs'} may say why")
+            raise UsageError(f"process {pid} has not ended within {patience_s:g} s; {data / 'logs'} may say why")
         time.sleep(POLL_S)
     return pid
 
