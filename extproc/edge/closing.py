@@ -153,7 +153,10 @@ class Closing:
         ending = waiting.ending
         if result is EndResult.UNKNOWN and ending.kind is EndKind.SETTLE and ending.charge_nanos and not waiting.is_kept:
             log.error("the hold store does not know hold %s, charge %d nanos is not booked", ending.hold_id, ending.charge_nanos)
-        self._finish(waiting, announced=result is EndResult.ENDED and waiting.is_kept)
+        if result is EndResult.ENDED or not waiting.is_kept:
+            self._finish(waiting, announced=waiting.is_kept)
+        else:
+            self._leave(waiting)  # this call has written nothing: whether another one has is not known, so the disk is waited for
 
     def _postpone(self, waiting: _Waiting) -> None:
         """Again later, unless it is safe and the store has been away for long: the ledger books it, and tells the store what it charged."""

@@ -157,6 +157,19 @@ async def test_what_the_store_rejects_is_safe_when_the_disk_has_it():
     assert await done is False
 
 
+@pytest.mark.parametrize("result", [EndResult.UNKNOWN, EndResult.TAKEN, EndResult.ALREADY])
+async def test_what_the_store_has_not_written_is_safe_when_the_disk_has_it(result: EndResult):
+    """Its hold was lost with a Redis that was rebuilt while this worker was silent: the tombstone that it leaves is no charge."""
+    store, disk = Away(), Disk()
+    done = closing_over(store, disk).end(ending(1, is_forwarded=True))
+    store.asked[0][1].set_result(result)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not done.done()
+    disk.put_in[0][1]()
+    assert await done is False
+
+
 async def test_a_worker_leaves_when_its_charges_are_safe(monkeypatch: pytest.MonkeyPatch):
     """The store is away. Nothing is lost of what the disk has; a void of a request that no backend had is left to its lease."""
     monkeypatch.setattr(module, "LINGER_S", 0.01)
