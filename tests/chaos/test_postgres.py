@@ -7,8 +7,9 @@ import os
 import time
 from collections import Counter
 
-from breakable import BreakableHouse
+from breakable import GRACE_S, LEASE_S, BreakableHouse
 from house import SMALL, Guest, until
+from test_workers import begin, reached
 from traffic import Traffic
 from wire import call, chat, figure
 
@@ -49,3 +50,25 @@ async def test_known_keys_do_not_notice(house: BreakableHouse, guest: Guest):
             await asyncio.sleep(0.1)
     assert (told.status, told.error) == (401, "invalid_api_key")
     figure(f"an unknown key is told so {time.monotonic() - back:.1f} s after PostgreSQL was back")
+
+
+async def test_holds_run_out_without_it(house: BreakableHouse, guest: Guest):
+    """The reaper needs no PostgreSQL: workers that die meanwhile leave nothing held."""
+    tolds, streams = begin(house, guest, streams=6, tokens=2_000)
+    await reached(tolds, 5)
+    pids = await asyncio.to_thread(house.pids)
+    house.postgres.kill()
+    killed = time.monotonic()
+    for name in ("gate-0", "gate-1"):
+        house.kill(pids[name])
+    await asyncio.gather(*streams)
+    assert not any(told.whole for told in tolds)
+    await asyncio.to_thread(until, lambda: guest.view().open_holds == 0, "every hold has ended", LEASE_S + GRACE_S)
+    view = guest.view()
+    assert (view.held_nanos, view.entry_held_nanos) == (0, 0)
+    figure(f"{len(tolds)} holds ended {time.monotonic() - killed:.1f} s after their workers were killed, PostgreSQL away")
+    await house.aside(house.postgres.start_again)
+    await asyncio.to_thread(house.wait_serving)
+    rows = await asyncio.to_thread(house.judge, guest, tolds, killed=frozenset(told.request_id for told in tolds))
+    assert {row["ending"] for row in rows} == {"expire"}
+    assert all(row["cost"] for row in rows)

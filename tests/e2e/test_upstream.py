@@ -11,7 +11,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import httpx
@@ -382,22 +382,22 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 class Edge:
-    """A second Envoy before the same sidecar, with backends of our own; ``LARGE`` is one that nobody listens for."""
+    """A second Envoy before the same sidecar, with backends of our own; one of ``LARGE`` is an address where nobody listens."""
 
-    def __init__(self, house: House) -> None:
+    def __init__(self, house: House, folder: str, *, beside: Sequence[str] = ()) -> None:
         self.backend = Scripted()
         self.house = house
         port = self.backend.server_address[1]
         gone = Scripted()
         self.envoy = envoy.start(
-            house.directory / "second",
+            house.directory / folder,
             gates=[house.directory / f"run/gate-{slot}.sock" for slot in range(house.workers)],
-            backends={SMALL: [f"127.0.0.1:{port}"], LARGE: [f"127.0.0.1:{gone.server_address[1]}"]},
+            backends={SMALL: [f"127.0.0.1:{port}"], LARGE: [f"127.0.0.1:{gone.server_address[1]}", *beside]},
             cert_file=house.certificates.cert_file,
             key_file=house.certificates.key_file,
             health_interval_s=60,
         )
-        self.envoy.wait_healthy({"extproc": house.workers, SMALL: 1, LARGE: 1})
+        self.envoy.wait_healthy({"extproc": house.workers, SMALL: 1, LARGE: 1 + len(beside)})
         gone.close()  # from now on the connection is refused, and Envoy does not know yet
 
     def post(self, guest: Guest, **more: Any) -> httpx.Response:
@@ -411,7 +411,7 @@ class Edge:
 
 @pytest.fixture(scope="module")
 def edge(house: House) -> Iterator[Edge]:
-    edge = Edge(house)
+    edge = Edge(house, "second")
     yield edge
     edge.stop()
 
@@ -432,6 +432,24 @@ def test_a_refused_connection_costs_nothing(edge: Edge, guest: Guest):
     row = guest.row(answer.headers["x-request-id"])
     assert (row["ending"], row["end_reason"], row["error_code"]) == ("void", "upstream_error", "http_503")
     assert "refused" in row["error_msg"] or "connect" in row["error_msg"].lower()
+    guest.check()
+
+
+def test_a_request_that_envoy_tries_twice_is_one_hold_and_one_charge(house: House, guest: Guest):
+    simulator = house.simulators[LARGE]
+    edge = Edge(house, "third", beside=[simulator.url.removeprefix("http://")])
+    rows: list[dict[str, Any]] = []
+    try:
+        while not any(row["attempts"] == 2 for row in rows):  # which of the two is asked first is chance
+            assert len(rows) < 50, "never tried twice: this proves nothing"
+            answer = edge.post(guest, model=LARGE, max_tokens=3)
+            assert answer.status_code == 200
+            rows.append(guest.row(answer.headers["x-request-id"]))
+    finally:
+        edge.stop()
+    assert {row["ending"] for row in rows} == {"settle"}
+    assert [len(house.upstream(row["request_id"])) for row in rows] == [1] * len(rows)
+    assert len(guest.rows()) == len(rows)
     guest.check()
 
 
