@@ -326,8 +326,6 @@ class Metrics:
         self._settlement = counter("extproc_settlement_events_total", "What the settler did, by what it was.", "event")
         self._expired = single("extproc_holds_expired_total", "Holds that the reaper ended.")
         self._illegal = single("extproc_illegal_events_total", "Events that the table of the exchange has no row for.")
-        self._posted = single("extproc_ledger_posted_total", "Endings posted to the ledger.")
-        self._conflicts = single("extproc_ledger_conflicts_total", "Second endings with another amount.")
         phase = Histogram(
             "extproc_phase_seconds", "Our own time in a phase of a request.", ("phase",), registry=registry, buckets=PHASE_BUCKETS
         )
@@ -453,10 +451,6 @@ class Metrics:
     def illegal_event(self) -> None:
         self._illegal.inc()
 
-    def posted(self, count: int) -> None:
-        """The ledger has ``count`` more endings."""
-        self._posted.inc(count)
-
     def settlement_lag(self, lag_s: float) -> None:
         """The oldest ending that the ledger did not have a moment ago is ``lag_s`` old."""
         self._lag.set(lag_s)
@@ -488,9 +482,6 @@ class Metrics:
     def settlement(self, what: str, count: int = 1) -> None:
         """Something that the settler counts (``settlement.meter.Series``)."""
         self._settlement[what].inc(count)
-
-    def conflicts(self, count: int = 1) -> None:
-        self._conflicts.inc(count)
 
     def catalog_in_force(self, version: str) -> None:
         """A reload succeeded (or the first load)."""

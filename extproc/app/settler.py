@@ -23,7 +23,7 @@ from extproc.ledger.leadership import PostgresLeadership
 from extproc.ledger.outboxes import PostgresOutboxes
 from extproc.ledger.witness import PostgresWitness
 from extproc.settings import Settings
-from extproc.settlement.meter import Series
+from extproc.settlement.meter import ALARMS, Series
 from extproc.settlement.pace import Pace
 from extproc.settlement.poster import Poster
 from extproc.settlement.reaper import Reaper
@@ -37,18 +37,6 @@ from extproc.stores.shards import SHARDS
 log = logging.getLogger(__name__)
 
 GC_YOUNG = 100_000  # allocations between collections: a batch is some ten thousand values without circles, gone when it is committed
-ALARMS = frozenset(
-    {
-        Series.CONFLICTS,
-        Series.QUARANTINED,
-        Series.FENCE_VIOLATIONS,
-        Series.MISSING_PAYERS,
-        Series.OVERAGE_NANOS,
-        Series.SILENT_WORKERS,
-        Series.OUTBOX_RESTARTS,
-        Series.UNREADABLE_OUTBOXES,
-    }
-)
 
 
 class SettlerMeter:
@@ -56,16 +44,14 @@ class SettlerMeter:
 
     def __init__(self, meter: metrics.Metrics) -> None:
         self._metrics = meter
+        for alarm in ALARMS:
+            meter.settlement(alarm.value, 0)  # on the page from the start: else its first rise would be none
 
     def add(self, series: Series, amount: int = 1) -> None:
         """A counter rises."""
         self._metrics.settlement(series.value, amount)
         if series is Series.EXPIRED_HOLDS:
             self._metrics.holds_expired(amount)
-        elif series is Series.POSTED_ENDINGS:
-            self._metrics.posted(amount)
-        elif series is Series.CONFLICTS:
-            self._metrics.conflicts(amount)
         if series in ALARMS:
             log.error("alarm: %s rose by %d", series.value, amount)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
 
 
 class Series(StrEnum):
@@ -13,10 +13,10 @@ class Series(StrEnum):
     POSTED_NOTES = "posted_notes"
     REPEATED_EVENTS = "repeated_events"
     ADJUSTS = "adjusts"
-    CONFLICTS = "conflicts"  # alarm
-    QUARANTINED = "quarantined"  # alarm
-    FENCE_VIOLATIONS = "fence_violations"  # alarm
-    OVERAGE_NANOS = "overage_nanos"  # alarm
+    CONFLICTS = "conflicts"
+    QUARANTINED = "quarantined"
+    FENCE_VIOLATIONS = "fence_violations"
+    OVERAGE_NANOS = "overage_nanos"
     LATE_LOSS_NANOS = "late_loss_nanos"
     POST_FAILURES = "post_failures"
     TRIM_FAILURES = "trim_failures"
@@ -27,7 +27,7 @@ class Series(StrEnum):
     EXPIRED_HOLDS = "expired_holds"
     DELIVERED_BALANCES = "delivered_balances"
     DELIVERED_KEYS = "delivered_keys"
-    MISSING_PAYERS = "missing_payers"  # alarm: PostgreSQL says installed, Redis lacks it
+    MISSING_PAYERS = "missing_payers"  # PostgreSQL says installed, Redis lacks it
     POSTER_LAG_MS = "poster_lag_ms"
     LED_SHARDS = "led_shards"
     REBUILDS = "rebuilds"  # of shards
@@ -37,8 +37,8 @@ class Series(StrEnum):
     OUTBOX_CONFIRMED = "outbox_confirmed"  # rows that were read back from the ledger
     OUTBOX_POSTED = "outbox_posted"  # endings that only an outbox had: Redis has lost them, or was away
     OUTBOX_AGE_MS = "outbox_age_ms"  # of the oldest row that is not confirmed
-    UNREADABLE_OUTBOXES = "unreadable_outboxes"  # alarm
-    OUTBOX_RESTARTS = "outbox_restarts"  # alarm: the ledger (or the outbox) is older than what was confirmed; it is gone through again
+    UNREADABLE_OUTBOXES = "unreadable_outboxes"
+    OUTBOX_RESTARTS = "outbox_restarts"  # the ledger (or the outbox) is older than what was confirmed; it is gone through again
     REPLAY_FAILURES = "replay_failures"
     WITNESSED_HOLDS = "witnessed_holds"  # open after the end of their request: their worker is gone
     WITNESS_LINES = "witness_lines"
@@ -46,6 +46,21 @@ class Series(StrEnum):
     TOLD_REASONS = "told_reasons"  # rows whose end the access log explained
     WITNESS_FAILURES = "witness_failures"
     WITNESS_LAG_BYTES = "witness_lag_bytes"
+
+
+# A rise of one of these is looked into by somebody: money is not where it should be, or something that ought to know of it is silent.
+ALARMS: Final = frozenset(
+    {
+        Series.CONFLICTS,
+        Series.QUARANTINED,
+        Series.FENCE_VIOLATIONS,
+        Series.MISSING_PAYERS,
+        Series.OVERAGE_NANOS,
+        Series.SILENT_WORKERS,
+        Series.OUTBOX_RESTARTS,
+        Series.UNREADABLE_OUTBOXES,
+    }
+)
 
 
 class Meter(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from extproc import metrics
 from extproc.exchange.record import Record
+from extproc.settlement.meter import ALARMS, Series
+
+ROOT = Path(__file__).resolve().parents[2]
 
 MODELS = ("qwen", "bge")
 ALLOWED_LABELS = {
@@ -64,9 +68,7 @@ def everything(made: metrics.Metrics) -> None:
     made.holds_expired(3)
     made.store_failed("redis")
     made.illegal_event()
-    made.posted(50)
     made.settlement_lag(0.25)
-    made.conflicts()
     made.catalog_in_force("aa")
     made.catalog_in_force("bb")
     made.catalog_refused()
@@ -101,8 +103,6 @@ def page(made) -> Page:
         ("extproc_exchanges_open", {}, 1),
         ("extproc_holds_expired_total", {}, 3),
         ("extproc_settlement_lag_seconds", {}, 0.25),
-        ("extproc_ledger_posted_total", {}, 50),
-        ("extproc_ledger_conflicts_total", {}, 1),
         ("extproc_illegal_events_total", {}, 1),
         ("extproc_hold_endings_total", {"result": "ended"}, 1),
         ("extproc_store_failures_total", {"store": "redis"}, 1),
@@ -113,6 +113,17 @@ def page(made) -> Page:
 )
 def test_what_happened_is_on_the_page(page, name, labels, value):
     assert page.value(name, **labels) == value
+
+
+def test_the_reference_names_every_series():
+    """And no other; and of what the settler counts, every event, with its alarms."""
+    text = (ROOT / "docs" / "reference" / "metrics.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)[^`]*` \| (\*\*alarm\*\*)? ?", text, re.MULTILINE))
+    series = {name for name in rows if name.startswith(("gen_ai_", "extproc_"))}
+    pages = metrics.Metrics(metrics.registry()).render() + metrics.Processes().render()
+    assert series == set(re.findall(r"^# TYPE (\w+)", pages.decode(), re.MULTILINE))
+    counted = {one.value: "**alarm**" * (one in ALARMS) for one in Series if not one.value.endswith(("_ms", "_shards", "_bytes"))}
+    assert {name: alarm for name, alarm in rows.items() if name not in series} == counted
 
 
 def test_gen_ai_histograms(page):
