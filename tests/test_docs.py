@@ -1,0 +1,25 @@
+"""What the documents point to is there: files, and the tests that are named as proof."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)")
+TEST = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_a_page_points_to_is_there(page):
+    text = page.read_text()
+    missing = [target for target in LINK.findall(text) if not (page.parent / target).exists()]
+    for file, name in TEST.findall(text):
+        path = ROOT / file
+        if not path.exists() or (name and not re.search(rf"^(async )?def {name}\(", path.read_text(), re.MULTILINE)):
+            missing.append(f"{file}::{name}")
+    assert not missing
