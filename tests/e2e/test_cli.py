@@ -494,8 +494,15 @@ def test_help_is_quick_and_loads_nothing_heavy():
 
 def test_up_in_the_foreground_ends_with_ctrl_c_and_keeps_money_and_keys(operator):
     """Last: it ends the stack of this module, and starts it again on the same directory as somebody at a terminal would."""
-    before, balance = operator.facts, operator.ask("balance", "local")["balance_nanos"]
-    assert run("down", "--data", str(operator.data)).returncode == 0
+    before = operator.facts
+    with operator.client() as client:
+        asked, headers = [{"role": "user", "content": "Hello"}], {"x-sim-tokens": "100", "x-sim-delay-ms": "30"}
+        stream = client.chat.completions.create(model=MODEL, messages=asked, stream=True, extra_headers=headers)
+        next(iter(stream))
+        request_id = stream.response.headers["x-request-id"]
+        with subprocess.Popen([*COMMAND, "down", "--data", str(operator.data)], stderr=subprocess.PIPE, env=ENVIRON) as down:
+            assert list(stream)[-1].choices[0].finish_reason == "stop", "what was running finishes"
+            assert down.wait(TIMEOUT_S) == 0
     assert not (operator.data / "up.json").exists()
     assert not any(lives(pid) for pid in before["pids"].values())
     assert "no stack is running" in operator.refuses("down")
@@ -505,7 +512,8 @@ def test_up_in_the_foreground_ends_with_ctrl_c_and_keeps_money_and_keys(operator
         until((operator.data / "up.json").exists, "ready", TIMEOUT_S)
         after = operator.facts
         assert (after["api_key"], after["account"], after["base_url"]) == (before["api_key"], before["account"], before["base_url"])
-        assert operator.ask("balance", "local")["balance_nanos"] == balance
+        told = operator.explained(request_id)
+        assert (told["agrees"], told["request"]["output_tokens"]) == (True, 100), "posted before the stores stopped"
         assert operator.explained(operator.request())["agrees"]
         up.send_signal(signal.SIGINT)
         assert up.wait(TIMEOUT_S) == 0
