@@ -11,9 +11,9 @@ The tree is the way of a request; imports only go down (``tests/test_imports.py`
 ``local``      everything on one machine: Valkey, PostgreSQL, Envoy, and a simulator of vLLM
 ``app``        processes: supervisor, gate workers, settler; ``compose`` alone names concrete adapters
 ``checks``     config lint: one small function per fault
-``settings``   ``extproc.yaml`` and the environment, as one frozen object
+``settings``   ``extproc.yaml`` and the environment, as one frozen object; ``settings_kit`` reads the keys
 ``edge``       Envoy's messages ⇄ events and actions; the driver of one exchange; transports
-``settlement`` from endings to the ledger: poster, reaper, sweep, deposits
+``settlement`` from endings to the ledger and back to Redis: outbox, poster, replay, reaper, witness, sweep, rebuild, reconciler
 ``ledger``     double entry in PostgreSQL
 ``holds``      admission and endings in Redis, as atomic scripts
 ``exchange``   PURE: one HTTP request as a state machine – **start reading at** ``exchange/machine.py``
