@@ -8,7 +8,9 @@ twice, and must be harmless then.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -85,8 +87,11 @@ class Log:
         found = []
         for entry in self._entries():
             with contextlib.suppress(FileNotFoundError):  # rotated away this moment
-                status = entry.stat()
-                found.append((entry.name == self._path.name, status.st_mtime_ns, _File(Path(entry.path), status.st_ino, status.st_size)))
+                status, is_last = entry.stat(), entry.name == self._path.name
+                if stat.S_ISREG(status.st_mode):
+                    found.append((is_last, status.st_mtime_ns, _File(Path(entry.path), status.st_ino, status.st_size)))
+                elif is_last:  # a pipe would keep us for ever, a device never ends
+                    raise OSError(errno.EINVAL, "not a regular file", entry.path)
         return [file for *_, file in sorted(found)][-FILES_MAX:]
 
     def _entries(self) -> list[os.DirEntry[str]]:

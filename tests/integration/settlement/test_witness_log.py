@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -154,7 +155,19 @@ def test_much_is_read_in_pieces_and_a_line_without_end_is_given_up(reading: Read
     assert reading.torn > 0
 
 
-def test_a_log_that_cannot_be_read(reading: Reading):
-    reading.path.mkdir()
-    with pytest.raises(OSError, match="directory"):
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["directory", "pipe", "device"])
+def test_what_is_no_file_in_its_place_is_refused_at_once(reading: Reading, make: Callable[[Path], None]):
+    make(reading.path)
+    with pytest.raises(OSError, match="not a regular file"):
         reading.lines()
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo], ids=["directory", "pipe"])
+def test_what_is_no_file_beside_it_is_passed_over(reading: Reading, make: Callable[[Path], None]):
+    write(reading.path, "a")
+    make(reading.path.with_name("access.jsonl.d"))
+    os.utime(reading.path, (0, 0))
+    write(reading.path.with_name("access.jsonl.1"), "never read before")
+    assert reading.lines() == ["a"]
+    write(reading.path, "b")
+    assert reading.lines() == ["b"]
