@@ -285,7 +285,7 @@ async def gate_worker(settings: Settings, slot: int, listen_fd: int | None) -> G
     gate = Gate(
         directory=stores.directory,
         holds=stores.holds,
-        lending=Lending(workers=settings.listen.worker_count, monotonic_s=time.monotonic),
+        lending=Lending(outbox, workers=settings.listen.worker_count, monotonic_s=time.monotonic),
         closing=Closing(stores.holds, outbox, meter, jitter=random.random),
         announced=Announced(shard_of, lives=lambda: (stores.holds.lives, outbox.lives)),
         catalog=lambda: catalog.current,

@@ -35,7 +35,7 @@ from extproc.exchange.policy import Bounds, Policy
 from extproc.exchange.tab import Pinned
 from extproc.holds.port import Holds
 from extproc.metrics import Metrics
-from extproc.money.hold import Denied, DenyReason, Granted, Verdict, uuid7
+from extproc.money.hold import Denied, DenyReason, Granted, Loan, Verdict, uuid7
 from extproc.tokens.counter import Counters
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class Gate:
 class Driver:
     """The handler of one gRPC stream of Envoy (``edge/transport/port.py``)."""
 
-    __slots__ = ("_call", "_counting", "_ending", "_exchange", "_gate", "_lent_nanos", "_mailbox", "_rest", "_secret", "_timer")
+    __slots__ = ("_call", "_counting", "_ending", "_exchange", "_gate", "_loan", "_mailbox", "_rest", "_secret", "_timer")
 
     def __init__(self, gate: Gate, call: Call) -> None:
         self._gate = gate
@@ -101,7 +101,7 @@ class Driver:
         self._ending: Done | None = None
         self._counting: asyncio.Future[int] | None = None
         self._secret = ""
-        self._lent_nanos: int | None = None
+        self._loan: Loan | None = None
         gate.open.add(self)
         gate.metrics.exchange_opened()
 
@@ -223,14 +223,18 @@ class Driver:
             self._gate.metrics.trusted_untaken(reason.value)
 
     def _lend(self, action: act.Lend) -> bool:
-        amendment, at_ns = action.amendment, time.monotonic_ns()
-        if self._gate.lending.lend(amendment.payer_id, amendment.cap_nanos, credit_nanos=self._credit_nanos):
-            self._lent_nanos = amendment.cap_nanos
-            self._gate.metrics.failed_open()
-            self.push(ev.Amended(at_ns=at_ns, granted=Granted(hold_id=amendment.hold_id, spendable_nanos=0)))
-        else:
-            self.push(ev.StoreFailed(at_ns=at_ns, what="no credit"))
+        lent = self._gate.lending.lend(action.amendment, credit_nanos=self._credit_nanos)
+        if lent is None:
+            self.push(ev.StoreFailed(at_ns=time.monotonic_ns(), what="no credit"))
+            return False
+        self._loan, granted = lent
+        answer = asyncio.ensure_future(asyncio.wait_for(granted, PHASE_S))
+        answer.add_done_callback(partial(self._answered, self._lent))
         return False
+
+    def _lent(self, granted: Granted) -> ev.Event:
+        self._gate.metrics.failed_open()
+        return ev.Amended(at_ns=time.monotonic_ns(), granted=granted)
 
     def _count(self, action: act.Count) -> bool:
         answer = self._gate.threads.run(action.payer_id, action.job)
@@ -256,14 +260,16 @@ class Driver:
 
     def _beat(self, action: act.Beat) -> bool:
         self._gate.beats.put(action.checkpoint)
+        if self._loan is not None:
+            self._loan = self._gate.lending.beat(self._loan, action.checkpoint)
         return False
 
     def _end(self, action: act.End) -> bool:
         ending = action.ending
         self._gate.beats.drop(ending.hold_id)
         self._ending = self._gate.closing.end(ending)
-        if self._lent_nanos is not None:
-            self._gate.lending.end(ending.payer_id, self._lent_nanos, charge_nanos=ending.charge_nanos)
+        if self._loan is not None:
+            self._gate.lending.end(self._loan, ending)
         return action.wait and not self._ending.done()
 
     def _note(self, action: act.Note) -> bool:

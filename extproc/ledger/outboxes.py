@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from extproc.errors import StoreRefused
 from extproc.ledger.plan import digest_of, fault_of
-from extproc.ledger.port import OutboxRow, Positions, ReadBack
+from extproc.ledger.port import EventType, OutboxRow, Positions, ReadBack
 from extproc.ledger.rows import INT8_MAX, are_uuids
 from extproc.money.posting import Posting
 from extproc.stores.postgres import Database, Transaction, array_of
@@ -78,4 +78,5 @@ def _asked(number: int, posting: Posting) -> dict[str, object]:
     asked: dict[str, object] = {"number": number, "digest": digest_of(posting)}
     if fault_of(posting):
         return asked  # it can only have been set aside
-    return {**asked, "id": posting.hold_id, "payer": posting.payer_id, "charge": posting.charge_nanos}
+    is_expire = posting.kind == EventType.EXPIRE
+    return {**asked, "id": posting.hold_id, "payer": posting.payer_id, "charge": posting.charge_nanos, "is_expire": is_expire}

@@ -9,7 +9,7 @@ the hold has                          this ending becomes
 not ended                             an event of its kind, its entries, the request's row (and ``overage``, if any)
 ended with the same amount            nothing: the same event again
 ended with more, this is an expire    nothing: a checkpoint is what was known on the way, the ending knew better
-expired for less, this is a settle    one ``adjust`` over the difference; the row becomes the settle's
+expired for less                      one ``adjust`` over the difference; the row becomes this one's
 ended otherwise                       a conflict
 ====================================  ==========================================================================
 
@@ -28,12 +28,18 @@ expire 40, settle 70, each by Redis       40, adjust 30               0, +40 (it
 settle 70, expire 40, each by Redis       70, nothing                 0, +40                            70
 void by Redis or past it, the other way   0, nothing                  0, 0                              0
 expire 0 by Redis, void past it           0, nothing                  0, 0                              0
+expire 0 by Redis, expire 40 past it      0, adjust 40                0, −40                            40
+expire 40 past Redis, expire 0 by it      40, nothing                 −40, 0                            40
 void past Redis, expire 40 by it          0, conflict                 0, +40                            0, alarm
 expire 90 by Redis, settle 70 past it     90, conflict                0, 0                              90, alarm
 settle 70 past Redis, expire 90 by it     70, conflict                −70, +90                          70, alarm
 settle 70 by Redis, void past it          70, conflict                0, 0                              70, alarm
 void by Redis, settle 70 past it          0, conflict                 0, 0                              0, alarm
 ========================================  ==========================  ================================  ================
+
+Two expires of one hold are two checkpoints: Redis may have one of a request that was admitted there and then served on a worker's own
+credit, and the outbox the other, of the loan. A hold that expired twice for different amounts is adjusted already; the settle that should
+have kept the second from coming is then a conflict, if it is above both.
 
 "Each by Redis": it lost what it knew of an ending after the ledger had read it. Whatever comes third meets one of these cases again.
 
@@ -199,12 +205,7 @@ class Planner:
         charged = before.charge_nanos if before.adjusted_to is None else before.adjusted_to
         if posting.charge_nanos == charged or (posting.kind == EventType.EXPIRE and posting.charge_nanos < charged):
             self.plan.repeated += 1
-        elif (
-            posting.kind == EventType.SETTLE
-            and before.kind == EventType.EXPIRE
-            and before.adjusted_to is None
-            and posting.charge_nanos > charged
-        ):
+        elif before.kind == EventType.EXPIRE and before.adjusted_to is None and posting.charge_nanos > charged:
             self._adjust(screened, before)
         else:
             detail = f"{before.kind} of {charged} is booked, {posting.kind} of {posting.charge_nanos} came"

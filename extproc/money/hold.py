@@ -164,6 +164,18 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Loan:
+    """A hold on a worker's own credit, while the store of holds is away. ``charge_nanos`` and ``row``: its last checkpoint."""
+
+    hold_id: str
+    payer_id: str
+    key_id: str
+    cap_nanos: int
+    charge_nanos: int
+    row: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
     """The one end of a hold. ``charge_nanos`` ≤ cap, 0 for a void; ``tokens`` is the true use, to correct tokens per minute.
 

@@ -6,6 +6,8 @@ when it is on the disk. Redis has acknowledged nearly all of it by then; the gro
 A disk that cannot be written (full, read-only, locked) keeps nothing from running: groups wait in memory, the commit is tried again until
 it succeeds, and :attr:`Outbox.is_full` says meanwhile that nobody new is to be let in. A file that is broken, or was taken away under us,
 is replaced, and what the ledger has not confirmed of it is copied as far as it can be read.
+
+What a worker lends while Redis is away is kept beside the endings until it has ended, so that it does not die with its worker.
 """
 
 from __future__ import annotations
@@ -22,9 +24,9 @@ from typing import Final, NamedTuple
 
 from extproc.errors import StoreError, StoreRefused, StoreRejected
 from extproc.metrics import OutboxSeries
-from extproc.money.hold import Ending
+from extproc.money.hold import Ending, Loan
 from extproc.money.posting import Posting
-from extproc.settlement.outbox_file import Claim, Extent, OutboxFile, Written, broken, watermark_of
+from extproc.settlement.outbox_file import Claim, Extent, Lent, OutboxFile, Written, broken, watermark_of
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +47,16 @@ OPEN_S: Final = 5.0  # a disk that hangs does not keep the worker from starting:
 JOIN_S: Final = 5.0  # for the commit that is under way when the worker leaves
 
 
-class Entry(NamedTuple):
-    """An ending, when it came, and whom to tell on the loop that it is on the disk."""
+class Forgotten(NamedTuple):
+    """A loan that has ended before anything was forwarded."""
 
-    ending: Ending
+    hold_id: str
+
+
+class Entry(NamedTuple):
+    """What is to be on the disk, when it came, and whom to tell on the loop that it is there."""
+
+    what: Ending | Loan | Forgotten
     at_ms: int
     stored: Callable[[], object]
 
@@ -104,17 +112,18 @@ class Outbox:
             await asyncio.wait_for(self._opened.wait(), OPEN_S)
 
     def put(self, ending: Ending, stored: Callable[[], object]) -> bool:
-        """``stored`` is called when it is on the disk. False: there is no room, it is not kept."""
-        if self._put - self._written >= PENDING_MAX:
-            self._refused += 1
-            return False
-        if self._put == self._written:
-            self._progress_s = self._loop.time()
-        self._put += 1
-        if not self._gathering:
-            self._loop.call_later(GATHER_S, self._hand_over)
-        self._gathering.append(Entry(ending, self._unix_ms(), stored))
-        return True
+        """``stored`` is called when it is on the disk. False: there is no room, it is not kept. Whatever was lent to its hold is over."""
+        is_kept = self._add(ending, stored)
+        self._refused += not is_kept
+        return is_kept
+
+    def lend(self, loan: Loan, stored: Callable[[], object]) -> bool:
+        """What is known of a loan now, as ``put``. False also if what comes now may not be written soon."""
+        return not self.is_full and self._add(loan, stored)
+
+    def forget(self, hold_id: str) -> None:
+        """A loan is over, and nothing is to be booked. If there is no room for that, it expires one day with nothing charged."""
+        self._add(Forgotten(hold_id), _tell_nobody)
 
     async def unconfirmed(self, shards: Collection[int]) -> list[Posting]:
         """Endings of these shards that the ledger is not known to have, the newest :data:`UNCONFIRMED_MAX` of all at most."""
@@ -129,6 +138,17 @@ class Outbox:
         self._over.set()
         self._groups.put([])
         await asyncio.to_thread(self._thread.join, JOIN_S)
+
+    def _add(self, what: Ending | Loan | Forgotten, stored: Callable[[], object]) -> bool:
+        if self._put - self._written >= PENDING_MAX:
+            return False
+        if self._put == self._written:
+            self._progress_s = self._loop.time()
+        self._put += 1
+        if not self._gathering:
+            self._loop.call_later(GATHER_S, self._hand_over)
+        self._gathering.append(Entry(what, self._unix_ms(), stored))
+        return True
 
     async def _flushed(self, within_s: float) -> None:
         """Everything that was put in before is on the disk, or the time is over."""
@@ -220,6 +240,7 @@ class Keeper:
         self._file: OutboxFile | None = None
         self._below = 1  # what the ledger has, as far as it was said
         self._look_s = 0.0
+        self._lent: set[str] = set()  # holds whose loans are in the file
         self.figures = Figures()
         self.is_over = False  # the ledger confirms less than is written: there is no room for more
         self.replaced = 0
@@ -235,12 +256,18 @@ class Keeper:
 
     def write(self, group: Sequence[Entry]) -> None:
         """On the disk when it returns. :class:`StoreRefused`: not now."""
-        rows = [self._written(entry) for entry in group]
+        rows = [self._written(entry.what, entry.at_ms) for entry in group if type(entry.what) is Ending]
+        lent: Sequence[Lent] = ()
+        ended: Sequence[str] = ()
+        if self._lent or len(rows) < len(group):  # else, as nearly always, there is nothing but endings
+            lent, ended = self._loans(group)
         file = self._file or self._open()
         try:
-            file.append(rows)
+            file.append(rows, lent=lent, ended=ended)
         except StoreRejected as error:
-            self._replace(file, str(error)).append(rows)
+            self._replace(file, str(error)).append(rows, lent=lent, ended=ended)
+        if lent or ended:
+            self._lent = (self._lent | {loan.hold_id for loan in lent}) - set(ended)
 
     def look(self) -> None:
         """What is confirmed, how much there is, and what may go. :class:`StoreRefused`."""
@@ -300,6 +327,7 @@ class Keeper:
                 while rows := old.read(after, PAGE_ROWS):
                     file.append([_copied(row.posting) for row in rows])
                     after = rows[-1].id
+                file.append((), lent=old.loans())
             except (StoreRejected, StoreRefused) as error:
                 log.error("outbox: rows from %d on could not be copied: %s", after + 1, error)
         return file
@@ -318,10 +346,21 @@ class Keeper:
         self.is_over = used_bytes > self._bytes_max
         self.figures = Figures(rows=rows, used_bytes=used_bytes, broken=len(broken(self._directory)))
 
-    def _written(self, entry: Entry) -> Written:
-        ending = entry.ending
+    def _loans(self, group: Sequence[Entry]) -> tuple[Sequence[Lent], Sequence[str]]:
+        """Loans as they are at the end of the group, and those that end with it."""
+        lent: dict[str, Lent] = {}
+        ended = []
+        for what, _, _ in group:
+            if isinstance(what, Loan):
+                shard = self._shard_of(what.payer_id)
+                lent[what.hold_id] = Lent(what.hold_id, shard, what.payer_id, what.key_id, what.cap_nanos, what.charge_nanos, what.row)
+            elif lent.pop(what.hold_id, None) or what.hold_id in self._lent:
+                ended.append(what.hold_id)
+        return list(lent.values()), ended
+
+    def _written(self, ending: Ending, at_ms: int) -> Written:
         return Written(
-            entry.at_ms,
+            at_ms,
             self._shard_of(ending.payer_id),
             ending.hold_id,
             ending.payer_id,
@@ -331,6 +370,10 @@ class Keeper:
             ending.reserved_nanos,
             ending.row,
         )
+
+
+def _tell_nobody() -> None:
+    """Nobody waits for it."""
 
 
 def _copied(posting: Posting) -> Written:

@@ -11,4 +11,15 @@ CREATE TABLE endings (
     reserved_nanos INTEGER NOT NULL,
     row BLOB NOT NULL
 );
+-- What was lent while Redis was away, and has not ended: the newest checkpoint of each. The commit of its ending takes it away; whoever takes
+-- the file over from a dead owner makes an ending of it.
+CREATE TABLE loans (
+    hold_id TEXT PRIMARY KEY,
+    shard INTEGER NOT NULL,
+    payer_id TEXT NOT NULL,
+    key_id TEXT NOT NULL,
+    cap_nanos INTEGER NOT NULL,
+    charge_nanos INTEGER NOT NULL,
+    row BLOB NOT NULL
+) WITHOUT ROWID;
 CREATE TABLE outbox (id TEXT NOT NULL, created_ms INTEGER NOT NULL);

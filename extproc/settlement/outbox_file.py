@@ -2,7 +2,8 @@
 
 ``gate-<slot>-<n>.sqlite`` belongs to whoever holds the lock on ``gate-<slot>-<n>.lock``: a gate worker while it lives, afterwards nobody,
 or the settler while it clears up. Only the owner writes to it; the settler reads every one of them, and says in ``….confirmed`` how far
-the ledger has it. So no process ever waits for another one's lock on the database.
+the ledger has it. So no process ever waits for another one's lock on the database. Whoever takes a file over ends what its last owner
+had lent. A file of another format is left alone, for the version that writes it.
 
 SQLite's exceptions end here: :class:`StoreRejected` is a file that is broken, or is not one of ours; :class:`StoreRefused` everything that
 may be otherwise the next time (a full disk, a lock, rights).
@@ -23,6 +24,7 @@ from typing import Any, Final, NamedTuple, Self
 
 from extproc.errors import StoreRefused, StoreRejected
 from extproc.ledger.port import OutboxRow
+from extproc.money.hold import EndKind
 from extproc.money.posting import Posting
 
 SUFFIX: Final = ".sqlite"
@@ -30,7 +32,8 @@ BROKEN: Final = "broken-"
 COMPANIONS: Final = ("-wal", "-shm")  # what SQLite keeps beside its file
 FILES_EACH_MAX: Final = 64  # of one slot: more processes of it never live at once
 APPLICATION_ID: Final = 0x65786F62  # "exob", in the header of the file
-FORMAT: Final = 1
+HEADER_BYTES: Final = 100
+FORMAT: Final = 2
 BUSY_S: Final = 2.0  # nobody else writes; only a process that opens the file first keeps it for a moment
 ROWS_A_STATEMENT: Final = 64  # a group in one call: each call gives the interpreter away and takes it back from a busy loop, 20 µs of that
 WAL_BYTES: Final = 16_777_216  # what is left of a log that has grown beyond it
@@ -40,6 +43,14 @@ _COLUMNS = "at_ms, shard, hold_id, payer_id, key_id, kind, charge_nanos, reserve
 _ROW = f"({', '.join('?' * 9)})"
 _READ = f"SELECT id, {_COLUMNS} FROM endings WHERE id > ? ORDER BY id LIMIT ?"  # noqa: S608 - constants
 _INSERT = f"INSERT INTO endings ({_COLUMNS}) VALUES "  # noqa: S608 - likewise
+_LOANS = "SELECT hold_id, shard, payer_id, key_id, cap_nanos, charge_nanos, row FROM loans"
+# A checkpoint never falls.
+_LEND = """INSERT INTO loans VALUES (?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (hold_id) DO UPDATE SET charge_nanos = excluded.charge_nanos, row = excluded.row
+    WHERE excluded.charge_nanos > charge_nanos"""
+_FORGET = "DELETE FROM loans WHERE hold_id = ?"
+_EXPIRE = f"""INSERT INTO endings ({_COLUMNS})
+    SELECT ?, shard, hold_id, payer_id, key_id, '{EndKind.EXPIRE}', charge_nanos, 0, row FROM loans"""  # noqa: S608 - likewise
 
 
 class Written(NamedTuple):
@@ -53,6 +64,18 @@ class Written(NamedTuple):
     kind: str
     charge_nanos: int
     reserved_nanos: int
+    row: bytes
+
+
+class Lent(NamedTuple):
+    """The columns of ``loans`` in their order."""
+
+    hold_id: str
+    shard: int
+    payer_id: str
+    key_id: str
+    cap_nanos: int
+    charge_nanos: int
     row: bytes
 
 
@@ -134,12 +157,15 @@ class Claim:
 
     @classmethod
     def first_of(cls, directory: Path, slot: int) -> Self:
-        """The first file of this worker slot that nobody owns. :class:`StoreRefused`."""
+        """The first file of this worker slot that nobody owns and that we can read. :class:`StoreRefused`."""
         for number in range(FILES_EACH_MAX):
             claim = cls.of(directory / f"gate-{slot}-{number}{SUFFIX}")
-            if claim is not None:
+            if claim is None:
+                continue
+            if _format_of(claim.path) in (None, FORMAT):
                 return claim
-        raise StoreRefused(f"all {FILES_EACH_MAX} outboxes of gate-{slot} in {directory} are taken")
+            claim.release()
+        raise StoreRefused(f"all {FILES_EACH_MAX} outboxes of gate-{slot} in {directory} are taken, or of another version")
 
     def put_aside(self, unix_ms: int) -> Path:
         """Out of the way, and kept: what is in it may be all that is left of somebody's bill. :class:`StoreRefused`."""
@@ -189,9 +215,20 @@ class OutboxFile:
         """The claimed file, or a new one. A commit of it is on the disk when it returns. :class:`StoreRejected`, :class:`StoreRefused`."""
         if not claim.path.exists():
             _make(claim.path, new_id, unix_ms)
+        return cls.inherited(claim, unix_ms=unix_ms)
+
+    @classmethod
+    def inherited(cls, claim: Claim, *, unix_ms: int) -> Self:
+        """The claimed file. What its last owner had lent ends here. :class:`StoreRejected`, :class:`StoreRefused`."""
         with _sqlite(claim.path):
             connection = _connect(claim.path)
-        return cls._checked(claim.path, connection, "synchronous = FULL", f"journal_size_limit = {WAL_BYTES}")
+        file = cls._checked(claim.path, connection, "synchronous = FULL", f"journal_size_limit = {WAL_BYTES}")
+        try:
+            file.end_loans(unix_ms)
+        except BaseException:
+            file.close()
+            raise
+        return file
 
     @classmethod
     def _checked(cls, path: Path, connection: sqlite3.Connection, *pragmas: str) -> Self:
@@ -218,15 +255,33 @@ class OutboxFile:
             for id_, at_ms, shard, hold_id, payer_id, key_id, kind, charge, reserved, row in self._rows(_READ, (after_id, limit))
         ]
 
-    def append(self, rows: Sequence[Written]) -> None:
-        """All of them or none, and on the disk."""
-        if len(rows) <= ROWS_A_STATEMENT:
+    @property
+    def has_loans(self) -> bool:
+        """Somebody has lent: the owner, or, if there is none, the one before."""
+        return bool(self._rows("SELECT EXISTS (SELECT 1 FROM loans)")[0][0])
+
+    def loans(self) -> list[Lent]:
+        """All of them: no more than a worker has open."""
+        return [Lent(*row) for row in self._rows(_LOANS)]
+
+    def append(self, rows: Sequence[Written], *, lent: Sequence[Lent] = (), ended: Sequence[str] = ()) -> None:
+        """All of them or none, and on the disk: endings, loans as they are now, and holds whose loans are over."""
+        if not lent and not ended and 0 < len(rows) <= ROWS_A_STATEMENT:
             with _sqlite(self.path):
                 self._insert(rows)  # a statement alone is a transaction
             return
         with self._transaction():
+            self._connection.executemany(_LEND, lent)
             for start in range(0, len(rows), ROWS_A_STATEMENT):
                 self._insert(rows[start : start + ROWS_A_STATEMENT])
+            self._connection.executemany(_FORGET, [(hold_id,) for hold_id in ended])
+
+    def end_loans(self, unix_ms: int) -> None:
+        """Of an owner that is no more: each expires at what its last checkpoint says."""
+        if self.has_loans:
+            with self._transaction():
+                self._connection.execute(_EXPIRE, (unix_ms,))
+                self._connection.execute("DELETE FROM loans")
 
     def drop(self, *, below: int, before_ms: int, limit: int) -> int:
         """Delete the oldest rows, whole pieces of ``limit`` of them: those with an id ``below``, written before a time. How many."""
@@ -307,8 +362,22 @@ def _make(path: Path, new_id: str, unix_ms: int) -> None:
 
 
 def _assert_ours(path: Path, marks: list[int]) -> None:
-    if marks != [APPLICATION_ID, FORMAT]:
-        raise StoreRejected(f"{path} is no outbox of this version")
+    application_id, version = marks
+    if application_id != APPLICATION_ID:
+        raise StoreRejected(f"{path} is no outbox")
+    if version != FORMAT:
+        raise StoreRefused(f"{path} is an outbox of format {version}, not {FORMAT}: the version of extproc that writes it has to book it")
+
+
+def _format_of(path: Path) -> int | None:
+    """As the header says it (SQLite, "Database File Format", 1.3). ``None``: there is no such file, or it is none of ours."""
+    try:
+        with path.open("rb") as file:
+            header = file.read(HEADER_BYTES)
+    except OSError:
+        return None
+    version, application_id = (int.from_bytes(header[at : at + 4], "big") for at in (60, 68))
+    return version if header.startswith(b"SQLite format 3\0") and application_id == APPLICATION_ID else None
 
 
 @contextlib.contextmanager

@@ -9,14 +9,18 @@ Nothing is confirmed that was not read back, by the transaction that moves the p
 watermark beside the file, where its owner reads it. A ledger that says less than the watermark, or is another cluster or timeline, has
 lost what was confirmed: everything that the outboxes still keep (24 hours) is gone through again, and then Redis is rebuilt from it.
 
+What a worker had lent when it was killed stands beside its endings; it is no ending until somebody takes the file over and makes one of it:
+the next worker of its slot, or we, if nobody owns it.
+
 It needs no leadership: two settlers that read one directory do each other's work, and neither does harm.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
@@ -30,6 +34,8 @@ from extproc.settlement.lanes import Lanes
 from extproc.settlement.meter import Meter, Series
 from extproc.settlement.outbox_file import Claim, OutboxFile, Watermark, confirm, outboxes, watermark_of
 from extproc.settlement.pace import Pace, keep_doing
+
+log = logging.getLogger(__name__)
 
 LOOK_EVERY_S: Final = 2.0
 RIPE_S: Final = 5.0  # so long ago was a row there before it is looked for: the stream brings it within a second
@@ -90,7 +96,7 @@ class Replay:
         self._meter = meter
         self._pace = pace
         self._places: dict[Path, _Place] = {}
-        self._unreadable: frozenset[Path] = frozenset()
+        self._unreadable: Collection[Path] = ()
         self._rows = ROWS_MAX  # of a lane, at present
         self._retired_s = pace.monotonic_s()
 
@@ -110,15 +116,16 @@ class Replay:
     async def _look(self) -> float:
         positions = await self._ledger.positions()
         paths = await asyncio.to_thread(outboxes, self._directory)
-        unreadable, is_behind = set(), False
+        unreadable: dict[Path, str] = {}
+        is_behind = False
         for path in paths:
             try:
                 is_behind |= await self._visit(path, positions)
-            except _Unreadable:
-                unreadable.add(path)
+            except _Unreadable as error:
+                unreadable[path] = str(error)
         self._places = {path: place for path, place in self._places.items() if path in paths and path not in unreadable}
         await self._after_all()
-        self._tell(frozenset(unreadable))
+        self._tell(unreadable)
         if self._pace.monotonic_s() - self._retired_s >= RETIRE_EVERY_S:
             self._retired_s = self._pace.monotonic_s()
             await self._retire()
@@ -134,6 +141,8 @@ class Replay:
                 is_behind = await self._batch(file, place)
                 if not is_behind or self._pace.is_over:
                     break
+            if await _disk(lambda: file.has_loans):
+                await _disk(_end_loans, path, self._pace.unix_ms())
             first = await _disk(file.read, place.mark.below - 1, 1)
             place.oldest_ms = first[0].posting.occurred_ms if first else NEVER_MS
         finally:
@@ -257,11 +266,12 @@ class Replay:
 
     # --- what is left
 
-    def _tell(self, unreadable: frozenset[Path]) -> None:
+    def _tell(self, unreadable: Mapping[Path, str]) -> None:
         """A file that cannot be read is told once, when it begins."""
-        for _ in unreadable - self._unreadable:
+        for path in unreadable.keys() - self._unreadable:
+            log.error("an outbox cannot be read: %s", unreadable[path])
             self._meter.add(Series.UNREADABLE_OUTBOXES)
-        self._unreadable = unreadable
+        self._unreadable = unreadable.keys()
         oldest_ms = min([place.oldest_ms for place in self._places.values()], default=NEVER_MS)
         self._meter.set(Series.OUTBOX_AGE_MS, max(0, self._pace.unix_ms() - oldest_ms))
 
@@ -271,7 +281,7 @@ class Replay:
         for path, place in list(self._places.items()):
             if place.oldest_ms == NEVER_MS and not place.mark.again_below:
                 try:
-                    is_gone = await _disk(_remove_if_left, path, place.mark.below, before_ms)
+                    is_gone = await _disk(_remove_if_left, path, place.mark.below, before_ms, self._pace.unix_ms())
                 except _Unreadable:
                     continue
                 if is_gone:
@@ -279,12 +289,22 @@ class Replay:
                     await self._ledger.forget(place.mark.outbox_id)
 
 
-def _remove_if_left(path: Path, below: int, before_ms: int) -> bool:
+def _end_loans(path: Path, now_ms: int) -> None:
+    """If their owner is no more."""
+    claim = Claim.of(path)
+    if claim is not None:
+        try:
+            OutboxFile.inherited(claim, unix_ms=now_ms).close()
+        finally:
+            claim.release()
+
+
+def _remove_if_left(path: Path, below: int, before_ms: int, now_ms: int) -> bool:
     claim = Claim.of(path)
     if claim is None:
         return False
     try:
-        file = OutboxFile.read_only(path)
+        file = OutboxFile.inherited(claim, unix_ms=now_ms)
         try:
             last = file.read(file.extent().last - 1, 1)
         finally:

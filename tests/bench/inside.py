@@ -107,7 +107,7 @@ async def a_gate(directory: Path) -> Gate:
     return Gate(
         directory=OneKey(),  # type: ignore[arg-type]
         holds=holds,
-        lending=Lending(workers=1, monotonic_s=time.monotonic),
+        lending=Lending(outbox, workers=1, monotonic_s=time.monotonic),
         closing=Closing(holds, outbox, metrics, jitter=lambda: 0.0),
         announced=Announced(shard_of, lives=lambda: outbox.lives),
         catalog=lambda: catalog.current,

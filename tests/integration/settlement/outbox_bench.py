@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
 
-from extproc.money.hold import Ending, EndKind
+from extproc.money.hold import Ending, EndKind, Loan
+from extproc.money.posting import Posting
 from extproc.settlement.outbox import Keeper, Outbox
 from extproc.settlement.outbox_file import OutboxFile, outboxes
 
@@ -33,6 +34,12 @@ def ending(number: int, *, row: bytes = b'{"model":"m"}') -> Ending:
         row=row,
         reserved_nanos=number + 1,
         is_forwarded=True,
+    )
+
+
+def loan(number: int, *, charge: int = 0) -> Loan:
+    return Loan(
+        hold_id=f"h{number}", payer_id=f"p{number}", key_id="k", cap_nanos=1_000, charge_nanos=charge, row=b'{"cost_nanos":%d}' % charge
     )
 
 
@@ -63,6 +70,14 @@ class Watched:
         for number in numbers:
             one = ending(number, row=row)
             assert self.outbox.put(one, lambda hold_id=one.hold_id: self.stored.append(hold_id))
+
+    def lend(self, *numbers: int, charge: int = 0) -> None:
+        """Told as ``loan <number> <charge>``."""
+        for number in numbers:
+            assert self.outbox.lend(loan(number, charge=charge), lambda number=number: self.stored.append(f"loan {number} {charge}"))
+
+    async def until_lent(self, *numbers: int, charge: int = 0) -> None:
+        await until(lambda: {f"loan {number} {charge}" for number in numbers} <= set(self.stored))
 
     async def until_stored(self, *numbers: int) -> None:
         await until(lambda: {f"h{number}" for number in numbers} <= set(self.stored))
@@ -113,6 +128,32 @@ def holds_below(directory: Path) -> list[str]:
     return holds_in(*outboxes(directory))
 
 
+def loans_in(path: Path) -> dict[str, int]:
+    """Hold → checkpoint."""
+    with contextlib.closing(OutboxFile.read_only(path)) as file:
+        return {one.hold_id: one.charge_nanos for one in file.loans()}
+
+
+def postings_in(path: Path) -> list[Posting]:
+    with contextlib.closing(OutboxFile.read_only(path)) as file:
+        return [row.posting for row in file.read(0, 1_000_000)]
+
+
+async def lend_for_ever(directory: Path) -> None:
+    """Loans, checkpoints and endings; says of each what is on the disk."""
+    async with opened(directory) as box:
+        print(box.path, flush=True)
+        number = 0
+        while True:
+            number += 1
+            for what in (loan(number), loan(number, charge=number % 900 + 1), *([ending(number)] if number % 3 == 0 else [])):
+                said = f"{what.hold_id} {'settle' if isinstance(what, Ending) else 'expire'} {what.charge_nanos}"
+                put = box.outbox.put if isinstance(what, Ending) else box.outbox.lend
+                assert put(what, lambda said=said: print(said, flush=True))  # type: ignore[operator]
+                if number % 5 == 0:
+                    await asyncio.sleep(0.002)
+
+
 async def write_for_ever(directory: Path) -> None:
     """Says which holds are on the disk, a line each, as soon as it is told."""
     async with opened(directory) as box:
@@ -127,4 +168,4 @@ async def write_for_ever(directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(write_for_ever(Path(sys.argv[1])))
+    asyncio.run((lend_for_ever if "lend" in sys.argv[2:] else write_for_ever)(Path(sys.argv[1])))

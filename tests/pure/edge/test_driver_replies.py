@@ -11,7 +11,7 @@ from extproc.money.hold import Ending, EndKind
 def test_a_reply_that_cannot_be_made_does_not_keep_the_hold_from_being_ended():
     closed, ended = [], []
     driver = Driver.__new__(Driver)
-    driver._lent_nanos = None
+    driver._loan = None
     driver._call = SimpleNamespace(send=lambda _: None, close=lambda *why: closed.append(why))
     driver._gate = SimpleNamespace(
         metrics=SimpleNamespace(illegal_event=lambda: None),

@@ -31,17 +31,21 @@ class Way:
     kind: str
     by_redis: bool = False
     in_stream: bool = False
+    charge: int | None = None  # of a checkpoint that is not the others'
 
 
 SETTLE_BY_REDIS, VOID_BY_REDIS, EXPIRE_BY_REDIS = (Way(kind=kind, by_redis=True, in_stream=True) for kind in ("settle", "void", "expire"))
 LATE_SETTLE = Way(kind="settle", in_stream=True)  # after its expire; a settle that is reasserted while a shard is rebuilt looks the same
 REASSERTED_VOID = Way(kind="void", in_stream=True)
 SETTLE_PAST_REDIS, VOID_PAST_REDIS = Way(kind="settle"), Way(kind="void")
-WAYS = (SETTLE_BY_REDIS, VOID_BY_REDIS, EXPIRE_BY_REDIS, LATE_SETTLE, REASSERTED_VOID, SETTLE_PAST_REDIS, VOID_PAST_REDIS)
+EXPIRE_PAST_REDIS = Way(kind="expire")  # of a loan whose worker was killed
+WAYS = (
+    SETTLE_BY_REDIS, VOID_BY_REDIS, EXPIRE_BY_REDIS, LATE_SETTLE, REASSERTED_VOID, SETTLE_PAST_REDIS, VOID_PAST_REDIS, EXPIRE_PAST_REDIS,
+)  # fmt: skip
 
 
 def screened(way: Way, checkpoint: int) -> Screened:
-    charge = {"settle": SETTLED, "void": 0, "expire": checkpoint}[way.kind]
+    charge = {"settle": SETTLED, "void": 0, "expire": checkpoint}[way.kind] if way.charge is None else way.charge
     row = Record(id=HOLD, model="m", list_nanos=charge, created_ms=NOW).to_row()
     posting = Posting(
         0, "1-0" if way.in_stream else "", way.kind, HOLD, PAYER, KEY, charge, RESERVED, "r.1", 7 if way.by_redis else 0, NOW, row
@@ -141,6 +145,31 @@ def test_a_checkpoint_above_the_settle_is_a_conflict(ways):
         for way in order:
             world.post([screened(way, 90)])
         assert (world.conflicts, world.available) == (1, world.balance)
+
+
+OF_REDIS = Way(kind="expire", by_redis=True, in_stream=True, charge=0)  # an entry hold, of a request that was served on credit
+OF_THE_LOAN = Way(kind="expire", charge=40)
+
+
+def test_two_checkpoints_of_one_hold_come_to_the_higher():
+    for many in range(1, 5):
+        for ways in product((OF_REDIS, OF_THE_LOAN), repeat=many):
+            world = World()
+            for way in ways:
+                world.post([screened(way, 0)])
+            assert (world.charged, world.conflicts, world.entries) == (40 if OF_THE_LOAN in ways else 0, 0, 0)
+            assert world.available == world.balance == BALANCE - world.charged
+            assert [kind for kind, _ in world.events] in (["expire"], ["expire", "adjust"])
+
+
+def test_a_loan_and_the_settle_that_took_it_over():
+    """Envoy's retry took over the hold of a request on credit, and Redis ended it; the loan's worker had been killed."""
+    for ways in product((SETTLE_BY_REDIS, OF_THE_LOAN), repeat=3):
+        world = World()
+        for way in ways:
+            world.post([screened(way, 0)])
+        assert (world.charged, world.conflicts) == (SETTLED if SETTLE_BY_REDIS in ways else 40, 0)
+        assert world.available == world.balance == BALANCE - world.charged
 
 
 @given(
