@@ -37,7 +37,7 @@ from extproc.catalog.model import Catalog
 from extproc.errors import ConfigError, StoreRefused, UsageError
 from extproc.money.hold import Limits
 from extproc.settings import Settings
-from extproc.settlement.reconcile import Finding
+from extproc.settlement.invariants import Finding
 
 ROWS_MAX: Final = 1_000  # of one answer
 

@@ -18,9 +18,9 @@ from extproc.metrics import Metrics
 from extproc.money.amount import format_amount
 from extproc.money.hold import uuid7
 from extproc.settings import Settings
+from extproc.settlement.invariants import INVARIANTS, Finding, drift_nanos
 from extproc.settlement.meter import Meter
 from extproc.settlement.pace import Pace
-from extproc.settlement.reconcile import INVARIANTS, Finding, drift_nanos
 from extproc.settlement.reconcile_outboxes import confirmed_rows
 from extproc.settlement.reconcile_unbilled import Unbilled
 from extproc.settlement.reconciler import Auditor, Reconciler, Step, moment_of

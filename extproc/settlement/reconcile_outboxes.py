@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from extproc.ledger.port import Outboxes, OutboxRow
+from extproc.settlement.invariants import Finding, lost_after_all
 from extproc.settlement.outbox_file import OutboxFile, Watermark, outboxes, watermark_of
-from extproc.settlement.reconcile import Finding, lost_after_all
 
 PAGE_ROWS: Final = 1_000
 NOTHING_NEW: Final = 2**62  # a position beyond every row: reading back moves none

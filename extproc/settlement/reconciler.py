@@ -1,4 +1,4 @@
-"""Who reads the facts for the checks of ``reconcile``, and when: a little all the time, everything every night, or when an operator asks.
+"""Who reads the facts for the checks of ``invariants``, and when: a little all the time, everything every night, or when an operator asks.
 
 Nothing is stopped, locked or corrected. Both stores are read one after the other; what lies between is accounted for (:class:`Moment`), and
 what seems wrong is looked at again, :data:`LOOKS` times, before it is said.
@@ -16,9 +16,7 @@ from zoneinfo import ZoneInfo
 from extproc.holds.facts import HoldFactsReader, ShardFacts
 from extproc.ledger.facts import FIRST_ID, LedgerFactsReader, Mark, Run
 from extproc.ledger.port import Leadership
-from extproc.settlement.meter import Meter, Series
-from extproc.settlement.pace import Pace, keep_doing
-from extproc.settlement.reconcile import (
+from extproc.settlement.invariants import (
     Finding,
     Moment,
     balance_is_its_entries,
@@ -28,6 +26,8 @@ from extproc.settlement.reconcile import (
     of_moment,
     violations_are_known,
 )
+from extproc.settlement.meter import Meter, Series
+from extproc.settlement.pace import Pace, keep_doing
 
 LOOKS: Final = 3  # a fault of the stores stays, one of our looking does not
 LOOK_AGAIN_S: Final = 2.0  # long enough for a batch to be posted, a lease to be reaped

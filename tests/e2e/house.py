@@ -33,7 +33,7 @@ from extproc.local import envoy, postgres, simulator, tls, valkey
 from extproc.local.engine import Engine
 from extproc.money.amount import parse_amount
 from extproc.settings import load_settings
-from extproc.settlement.reconcile import Finding
+from extproc.settlement.invariants import Finding
 from extproc.stores import migrations
 
 ROOT = Path(__file__).parents[2]

@@ -19,7 +19,7 @@ from extproc.app.backends import HttpBackends
 from extproc.app.reconcile import auditor
 from extproc.cli import main
 from extproc.settings import load_settings
-from extproc.settlement.reconcile import INVARIANTS, Finding
+from extproc.settlement.invariants import INVARIANTS, Finding
 from extproc.settlement.reconcile_unbilled import Counters
 from extproc.stores.shards import tag_of
 

@@ -14,7 +14,7 @@ from psycopg.rows import dict_row
 
 from extproc.ledger.fact_reader import PostgresFacts
 from extproc.ledger.facts import FIRST_ID
-from extproc.settlement.reconcile import Finding, balance_is_its_entries, of_event
+from extproc.settlement.invariants import Finding, balance_is_its_entries, of_event
 from extproc.stores.postgres import Database
 
 UNBALANCED = """

@@ -17,8 +17,8 @@ from extproc.ledger.facts import FIRST_ID
 from extproc.ledger.leadership import PostgresLeadership
 from extproc.ledger.outboxes import PostgresOutboxes
 from extproc.settlement import reconciler
+from extproc.settlement.invariants import Finding
 from extproc.settlement.outbox_file import Claim, OutboxFile, Watermark, Written, confirm
-from extproc.settlement.reconcile import Finding
 from extproc.settlement.reconcile_outboxes import confirmed_rows
 from extproc.settlement.reconcile_unbilled import Billed
 from extproc.settlement.reconciler import SHARDS_A_ROUND, Auditor, Reconciler

@@ -12,7 +12,7 @@ from extproc.holds.facts import BudgetFacts, HoldFacts, PayerFacts, ShardFacts, 
 from extproc.ledger.facts import AccountMoney, AccountSum, BookedEvent, Orphan, ShardMoney
 from extproc.ledger.port import Cursor
 from extproc.money.price import Price
-from extproc.settlement.reconcile import (
+from extproc.settlement.invariants import (
     INVARIANTS,
     Finding,
     Moment,
