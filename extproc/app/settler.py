@@ -76,7 +76,15 @@ async def main(settings: Settings, child: Child) -> None:
     meter = SettlerMeter(series)
     stores = await open_stores(settings, application="settler", meter=meter)
     pace = Pace(child.stop, monotonic_s=time.monotonic, unix_ms=unix_ms)
-    reaper = Reaper(holds=stores.holds, shards=SHARDS, meter=meter, pace=pace, reap_every_s=settings.holds.reap_every_s)
+    witness = _witness(settings, stores, meter, pace)
+    reaper = Reaper(
+        holds=stores.holds,
+        shards=SHARDS,
+        meter=meter,
+        pace=pace,
+        reap_every_s=settings.holds.reap_every_s,
+        caught_up=witness.caught_up if witness else None,
+    )
     sweep = Sweep(
         ledger=stores.ledger,
         registry=stores.registry,
@@ -113,7 +121,7 @@ async def main(settings: Settings, child: Child) -> None:
         loops = [poster.run(), reaper.run(), sweep.run(), rebuild.run()]
         loops += reconcile.loops(settings, stores, series, meter=meter, pace=pace)
         loops += [_replay(settings, stores, meter, pace).run(), Undertaker(stores.epochs, meter=meter, pace=pace).run()]
-        loops += [witness.run() for witness in _witnesses(settings, stores, meter, pace)]
+        loops += [witness.run()] if witness else []
         failure = await _until_over(loops, watch, child)
     await stores.close()
     series.flush()
@@ -134,22 +142,20 @@ def _replay(settings: Settings, stores: Stores, meter: SettlerMeter, pace: Pace)
     )
 
 
-def _witnesses(settings: Settings, stores: Stores, meter: SettlerMeter, pace: Pace) -> list[Witness]:
-    """One, if there is an access log. Each host has its own: whoever runs there reads it, twice if need be."""
+def _witness(settings: Settings, stores: Stores, meter: SettlerMeter, pace: Pace) -> Witness | None:
+    """If there is an access log. Each host has its own: whoever runs there reads it, twice if need be."""
     file = settings.access_log.file
     if file is None:
-        return []
-    return [
-        Witness(
-            source=Log(file),
-            name=f"{socket.gethostname()}:{file}",
-            holds=stores.holds,
-            register=PostgresWitness(stores.database),
-            meter=meter,
-            pace=pace,
-            grace_s=settings.holds.witness_grace_s,
-        )
-    ]
+        return None
+    return Witness(
+        source=Log(file),
+        name=f"{socket.gethostname()}:{file}",
+        holds=stores.holds,
+        register=PostgresWitness(stores.database),
+        meter=meter,
+        pace=pace,
+        grace_s=settings.holds.witness_grace_s,
+    )
 
 
 async def _until_over(

@@ -6,21 +6,29 @@ merges, so the line has the newest figure of each kind. The reply that ends the 
 
 from __future__ import annotations
 
-from extproc.money.usage import Usage
+from extproc.exchange.meter_stream import Delivered
+from extproc.money.usage import Usage, UsageSource
 
 FIGURES_EVERY_NS = 250_000_000  # what a killed worker may have passed and not told; a figure costs 6 µs, or a quarter of an event's
 
 Pairs = tuple[tuple[str, str], ...]
 
 
-def figures(usage: Usage, *, cost_nanos: int, charge_nanos: int) -> Pairs:
-    """What would be charged now, and for which usage; what is nothing, or the same as another, is left out."""
+def figures(usage: Usage, *, cost_nanos: int, charge_nanos: int, delivered: Delivered | None) -> Pairs:
+    """What would be charged now, and for which usage; what is nothing, or the same as another, is left out.
+
+    ``delivered``: of a stream. Envoy's line says how many bytes went out in all: what came after this figure is worked out of them.
+    """
     told: Pairs = (
         ("charge_nanos", str(charge_nanos)),
         ("input_tokens", str(usage.input_tokens)),
         ("output_tokens", str(usage.output_tokens)),
         ("usage_source", usage.source.value),
     )
+    if delivered is not None:
+        told += (("body_bytes", str(delivered.body_bytes)), ("event_bytes", str(delivered.event_bytes)))
+        if usage.source is UsageSource.CONTINUOUS and delivered.events > 1:
+            told += (("event_tokens", str(_event_tokens(usage, delivered.events))),)
     if usage.cached_tokens:
         told += (("cached_tokens", str(usage.cached_tokens)),)
     if usage.reasoning_tokens:
@@ -28,6 +36,11 @@ def figures(usage: Usage, *, cost_nanos: int, charge_nanos: int) -> Pairs:
     if cost_nanos != charge_nanos:
         told += (("list_nanos", str(cost_nanos)),)
     return told
+
+
+def _event_tokens(usage: Usage, events: int) -> int:
+    """Of every event but the first, as the backend itself says, rounded down: the first one has one token whatever comes later."""
+    return max(1, (usage.output_tokens - 1) // (events - 1))
 
 
 def ended(end_reason: str) -> Pairs:

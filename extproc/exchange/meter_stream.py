@@ -7,7 +7,7 @@ much of it. With the final usage nobody wants a count, and nothing is tokenized.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -28,12 +28,20 @@ SHAPES_TRIED_MAX = 8
 _DONE = b"[DONE]"
 
 
+class Delivered(NamedTuple):
+    """``body_bytes`` in all; ``event_bytes`` of an event with output, on average; ``events`` with output."""
+
+    body_bytes: int
+    event_bytes: int
+    events: int
+
+
 class StreamMeter:
     """Server-sent events. Memory: one running count a choice, one unfinished event, a shape, and what is kept."""
 
     __slots__ = (
-        "_counted", "_done", "_edits", "_error", "_events", "_expected", "_final", "_finish", "_kept", "_running", "_shape", "_sse",
-        "_texts", "_tokens", "_tries", "complete",
+        "_counted", "_done", "_edits", "_error", "_events", "_expected", "_final", "_finish", "_kept", "_output_bytes", "_running",
+        "_shape", "_shown_bytes", "_sse", "_texts", "_tokens", "_tries", "complete",
     )  # fmt: skip
 
     def __init__(self, expected: Expected) -> None:
@@ -51,6 +59,8 @@ class StreamMeter:
         self._error = False
         self._done = False
         self._events = 0  # without what is kept
+        self._shown_bytes = 0  # that the client has of whole events, without what is kept
+        self._output_bytes = 0  # … of those with output
         self._counted = 0, 0  # tokens of the last count of ours, and of how many events that was
         self.complete = False
 
@@ -81,21 +91,37 @@ class StreamMeter:
         events = self._sse.feed(chunk)
         if end_of_stream:
             events += self._sse.flush()
-        if not self._edits:
-            for event in events:
-                self._look(event)
-            return chunk
-        return b"".join([self._edit(event, self._look(event)) for event in events])
+        shown = b"".join([self._show(event) for event in events])
+        return shown if self._edits else chunk
+
+    def _show(self, event: SseEvent) -> bytes:
+        """Look at an event; what the client gets of it."""
+        piece = self._look(event)
+        shown = self._edit(event, piece) if self._edits else event.raw
+        self._shown_bytes += len(shown)
+        if piece is not None and (piece.texts or piece.tokens):
+            self._output_bytes += len(shown)
+        return shown
 
     def _kept_texts(self) -> list[str] | None:
         return texts_of(bytes(self._kept[: -len(BETWEEN)])) if self._kept else []
+
+    def _kept_bytes(self) -> int:
+        """Of the events that are kept, as the client has them."""
+        shape = self._shape
+        if shape is None:
+            return 0
+        front, back = shape.shown or (shape.front, shape.back)
+        return len(self._kept) + self._kept.count(BETWEEN) * (len(front) + len(back) - len(BETWEEN))
 
     def _read_kept(self) -> None:
         """Count what is kept, as if it had been read when it came."""
         shape, texts = self._shape, self._kept_texts()
         if shape is None or texts == []:
             return
-        insides = bytes(self._kept[: -len(BETWEEN)])
+        insides, shown_bytes = bytes(self._kept[: -len(BETWEEN)]), self._kept_bytes()
+        self._shown_bytes += shown_bytes
+        self._output_bytes += shown_bytes
         self._kept.clear()
         if texts is None:
             for event in SseDecoder().feed(events_of(insides, shape.front, shape.back)):
@@ -129,6 +155,12 @@ class StreamMeter:
         tokens, events = self._counted
         events = self._events + self._kept.count(BETWEEN) - events
         return counted(self._expected, tokens + events, UsageSource.COUNTED if self._expected.counter else UsageSource.CHUNKS)
+
+    def delivered(self) -> Delivered:
+        """What the client has of whole events."""
+        kept = self._kept_bytes()
+        events = max(1, self._events + self._kept.count(BETWEEN))
+        return Delivered(self._shown_bytes + kept, (self._output_bytes + kept) // events, events)
 
     def _said(self) -> Usage | None:
         """What the backend says itself."""

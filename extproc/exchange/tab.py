@@ -208,9 +208,10 @@ class Tab:
     def tell(self, at_ns: int) -> Pairs:
         """What would be charged at least, for the other witness: what of it is new. Only after something was delivered."""
         self.figures_due_ns = at_ns + FIGURES_EVERY_NS
-        usage = self.meter.usage_at_least() if isinstance(self.meter, StreamMeter) else self.prompt_usage()
+        meter = self.meter if isinstance(self.meter, StreamMeter) else None
+        usage, delivered = (meter.usage_at_least(), meter.delivered()) if meter else (self.prompt_usage(), None)
         cost, nanos = self._cost_and_charge(usage)
-        before, self.told = self.told, figures(usage, cost_nanos=cost, charge_nanos=nanos)
+        before, self.told = self.told, figures(usage, cost_nanos=cost, charge_nanos=nanos, delivered=delivered)
         return tuple([pair for pair in self.told if pair not in before])
 
     # how it ends

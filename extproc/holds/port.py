@@ -220,10 +220,18 @@ class Sighted:
     row: bytes
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sight:
+    """``closed``: ids of holds whose shard is closed: whether they are open is known when it is."""
+
+    open: Sequence[Sighted]
+    closed: Sequence[str]
+
+
 class Witnessing(Protocol):
     """What the second witness needs: whoever was served is charged for it, though the worker that counted is gone."""
 
-    async def sight(self, holds: Mapping[str, str]) -> list[Sighted]:
+    async def sight(self, holds: Mapping[str, str]) -> Sight:
         """Which of these (hold → payer) are still open."""
 
     async def witness(self, sighted: Sequence[Sighted], *, grace_ms: int) -> int:

@@ -27,8 +27,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
+from extproc.errors import StoreFenced
 from extproc.holds.epochs import closed
-from extproc.holds.port import OpenHold, PayerView, Sighted
+from extproc.holds.port import OpenHold, PayerView, Sight, Sighted
 from extproc.holds.shards import HOLD_AGE_MS_MAX, RedisShards, amount
 from extproc.money.amount import BALANCE_NANOS_MAX
 from extproc.money.hold import Admission, Amendment, Checkpoint, Denied, DenyReason, Ending, EndResult, Granted, Limits, Verdict, Window
@@ -170,10 +171,19 @@ class RedisHolds(RedisShards):
 
     # --- Witnessing
 
-    async def sight(self, holds: Mapping[str, str]) -> list[Sighted]:
-        calls = [self._call("sight", shard, some) for shard, some in _by_shard(holds.items(), lambda one: one[1], lambda one: one[:1])]
-        open_ones = [one for answer in await asyncio.gather(*calls) for one in answer]
-        return [_sighted(holds, *one) for one in open_ones]
+    async def sight(self, holds: Mapping[str, str]) -> Sight:
+        batches = list(_by_shard(holds.items(), lambda one: one[1], lambda one: one[:1]))
+        answers = await asyncio.gather(*(self._call("sight", *batch) for batch in batches), return_exceptions=True)
+        open_ones: list[Sighted] = []
+        closed_ones: list[str] = []
+        for (_, some), answer in zip(batches, answers, strict=True):
+            if isinstance(answer, StoreFenced):
+                closed_ones += map(str, some)
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                open_ones += [_sighted(holds, *one) for one in answer]
+        return Sight(open=open_ones, closed=closed_ones)
 
     async def witness(self, sighted: Sequence[Sighted], *, grace_ms: int) -> int:
         words = _by_shard(sighted, lambda one: one.payer_id, lambda one: (one.hold_id, amount(one.checkpoint_nanos), one.row))

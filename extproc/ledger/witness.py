@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from extproc.stores.postgres import Database
 from extproc.stores.queries import load_queries
@@ -22,6 +22,11 @@ class PostgresWitness:
         """``None``: this log has never been read."""
         rows = await self._database.fetch(self._queries["read_witness_log"], {"log": log})
         return (int(rows[0]["inode"]), rows[0]["offset_bytes"], rows[0]["before"]) if rows else None
+
+    async def prices(self, price_ids: Collection[str]) -> Mapping[str, str]:
+        """Price id → the price in full, of those that are known."""
+        rows = await self._database.fetch(self._queries["price_texts"], {"price_ids": list(price_ids)})
+        return {row["price_id"]: row["price"] for row in rows}
 
     async def file(self, log: str, place: tuple[int, int, str], reasons: Mapping[str, str]) -> tuple[int, int]:
         """Keep reasons (hold → reason) and place together, then tell rows what waits for them: how many were told, how many wait."""

@@ -7,6 +7,7 @@ script, by the clock of Redis and for all settlers at once; here is only the rhy
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 from extproc.errors import StoreError, StoreFenced
 from extproc.holds.port import Reaping
@@ -17,14 +18,24 @@ CALLS_MAX = 100  # of one shard in one round: a call ends a bounded batch, and a
 
 
 class Reaper:
-    """``step`` is one round over all shards."""
+    """``step`` is one round over all shards, after ``caught_up``: a witness may know more of holds than their checkpoints say."""
 
-    def __init__(self, *, holds: Reaping, shards: int, meter: Meter, pace: Pace, reap_every_s: float = 2.0) -> None:
+    def __init__(
+        self,
+        *,
+        holds: Reaping,
+        shards: int,
+        meter: Meter,
+        pace: Pace,
+        reap_every_s: float = 2.0,
+        caught_up: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self._holds = holds
         self._shards = range(shards)
         self._meter = meter
         self._pace = pace
         self._reap_every_s = reap_every_s
+        self._caught_up = caught_up
 
     async def run(self) -> None:
         """Until the pace is over."""
@@ -32,6 +43,8 @@ class Reaper:
 
     async def step(self) -> float:
         """A shard that fails does not keep the others waiting; it is tried again in the next round."""
+        if self._caught_up is not None:
+            await self._caught_up()
         results = await asyncio.gather(*(self._reap(shard) for shard in self._shards), return_exceptions=True)
         for result in results:
             if isinstance(result, StoreFenced):

@@ -82,6 +82,24 @@ class Log:
         left_bytes = file.size - offset + sum(one.size for one in later)
         return Read(piece[:whole].split(b"\n")[:-1], end, int(is_torn), max(0, left_bytes))
 
+    def tail(self, size: int) -> Place:
+        """Where the last ``size`` bytes begin, on a line."""
+        files = self._files()
+        while files:
+            file = files.pop()
+            if file.size > size or not files:
+                return self._line_in(file, file.size - size)
+            size -= file.size
+        return Place()
+
+    def _line_in(self, file: _File, begin: int) -> Place:
+        """The first line that begins there, or later: ``OSError``, the log may not be read."""
+        if begin <= 0:
+            return Place(file.inode)
+        with file.path.open("rb") as opened:
+            offset = begin + _piece(opened, begin, READ_BYTES).find(b"\n") + 1
+            return Place(file.inode, offset, _before(opened, offset))
+
     def _files(self) -> list[_File]:
         """The oldest first, the one that is written to last."""
         found = []

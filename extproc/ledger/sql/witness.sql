@@ -2,6 +2,10 @@
 -- Up to where an access log has been read.
 SELECT inode::text AS inode, offset_bytes, before FROM witness_logs WHERE log = %(log)s;
 
+-- name: price_texts
+-- Prices in full, of requests that were cut off.
+SELECT price_id, price FROM price_versions WHERE price_id = ANY(%(price_ids)s);
+
 -- name: move_witness_log
 -- It has been read up to here.
 INSERT INTO witness_logs (log, inode, offset_bytes, before) VALUES (%(log)s, %(inode)s, %(offset)s, %(before)s)

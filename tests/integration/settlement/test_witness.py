@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,11 @@ class Away:
         if self.is_away:
             raise StoreRefused("away")
         return await self._register.place(log)
+
+    async def prices(self, price_ids: Collection[str]) -> Mapping[str, str]:
+        if self.is_away:
+            raise StoreRefused("away")
+        return await self._register.prices(price_ids)
 
     async def file(self, log: str, place: tuple[int, int, str], reasons: Mapping[str, str]) -> tuple[int, int]:
         if self.is_away:

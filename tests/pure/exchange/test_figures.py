@@ -36,10 +36,12 @@ def test_the_first_output_is_told_with_everything_and_later_only_what_is_new():
         "input_tokens": str(prompt),
         "output_tokens": "1",
         "usage_source": "counted",
+        "body_bytes": str(len(delta("a"))),
+        "event_bytes": str(len(delta("a"))),
     }
     assert told(exchange, chunk(delta("b"), at_ns=10 + FIGURES_EVERY_NS - 1)) == {}
     later = told(exchange, chunk(delta("c"), at_ns=10 + FIGURES_EVERY_NS))
-    assert later == {"charge_nanos": str(NANO * (prompt + 6)), "output_tokens": "3"}
+    assert later == {"charge_nanos": str(NANO * (prompt + 6)), "output_tokens": "3", "body_bytes": str(3 * len(delta("a")))}
     assert told(exchange, chunk(delta("d"), at_ns=10 + FIGURES_EVERY_NS + 1)) == {}
 
 

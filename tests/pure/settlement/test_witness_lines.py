@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from extproc.holds.port import Sighted
-from extproc.settlement.witness import Figures, Statement, read_lines, reason_of, witnessed_by
+from extproc.money.price import Price
+from extproc.settlement.witness_lines import Figures, Statement, read_lines, reason_of
+from extproc.settlement.witnessed import price_of, witnessed_by
 
 HOLD, PAYER = "018bcfe5-6800-7000-8000-000000000001", "018bcfe5-6800-7000-8000-00000000000a"
 BILLING = {"hold_id": HOLD, "payer_id": PAYER, "cap_nanos": "9000", "price_id": "p"}
@@ -123,8 +125,55 @@ def hold(
     return Sighted(hold_id=HOLD, payer_id=PAYER, checkpoint_nanos=checkpoint, cap_nanos=cap, row=row)
 
 
+# --- what came after the last figure
+
+PRICE = Price(model="m", priority="standard", tier="t", currency="EUR", input_rate=1_000_000, cached_input_rate=0, output_rate=2_000_000)
+LATER = FIGURES | {"body_bytes": "5000", "event_bytes": "250"}  # 100 of input, 300 of output: 700 nanos
+
+
+def later(sent_bytes: int, *, cap: int = 9_000, price: Price | None = PRICE, **more: str) -> dict[str, Any]:
+    """The row of a hold whose client got so many bytes in all."""
+    return json.loads(witnessed_by(told(line(BILLING | LATER | more, bytes_sent=sent_bytes)).figures, hold(5, cap=cap), price).row)
+
+
+@pytest.mark.parametrize(
+    ("sent_bytes", "tokens"),
+    [(0, 0), (4_999, 0), (5_000, 0), (5_124, 0), (5_125, 1), (5_250, 1), (5_374, 1), (8_000, 12), (8_100, 12), (7_890, 12)],
+)
+def test_bytes_tell_the_rest(sent_bytes: int, tokens: int):
+    row = later(sent_bytes)
+    assert (row["output_tokens"], row["cost_nanos"], row["list_nanos"]) == (300 + tokens, 700 + 2 * tokens, 700 + 2 * tokens)
+    assert ("output_estimated" in row["usage_flags"]) == (tokens > 0)
+
+
+@pytest.mark.parametrize(("cap", "output", "cost"), [(720, 310, 720), (721, 310, 720), (700, 300, 700), (600, 300, 600)])
+def test_never_more_tokens_than_were_held_for(cap: int, output: int, cost: int):
+    row = later(8_000, cap=cap)
+    assert (row["output_tokens"], row["cost_nanos"]) == (output, cost)
+
+
+def test_events_of_several_tokens():
+    assert later(5_500, event_tokens="8")["output_tokens"] == 316
+
+
+@pytest.mark.parametrize("price", [None, Price.parse(PRICE.text.replace('"output":2000000', '"output":3000000'))])
+def test_without_the_price_of_the_figure_the_figure_stands(price: Price | None):
+    """The charge must be recomputable from the row, whatever else is uncertain."""
+    row = later(8_000, price=price)
+    assert (row["output_tokens"], row["cost_nanos"], "output_estimated" in row["usage_flags"]) == (300, 700, False)
+
+
+def test_a_size_of_nothing_tells_nothing():
+    assert later(8_000, event_bytes="0")["output_tokens"] == 300
+
+
+@pytest.mark.parametrize("row", [b"", b"[]", b'{"price_id":7}', b"[" * 100_000])
+def test_a_row_without_a_price(row: bytes):
+    assert price_of(hold(5, row=row)).price_id == ""
+
+
 def test_the_higher_figure_counts_and_the_row_says_the_same():
-    witnessed = witnessed_by(told(line(BILLING | FIGURES)), hold(5))
+    witnessed = witnessed_by(told(line(BILLING | FIGURES)).figures, hold(5), None)
     assert witnessed.checkpoint_nanos == 700
     assert json.loads(witnessed.row) == {
         "id": "x",
@@ -142,17 +191,17 @@ def test_the_higher_figure_counts_and_the_row_says_the_same():
 
 
 def test_never_above_the_cap():
-    witnessed = witnessed_by(told(line(BILLING | FIGURES)), hold(5, cap=600))
+    witnessed = witnessed_by(told(line(BILLING | FIGURES)).figures, hold(5, cap=600), None)
     row = json.loads(witnessed.row)
     assert (witnessed.checkpoint_nanos, row["cost_nanos"], row["list_nanos"], row["overage_nanos"]) == (600, 600, 700, 100)
 
 
 @pytest.mark.parametrize("checkpoint", [700, 701])
 def test_a_checkpoint_as_high_stays(checkpoint: int):
-    assert witnessed_by(told(line(BILLING | FIGURES)), hold(checkpoint)) == hold(checkpoint)
+    assert witnessed_by(told(line(BILLING | FIGURES)).figures, hold(checkpoint), None) == hold(checkpoint)
 
 
 @pytest.mark.parametrize("row", [b"", b"[]", b"\xff", b'{"usage_flags":3}'])
 def test_a_row_that_cannot_be_read_stays_what_it_is(row: bytes):
-    witnessed = witnessed_by(told(line(BILLING | FIGURES)), hold(5, row=row))
+    witnessed = witnessed_by(told(line(BILLING | FIGURES)).figures, hold(5, row=row), None)
     assert (witnessed.checkpoint_nanos, witnessed.row) == (700, row)

@@ -1,0 +1,100 @@
+"""What an open hold is charged by what the access log says of it, and the row that says the same."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from extproc.holds.port import Sighted
+from extproc.money.price import Price
+from extproc.money.receipt import cost_nanos
+from extproc.money.usage import Usage, UsageSource
+from extproc.settlement.witness_lines import Figures
+
+
+class Named(NamedTuple):
+    """The price of a hold, as its row names it. ``text`` "": the ledger has it in full."""
+
+    price_id: str
+    text: str
+
+
+def price_of(hold: Sighted) -> Named:
+    """ "" of a row that cannot be read."""
+    fields = _read(hold.row)
+    price_id, text = fields.get("price_id"), fields.get("price")
+    return Named(price_id if isinstance(price_id, str) else "", text if isinstance(text, str) else "")
+
+
+def witnessed_by(figures: Figures | None, hold: Sighted, price: Price | None) -> Sighted:
+    """The hold as it is to expire: the higher one of checkpoint and figure, at most the cap, with a row that says the same.
+
+    ``price`` ``None``: it is not to be had, and the figure stands as it was told.
+    """
+    if figures is None:
+        return hold
+    flags = ["witnessed"]
+    if price is not None and figures.later_tokens:
+        with_later = _with_later(figures, price, hold.cap_nanos)
+        if with_later.output_tokens > figures.output_tokens:
+            figures, flags = with_later, ["witnessed", "output_estimated"]
+    charge = min(figures.charge_nanos, hold.cap_nanos)
+    if charge <= hold.checkpoint_nanos:
+        return hold
+    return replace(hold, checkpoint_nanos=charge, row=_row(hold.row, figures, charge, flags))
+
+
+def _with_later(figures: Figures, price: Price, cap_nanos: int) -> Figures:
+    """With the tokens that came after the figure: never so many that it would be more than was held for."""
+
+    def cost(tokens: int) -> int:
+        return cost_nanos(_usage(figures, figures.output_tokens + tokens), price)
+
+    if cost(0) != figures.list_nanos:
+        return figures  # another price than the gate's, or no price at all: only the gate knows
+    later = bisect_right(range(figures.later_tokens + 1), cap_nanos, key=cost) - 1
+    if later <= 0:
+        return figures
+    nanos = cost(later)
+    return figures._replace(output_tokens=figures.output_tokens + later, list_nanos=nanos, charge_nanos=nanos)
+
+
+def _usage(figures: Figures, output_tokens: int) -> Usage:
+    return Usage(
+        input_tokens=figures.input_tokens,
+        cached_tokens=min(figures.cached_tokens, figures.input_tokens),
+        output_tokens=output_tokens,
+        source=UsageSource(figures.usage_source),
+    )
+
+
+def _row(row: bytes, figures: Figures, charge_nanos: int, flags: list[str]) -> bytes:
+    """The row of the last checkpoint with these figures; one that cannot be read stays what it is: the ledger sets it aside."""
+    fields = _read(row)
+    before = fields.get("usage_flags", [])
+    if not fields or not isinstance(before, list):
+        return row
+    list_nanos = max(figures.list_nanos, charge_nanos)
+    fields |= {
+        "input_tokens": figures.input_tokens,
+        "cached_tokens": figures.cached_tokens,
+        "output_tokens": figures.output_tokens,
+        "reasoning_tokens": figures.reasoning_tokens,
+        "usage_source": figures.usage_source,
+        "usage_flags": list(dict.fromkeys([*before, *flags])),
+        "cost_nanos": charge_nanos,
+        "list_nanos": list_nanos,
+        "overage_nanos": list_nanos - charge_nanos,
+    }
+    return json.dumps(fields, separators=(",", ":")).encode()
+
+
+def _read(row: bytes) -> dict[str, Any]:
+    """Empty, if it is no row."""
+    try:
+        fields = json.loads(row)
+    except (ValueError, RecursionError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
