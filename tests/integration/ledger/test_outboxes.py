@@ -77,6 +77,24 @@ async def test_an_adjust_is_the_settle(bench, outboxes):
     assert ids(await outboxes.read_back(new_id(), rows_of(settle._replace(charge_nanos=6)), known=0)) == [1]
 
 
+async def test_an_expire_is_what_more_was_booked_for(bench, outboxes):
+    payer = await bench.account()
+    by_redis = bench.posting(payer, 10, kind="expire")
+    loan = by_redis._replace(stream_id="", seq=0, epoch="", charge_nanos=40)
+    assert ids(await outboxes.read_back(new_id(), rows_of(loan), known=0)) == [1], "nothing is booked"
+    await bench.ledger.post([by_redis])
+    less, more = loan._replace(charge_nanos=5), loan
+    assert ids(await outboxes.read_back(new_id(), rows_of(less, more), known=0)) == [2]
+    await bench.ledger.post([more])
+    between = loan._replace(charge_nanos=25)
+    assert ids(await outboxes.read_back(new_id(), rows_of(less, between, more), known=0)) == []
+    assert ids(await outboxes.read_back(new_id(), rows_of(loan._replace(charge_nanos=41)), known=0)) == [1]
+    assert ids(await outboxes.read_back(new_id(), rows_of(less._replace(kind="settle")), known=0)) == [1], (
+        "of a settle that is no repetition"
+    )
+    assert bench.count("conflicts") == 0
+
+
 async def test_what_came_through_redis_is_there_as_well(bench, outboxes):
     payer = await bench.account()
     settle, void = bench.posting(payer), bench.posting(payer, kind="void")
