@@ -7,24 +7,20 @@ import contextlib
 import logging
 import os
 import random
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from extproc import metrics
 from extproc.accounts.codec import delivery_of_row, enforced
 from extproc.accounts.directory import Directory, KeyStore
 from extproc.accounts.registry import Registry
 from extproc.app.endpoint import listen_of
+from extproc.app.live import LiveCatalog, LivePolicy
 from extproc.app.undertaker import worker_name
-from extproc.catalog.load import load_catalog
-from extproc.catalog.model import Catalog
-from extproc.catalog.watch import CatalogWatch
 from extproc.edge.announced import Announced
 from extproc.edge.beats import Beats
 from extproc.edge.closing import Closing
@@ -37,8 +33,7 @@ from extproc.edge.threads import Threads
 from extproc.edge.transport.grpcio import GrpcioTransport
 from extproc.edge.transport.lean.server import LeanTransport
 from extproc.edge.transport.port import Call, Handler, HandlerFactory, Listen, Transport
-from extproc.errors import ConfigError, ExtprocError, StoreError
-from extproc.exchange.policy import Policy
+from extproc.errors import ExtprocError, StoreError
 from extproc.holds.memory import used_ratio
 from extproc.holds.redis import RedisHolds
 from extproc.holds.stream import RedisEventStream
@@ -47,7 +42,7 @@ from extproc.ledger.periods import PostgresPeriods
 from extproc.ledger.postgres import PostgresLedger
 from extproc.ledger.rebuild import Keys, PostgresEpochs
 from extproc.money.hold import uuid7
-from extproc.settings import Settings, load_settings, restart_needed
+from extproc.settings import Settings
 from extproc.settlement.deposit import Deposits
 from extproc.settlement.meter import UNMETERED, Meter
 from extproc.settlement.month_end import MonthEnd, oldest_unconfirmed_ms
@@ -58,8 +53,6 @@ from extproc.stores.pipeline import Client, Pipeline
 from extproc.stores.postgres import Database
 from extproc.stores.queries import load_queries
 from extproc.stores.shards import SHARDS, shard_of
-from extproc.tokens.registry import LoadedCounters, load_counters
-from extproc.tokens.vocabulary import TOKENIZERS
 
 log = logging.getLogger(__name__)
 
@@ -175,66 +168,6 @@ def back_office(stores: Stores, settings: Settings) -> BackOffice:
         new_id=new_id,
     )
     return BackOffice(audit=audit, periods=periods, month_end=month_end, release=Release(stores.holds, audit, new_id=new_id))
-
-
-class LiveCatalog:
-    """The catalog file, watched, with the tokenizers that it needs: a new catalog is in force only when its vocabularies are loaded."""
-
-    def __init__(self, path: Path, meter: metrics.Metrics) -> None:
-        self._metrics = meter
-        self._lock = threading.Lock()
-        self.counters: LoadedCounters = load_counters(())
-        self._watch = CatalogWatch(path, self, load=self._load)
-        self.catalog_loaded(self._watch.current)
-
-    @property
-    def current(self) -> Catalog:
-        return self._watch.current
-
-    def poll(self) -> None:
-        """Look at the file. Blocks while a vocabulary is loaded: call it in a thread."""
-        self._watch.poll()
-
-    def reload(self) -> None:
-        """Read the file again, changed or not. Blocks likewise."""
-        self._watch.reload()
-
-    def catalog_loaded(self, catalog: Catalog) -> None:
-        """A good file is in force."""
-        self._metrics.known_models({model.name for model in catalog.models.values()})
-        self._metrics.catalog_in_force(catalog.version)
-
-    def catalog_refused(self, error: ConfigError) -> None:
-        """A bad file: the last good one stays."""
-        log.error("the catalog was not reloaded: %s", error)
-        self._metrics.catalog_refused()
-
-    def _load(self, path: Path) -> Catalog:
-        catalog = load_catalog(path, vocabularies=TOKENIZERS)
-        with self._lock:
-            self.counters = self.counters.including({model.tokenizer for model in catalog.models.values()})
-        return catalog
-
-
-class LivePolicy:
-    """Section ``policy`` of the settings; SIGHUP reads it again, a bad file changes nothing."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings  # those that this process has started with
-        self.current: Policy = settings.policy.policy()
-
-    def reload(self, environ: Mapping[str, str]) -> None:
-        """Take the policy of the file as it is now; what else has changed in it is said, and waits for a new process."""
-        try:
-            fresh = load_settings(self._settings.file, environ)
-        except ConfigError as error:
-            log.error("the settings were not reloaded: %s", error)
-            return
-        if (policy := fresh.policy.policy()) != self.current:
-            log.warning("the policy has changed: %s", policy)
-            self.current = policy
-        if waiting := restart_needed(self._settings, fresh):
-            log.warning("changed, and in force only for a new process (SIGUSR2, or a restart): %s", ", ".join(waiting))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,8 @@ from typing import Any
 import uvloop
 
 from extproc.accounts.model import Key
-from extproc.app.compose import LiveCatalog, LivePolicy, outbox_of
+from extproc.app.compose import outbox_of
+from extproc.app.live import LiveCatalog, LivePolicy
 from extproc.edge.announced import Announced
 from extproc.edge.beats import Beats
 from extproc.edge.closing import Closing

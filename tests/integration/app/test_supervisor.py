@@ -20,9 +20,10 @@ from typing import Any
 import pytest
 
 from extproc.app import watched
-from extproc.app.compose import LivePolicy
 from extproc.app.endpoint import Endpoint, listen_of
+from extproc.app.live import LivePolicy
 from extproc.app.post import PAUSE_S_FIRST, Post
+from extproc.app.process import LEAVE_S
 from extproc.app.supervisor import Supervisor
 from extproc.errors import UsageError
 from extproc.settings import load_settings
@@ -370,7 +371,7 @@ async def test_patience_is_longer_than_the_grace_of_the_settings(house: House) -
         house.configure("drain: {grace_s: 7}")
         os.kill(os.getpid(), signal.SIGUSR2)
         await until(lambda: supervisor.rounds == 1)
-        assert {gate.patience_s for gate in supervisor._gates} == {7 + 2 + 10 + 12}
+        assert {gate.patience_s for gate in supervisor._gates} == {7 + LEAVE_S}
 
 
 async def test_the_settings_that_are_shown_are_those_of_new_processes(house: House) -> None:
@@ -398,11 +399,12 @@ def test_what_waits_for_a_new_process_is_said(house: House, caplog: pytest.LogCa
     policy = LivePolicy(load_settings(house.config, {}))
     house.configure("policy: {over_balance: clamp}")
     policy.reload({})
-    assert (policy.current.over_balance, caplog.messages) == ("clamp", [])
+    waits = lambda: [message.partition(": ")[2] for message in caplog.messages if "only for a new process" in message]  # noqa: E731
+    assert (policy.current.over_balance, waits()) == ("clamp", [])
     house.configure("policy: {over_balance: reject}\nholds: {lease_s: 50}")
     policy.reload({})
     assert policy.current.over_balance == "reject"
-    assert [message.partition(": ")[2] for message in caplog.messages] == ["holds.lease_s"]
+    assert waits() == ["holds.lease_s"]
     house.configure("policy: {over_balance: perhaps}")
     policy.reload({})
     assert policy.current.over_balance == "reject", "a bad file changes nothing"
