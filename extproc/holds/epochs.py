@@ -8,6 +8,7 @@ once after a connect or when a script was fenced off.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
@@ -15,8 +16,17 @@ from extproc.errors import StoreError, StoreFenced
 from extproc.holds.port import ShardState
 from extproc.stores.shards import SHARDS, TAGS
 
+log = logging.getLogger(__name__)
+
 LOOK_S: Final = 0.8  # whatever happens to a server is noticed within a second, on shards that nobody calls too
 LOOK_CLOSED_S: Final = 0.25  # a rebuild waits for workers that have not seen it yet
+
+# What an operator reads first when requests get 503.
+ALL_OPEN: Final = "all shards are open"
+SOME_CLOSED: Final = (
+    "some shards are closed, their requests get 503: their server is away, or a settler that leads them has yet to build them"
+)
+NO_STORE: Final = "the hold store does not answer, requests get 503"
 
 _SHARD_OF_TAG: Final = {tag: shard for shard, tag in enumerate(TAGS)}
 
@@ -84,12 +94,17 @@ class Epochs:
 
     async def watch(self, *told: Told) -> None:
         """For ever: look, and tell what was seen; nothing (an empty list) when a server does not answer."""
+        was = ALL_OPEN
         while True:
             self._at_once.clear()
             try:
                 states = await self.states()
-            except StoreError:
-                states = []
+                why = SOME_CLOSED if self.closed else ALL_OPEN
+            except StoreError as error:
+                states, why = [], f"{NO_STORE}: {error}"
+            if why != was:
+                log.log(logging.INFO if why is ALL_OPEN else logging.WARNING, "%s", why)
+                was = why
             for tell in told:
                 tell(states)
             try:
