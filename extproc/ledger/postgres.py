@@ -10,7 +10,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -19,7 +19,7 @@ from extproc.errors import UsageError
 from extproc.ledger.fence import Violation, advance
 from extproc.ledger.grants import PAGE_MAX, PostgresGrants
 from extproc.ledger.journal import pieces
-from extproc.ledger.plan import Ended, Funds, Plan, Planner, Record, RefusalKey, Screened, conflict, refusal_key, screen
+from extproc.ledger.plan import Ended, Funds, Plan, Planner, Record, RefusalKey, Screened, conflict, refusal_key, screen, short_of_money
 from extproc.ledger.port import (
     NOTE,
     POSTINGS_MAX,
@@ -123,7 +123,7 @@ class PostgresLedger(PostgresGrants):
         )
         return _Met(
             cursors=_cursors(cursors),
-            funds={row["user_id"]: Funds(balance_nanos=row["balance"], credit_nanos=row["credit_nanos"]) for row in funds},
+            funds=await self._funds(transaction, screened, funds),
             ended=await self._ended(transaction, endings),
             rows={row["id"] for row in found},
             open_month=open_month,
@@ -157,6 +157,14 @@ class PostgresLedger(PostgresGrants):
             return {}
         followers = await transaction.fetch(self._queries["find_followers"], {"ids": [row["id"] for row in endings]})
         return {row["id"]: _ended(row, followers) for row in endings}
+
+    async def _funds(self, transaction: Transaction, screened: Sequence[Screened], locked: Sequence[Row]) -> dict[str, Funds]:
+        funds = {row["user_id"]: Funds(balance_nanos=row["balance"], credit_nanos=row["credit_nanos"]) for row in locked}
+        short = short_of_money(screened, funds)
+        if short:
+            for row in await transaction.fetch(self._queries["late_charges"], {"payers": array_of(short)}):
+                funds[row["user_id"]] = replace(funds[row["user_id"]], late_nanos=row["nanos"])
+        return funds
 
     async def _count_refusals(self, transaction: Transaction, screened: Sequence[Screened]) -> dict[RefusalKey, int]:
         counts = Counter(refusal_key(one) for one in screened if one.posting.kind == NOTE and not one.row_fault)

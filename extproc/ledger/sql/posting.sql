@@ -22,6 +22,15 @@ WHERE c.shard = m.shard;
 SELECT user_id::text AS user_id, balance, credit_nanos FROM balances
 WHERE user_id = ANY(%(payers)s::uuid[]) ORDER BY user_id FOR NO KEY UPDATE;
 
+-- name: late_charges
+-- What late charges have taken of these payers in the time that a hold may live (four hours), less what the operator has borne for it.
+SELECT e.user_id::text AS user_id,
+    greatest(0, sum(CASE WHEN e.seq IS NULL THEN -e.amount ELSE -(e.charge_nanos + e.amount) END))::bigint AS nanos
+FROM billing_events AS e
+WHERE e.user_id = ANY(%(payers)s::uuid[]) AND e.created_at > now() - interval '5 hours'
+    AND e.event_type IN ('settle', 'expire', 'adjust') AND (e.seq IS NULL OR e.charge_nanos + e.amount <> 0)
+GROUP BY 1;
+
 -- name: find_endings
 -- Which of these holds have an ending already.
 SELECT id::text AS id, event_type, user_id::text AS user_id, charge_nanos FROM billing_events WHERE id = ANY(%(ids)s::uuid[]);
