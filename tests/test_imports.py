@@ -26,7 +26,7 @@ class Room(NamedTuple):
 # `local` needs what the extra `local` brings, to make certificates and to be its own first client.
 TABLE = {
     "errors": Room(()),
-    "money": Room((), ("decimal",)),
+    "money": Room((), ("decimal", "msgspec")),
     "tokens": Room((), ("tiktoken",)),
     "yamlfile": Room((), ("yaml", "msgspec")),
     "stores": Room((), ("redis", "hiredis", "psycopg", "psycopg_pool")),

@@ -10,10 +10,10 @@ Here is what meters have in common; :class:`~extproc.exchange.meter_stream.Strea
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Protocol
 
 import msgspec
+from msgspec import structs
 
 from extproc.exchange.ask import Endpoint
 from extproc.money.hold import EndReason
@@ -100,7 +100,7 @@ class OpaqueMeter:
         """Everything that was held for."""
         del ended_early
         usage = counted(self._expected, self._expected.output_tokens_held, UsageSource.CHUNKS)
-        return replace(usage, flags=(*usage.flags, "unreadable"))
+        return structs.replace(usage, flags=(*usage.flags, "unreadable"))
 
     def reason(self) -> EndReason | None:
         """Nobody can tell."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from typing import Any
+
+from msgspec import structs
 
 from extproc.exchange.ask import Piece
 from extproc.exchange.meter import REASONS, Expected, counted, renamed, usage_of
@@ -71,7 +72,7 @@ class AnswerMeter:
         if self._size > (TEXT_BYTES_MAX if ended_early else ANSWER_BYTES_MAX):
             # Only a client that wants it so takes most of a large answer and leaves before its end.
             held = counted(expected, expected.output_tokens_held, UsageSource.CHUNKS)
-            return replace(held, flags=(*held.flags, "unreadable"))
+            return structs.replace(held, flags=(*held.flags, "unreadable"))
         texts = [text for _, text in piece.texts] if piece is not None and piece.texts else [_text_so_far(bytes(self._body))]
         length = sum(map(len, texts))
         if expected.counter is None or length > COUNT_CHARS_MAX:

@@ -2,12 +2,16 @@
 
 Ids are UUIDv7 in text. ``row`` is the request's row for the ledger as JSON bytes, made by the exchange and opaque to everything
 that carries it: whoever ends the hold (the worker, or the reaper for a worker that died) posts the newest one.
+
+What every request makes is a msgspec struct: a frozen dataclass of ten fields takes 1.7 µs to make, a struct 0.06.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+
+import msgspec
 
 
 class EndKind(StrEnum):
@@ -67,8 +71,7 @@ class Limits:
 NO_LIMITS = Limits()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Admission:
+class Admission(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An entry hold on the request headers. ``entry_nanos`` 0: this key needs no money (a free model is in its reach).
 
     ``request_id`` is Envoy's, for the dedupe of its retries: an un-amended hold of the same payer and request id is taken over.
@@ -87,8 +90,7 @@ class Admission:
     is_shadow: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Amendment:
+class Amendment(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Entry hold → exact hold. ``owner`` is the hold id that this exchange proposed; it differs from ``hold_id`` after a take-over.
 
     ``tokens`` (the demand) counts against tokens per minute, and against ``sandbox_tokens_per_day`` of the account if that is not ``None``;
@@ -120,8 +122,7 @@ class Window:
     reset_ms: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Granted:
+class Granted(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The hold stands. ``hold_id`` is the first one's if Envoy retried. ``spendable_nanos`` = available + credit, after this hold.
 
     ``would_deny``: why it would have been denied if it did not go on anyway (``spendable_nanos`` is then what a ``Denied`` says).
@@ -152,8 +153,7 @@ class Denied:
 Verdict = Granted | Denied
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checkpoint:
+class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a live hold would be charged if its worker died now: never falls, never exceeds the true cost (invariant 18)."""
 
     hold_id: str
@@ -175,8 +175,7 @@ class Loan:
     row: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ending:
+class Ending(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The one end of a hold. ``charge_nanos`` ≤ cap, 0 for a void; ``tokens`` is the true use, to correct tokens per minute.
 
     ``is_forwarded``: a backend has the request, so the hold is exact and nobody can take it over any more; such an ending goes into the

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+import msgspec
 
 from extproc.money.price import Price
 
@@ -21,8 +22,7 @@ class Terms(StrEnum):
         return self in (Terms.PAID, Terms.LENT)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Demand:
+class Demand(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Upper bounds of what a request can use. ``output_tokens`` is the sum over its n choices (and prompts)."""
 
     input_tokens: int
@@ -37,8 +37,7 @@ class Demand:
         return self.input_tokens + self.output_tokens
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Quote:
+class Quote(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a demand costs at most. Paid: ``reserved = cap = list``. Sandbox and shadow: ``reserved = cap = 0``. Lent: ``reserved = 0``."""
 
     reserved_nanos: int

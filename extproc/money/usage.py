@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+import msgspec
 
 TOKENS_MAX = 2**31 - 1  # what PostgreSQL's integer holds; more than any model can give
 
@@ -18,8 +19,7 @@ class UsageSource(StrEnum):
     NONE = "none"  # nothing was used
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Tokens of one request. ``cached_tokens`` are part of ``input_tokens``; ``reasoning_tokens`` part of ``output_tokens``.
 
     ``flags`` name what was impossible in the figures of the backend and therefore clamped.

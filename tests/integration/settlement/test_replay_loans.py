@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from dataclasses import replace
 
 import pytest
 from test_release import releases
@@ -127,7 +126,7 @@ async def test_a_loan_beside_its_settle_is_nothing_new(town, settler):  # noqa: 
     dead.file.append([], lent=[lent(town.settle(hold, payer, key, 5))])
     dead.leave()
     settle = town.settle(hold, payer, key, 10)
-    await town.holds.end(replace(settle))
+    await town.holds.end(settle)
     await town.poster().step()
     replay = settler.replay()
     await patiently(settler, replay)
