@@ -7,7 +7,7 @@ merges, so the line has the newest figure of each kind. The reply that ends the 
 from __future__ import annotations
 
 from extproc.exchange.meter_stream import Delivered
-from extproc.money.usage import Usage, UsageSource
+from extproc.money.usage import Usage
 
 FIGURES_EVERY_NS = 250_000_000  # what a killed worker may have passed and not told; a figure costs 6 µs, or a quarter of an event's
 
@@ -27,7 +27,7 @@ def figures(usage: Usage, *, cost_nanos: int, charge_nanos: int, delivered: Deli
     )
     if delivered is not None:
         told += (("body_bytes", str(delivered.body_bytes)), ("event_bytes", str(delivered.event_bytes)))
-        if usage.source is UsageSource.CONTINUOUS and delivered.events > 1:
+        if usage.output_tokens != delivered.events > 1:
             told += (("event_tokens", str(_event_tokens(usage, delivered.events))),)
     if usage.cached_tokens:
         told += (("cached_tokens", str(usage.cached_tokens)),)
@@ -39,7 +39,7 @@ def figures(usage: Usage, *, cost_nanos: int, charge_nanos: int, delivered: Deli
 
 
 def _event_tokens(usage: Usage, events: int) -> int:
-    """Of every event but the first, as the backend itself says, rounded down: the first one has one token whatever comes later."""
+    """Of every event but the first, on average and rounded down: the first one has one token whatever comes later."""
     return max(1, (usage.output_tokens - 1) // (events - 1))
 
 

@@ -22,6 +22,9 @@ from extproc.tokens.counter import Running
 KEPT_BYTES_MAX = 2_048
 """Some 250 events of a word. More would save nothing (a reading costs 2 µs beside 0.02 µs an event), and open streams are many."""
 
+TOKEN_BYTES_MAX = 12
+"""Of a token of plain text, on average; English ones have 4 to 5."""
+
 SHAPES_TRIED_MAX = 8
 """Shapes in a row that fitted no two events: then no more are looked for. To find one costs as much as to read two events."""
 
@@ -148,11 +151,13 @@ class StreamMeter:
         return counted(expected, output, UsageSource.COUNTED)
 
     def usage_at_least(self) -> Usage:
-        """As :meth:`usage`, but nothing is tokenized for it: the last count, and a token for each event since."""
+        """As :meth:`usage`, but little is tokenized for it: the last count, and a token for each event since, where that has been true."""
         said = self._said()
         if said is not None:
             return said
         tokens, events = self._counted
+        if tokens != events or (events <= 1 and self._is_uneven()):
+            return self.usage(ended_early=True)
         events = self._events + self._kept.count(BETWEEN) - events
         return counted(self._expected, tokens + events, UsageSource.COUNTED if self._expected.counter else UsageSource.CHUNKS)
 
@@ -161,6 +166,10 @@ class StreamMeter:
         kept = self._kept_bytes()
         events = max(1, self._events + self._kept.count(BETWEEN))
         return Delivered(self._shown_bytes + kept, (self._output_bytes + kept) // events, events)
+
+    def _is_uneven(self) -> bool:
+        """Whether what is kept looks as if events had more than one token: letters that are no English, or many of them."""
+        return not self._kept.isascii() or len(self._kept) > self._kept.count(BETWEEN) * (len(BETWEEN) + TOKEN_BYTES_MAX)
 
     def _said(self) -> Usage | None:
         """What the backend says itself."""

@@ -11,7 +11,6 @@ killed worker had open. Lines may come twice and late; everything here may be do
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Collection, Mapping
 from typing import Protocol, TypeVar
@@ -85,10 +84,12 @@ class Witness:
     async def caught_up(self) -> None:
         """Everything that the log has by now has been told. Patience is limited: a log that cannot be read keeps no hold open for ever."""
         now_s = self._pace.monotonic_s()
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(PATIENCE_S):
                 while self._told_s < now_s and not self._pace.is_over:
                     await self._has_told.wait()
+        except TimeoutError:
+            log.warning("access log %s: holds expire though it has not been read to its end", self._name)
 
     async def look(self) -> float:
         """The next lines; holds that are still open learn of it. A store that fails: the same lines again."""
