@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime
+from datetime import date
 from typing import Any, TypeVar
 
 from extproc.ledger.lines import entry_lines, event_lines, request_lines
 from extproc.ledger.plan import Record
+from extproc.ledger.port import midnight
 from extproc.stores.postgres import Params, Row, Transaction
 from extproc.stores.queries import Queries, Query
 
@@ -68,7 +69,7 @@ def pieces(rows: Sequence[Value]) -> Iterator[Sequence[Value]]:
 def _mark_late(events: Sequence[Record], open_month: date | None) -> None:
     if open_month is None:
         return
-    first_ms = int(datetime(open_month.year, open_month.month, 1, tzinfo=UTC).timestamp()) * 1_000
+    first_ms = int(midnight(open_month).timestamp()) * 1_000
     for event in events:
         if event["occurred_ms"] < first_ms:
             event["late_period"] = open_month

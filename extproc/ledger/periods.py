@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 
 from extproc.errors import UsageError
 from extproc.ledger.audit import audit
 from extproc.ledger.journal import PERIODS_LOCK
-from extproc.ledger.port import Period, PeriodSum, PeriodSums
+from extproc.ledger.port import Period, PeriodSum, PeriodSums, midnight, next_month
 from extproc.stores.postgres import Database, Row, Transaction
 from extproc.stores.queries import load_queries
 
@@ -49,7 +49,7 @@ class PostgresPeriods:
         """What was booked into a month, worked out from its entries; ``progress`` hears of each day. Writes nothing."""
         events = late = 0
         sums: Counter[tuple[str, str, str]] = Counter()
-        begin, end = _midnight(month), _midnight(_next(month))
+        begin, end = midnight(month), midnight(next_month(month))
         while begin < end:
             progress(begin.date())
             # What came late, whenever it occurred, is read with the first day.
@@ -115,11 +115,3 @@ def _period(row: Row) -> Period:
         events=row["events"] or 0,
         late=row["late"] or 0,
     )
-
-
-def _midnight(day: date) -> datetime:
-    return datetime(day.year, day.month, day.day, tzinfo=UTC)
-
-
-def _next(month: date) -> date:
-    return (month + timedelta(days=32)).replace(day=1)

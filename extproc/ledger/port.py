@@ -1,11 +1,11 @@
-"""The ledger's port and its values. Pure: ids are UUID text, times unix milliseconds, amounts nanos."""
+"""The ledger's ports, each behind its values. Pure: ids are UUID text, times unix milliseconds, amounts nanos."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from hashlib import sha256
 from typing import Any, Final, NamedTuple, Protocol
@@ -15,8 +15,7 @@ from extproc.ledger.entries import AccountKind
 from extproc.money.hold import uuid7
 from extproc.money.posting import Posting
 
-START = "0-0"  # the cursor of a stream of which nothing was read
-POSTINGS_MAX = 5_000  # of one transaction: its payers are locked for a fifth of a second
+# --- what can happen to money, and its ids
 
 
 class EventType(StrEnum):
@@ -42,7 +41,26 @@ class EventType(StrEnum):
 
 
 ENDINGS = frozenset({EventType.SETTLE, EventType.VOID, EventType.EXPIRE})
+
 NOTE = "note"  # a posting that is no event of money: the row of a request that never had a hold
+
+
+def derived_id(base: str, purpose: str) -> str:
+    """A UUIDv7 of the same millisecond as ``base``, the same for the same purpose every time: what follows from an event is booked once."""
+    bits = int.from_bytes(sha256(f"{base}/{purpose}".encode()).digest()[:10]) >> 6
+    return uuid7(unix_ms=UUID(base).int >> 80, random_bits=bits)
+
+
+def id_at(unix_ms: int, purpose: str) -> str:
+    """A UUIDv7 that follows from a moment and a name, for rows that stand for several causes."""
+    return uuid7(unix_ms=unix_ms, random_bits=int.from_bytes(sha256(purpose.encode()).digest()[:10]) >> 6)
+
+
+# --- postings: what the poster brings
+
+START = "0-0"  # the cursor of a stream of which nothing was read
+
+POSTINGS_MAX = 5_000  # of one transaction: its payers are locked for a fifth of a second
 
 
 class ConflictReason(StrEnum):
@@ -92,6 +110,76 @@ class Posted:
             loss_nanos=self.loss_nanos + later.loss_nanos,
             cursors={**self.cursors, **later.cursors},
         )
+
+
+class Postings(Protocol):
+    """What the poster needs of the ledger."""
+
+    async def cursors(self, shards: Sequence[int]) -> dict[int, Cursor]:
+        """The committed cursor of every shard asked for."""
+
+    async def post(self, postings: Sequence[Posting]) -> Posted:
+        """Book these, of any shards, in order per shard, in one transaction with the cursors."""
+
+    async def quarantine(self, posting: Posting, detail: str) -> Posted:
+        """Put one that ``post`` rejects into ``conflicts`` and move the cursor past it."""
+
+
+class Leadership(Protocol):
+    """One poster per shard: not for correctness, which the cursors' locks keep, but so that settlers do not do each other's work."""
+
+    async def held(self) -> frozenset[int]:
+        """Shards that are ours, after trying for those that are not. :class:`~extproc.errors.StoreError`: none is."""
+
+    async def release(self) -> None:
+        """Let go of all of them."""
+
+
+# --- outboxes: what the replay reads back
+
+
+class OutboxRow(NamedTuple):
+    """An ending that an outbox keeps, as it came past Redis. ``id`` rises with the time of its commit."""
+
+    id: int
+    posting: Posting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Positions:
+    """``below``: by outbox, every row with a lower id was read back from this ledger. ``ledger_id``: the cluster and its timeline."""
+
+    ledger_id: str
+    below: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadBack:
+    """``missing``: rows that the ledger knows nothing of. ``below``: all before it are there."""
+
+    below: int
+    missing: Sequence[OutboxRow]
+
+
+class Outboxes(Protocol):
+    """What the replay needs of the ledger, besides posting."""
+
+    async def positions(self) -> Positions:
+        """Of all outboxes, and of which ledger they are."""
+
+    async def read_back(self, outbox_id: str, rows: Sequence[OutboxRow], *, known: int, is_first: bool = False) -> ReadBack:
+        """Which of these, the next in line, are booked (as they say, or by an adjust) or set aside.
+
+        The position is moved up to the first that is neither. ``known`` is where it stands, 0 = nowhere yet;
+        :class:`~extproc.errors.StoreRefused` as well if the ledger says less. ``is_first``: what is missing will be posted, which does no
+        harm, and asked for again: only what has ended as it says is there, and nobody searches for what became of a whole backlog.
+        """
+
+    async def forget(self, outbox_id: str) -> None:
+        """It is gone."""
+
+
+# --- grants: money that moves without a hold
 
 
 class Bound(StrEnum):
@@ -198,13 +286,10 @@ class Balance:
 
     payer_id: str
     balance_nanos: int
-    free_quota_input: int = 0
-    free_quota_output: int = 0
     version: int
     credited_total: int
     credit_nanos: int
     redis_version: int | None
-    updated_at: str = ""
 
     @property
     def is_delivered(self) -> bool:
@@ -220,14 +305,29 @@ class Granted:
     balance: Balance
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Explanation:
-    """Everything that the ledger knows of one request. Rows are mappings of column to value; ``price`` is the price in full."""
+class Grants(Protocol):
+    """What deposits and the sweep need of the ledger."""
 
-    request: Mapping[str, Any]
-    price: str | None
-    events: tuple[Mapping[str, Any], ...]
-    entries: tuple[Mapping[str, Any], ...]
+    async def grant(self, grant: Grant) -> Granted:
+        """Book it once and raise the version that Redis has to confirm. ``UsageError``: its bound, or its account, does not allow it."""
+
+    async def charge(self, name: str) -> Charge:
+        """Of a request, by its hold's id or Envoy's. ``UsageError``: the ledger has no such request (yet)."""
+
+    async def set_credit(self, payer_id: str, credit_nanos: int, *, actor: str, reason: str) -> Balance:
+        """Change the credit line."""
+
+    async def balance(self, payer_id: str) -> Balance | None:
+        """``None``: no such account."""
+
+    async def undelivered(self, *, after: str | None, limit: int) -> list[Balance]:
+        """Balances whose version Redis has not confirmed, by payer id, after the one given."""
+
+    async def confirm(self, payer_id: str, version: int) -> None:
+        """Redis has this version (or a newer one)."""
+
+
+# --- epochs: what a rebuild needs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -313,45 +413,17 @@ class Epochs(Protocol):
         """For as long as the block lasts."""
 
 
-class OutboxRow(NamedTuple):
-    """An ending that an outbox keeps, as it came past Redis. ``id`` rises with the time of its commit."""
-
-    id: int
-    posting: Posting
+# --- months (UTC), named by their first day, that are closed
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Positions:
-    """``below``: by outbox, every row with a lower id was read back from this ledger. ``ledger_id``: the cluster and its timeline."""
-
-    ledger_id: str
-    below: Mapping[str, int]
+def next_month(month: date) -> date:
+    """Its first day."""
+    return (month + timedelta(days=32)).replace(day=1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReadBack:
-    """``missing``: rows that the ledger knows nothing of. ``below``: all before it are there."""
-
-    below: int
-    missing: Sequence[OutboxRow]
-
-
-class Outboxes(Protocol):
-    """What the replay needs of the ledger, besides posting."""
-
-    async def positions(self) -> Positions:
-        """Of all outboxes, and of which ledger they are."""
-
-    async def read_back(self, outbox_id: str, rows: Sequence[OutboxRow], *, known: int, is_first: bool = False) -> ReadBack:
-        """Which of these, the next in line, are booked (as they say, or by an adjust) or set aside.
-
-        The position is moved up to the first that is neither. ``known`` is where it stands, 0 = nowhere yet;
-        :class:`~extproc.errors.StoreRefused` as well if the ledger says less. ``is_first``: what is missing will be posted, which does no
-        harm, and asked for again: only what has ended as it says is there, and nobody searches for what became of a whole backlog.
-        """
-
-    async def forget(self, outbox_id: str) -> None:
-        """It is gone."""
+def midnight(day: date) -> datetime:
+    """When it begins."""
+    return datetime(day.year, day.month, day.day, tzinfo=UTC)
 
 
 class PeriodSum(NamedTuple):
@@ -384,53 +456,8 @@ class Period:
     late: int
 
 
-class Postings(Protocol):
-    """What the poster needs of the ledger."""
-
-    async def cursors(self, shards: Sequence[int]) -> dict[int, Cursor]:
-        """The committed cursor of every shard asked for."""
-
-    async def post(self, postings: Sequence[Posting]) -> Posted:
-        """Book these, of any shards, in order per shard, in one transaction with the cursors."""
-
-    async def quarantine(self, posting: Posting, detail: str) -> Posted:
-        """Put one that ``post`` rejects into ``conflicts`` and move the cursor past it."""
-
-
-class Leadership(Protocol):
-    """One poster per shard: not for correctness, which the cursors' locks keep, but so that settlers do not do each other's work."""
-
-    async def held(self) -> frozenset[int]:
-        """Shards that are ours, after trying for those that are not. :class:`~extproc.errors.StoreError`: none is."""
-
-    async def release(self) -> None:
-        """Let go of all of them."""
-
-
-class Grants(Protocol):
-    """What deposits and the sweep need of the ledger."""
-
-    async def grant(self, grant: Grant) -> Granted:
-        """Book it once and raise the version that Redis has to confirm. ``UsageError``: its bound, or its account, does not allow it."""
-
-    async def charge(self, name: str) -> Charge:
-        """Of a request, by its hold's id or Envoy's. ``UsageError``: the ledger has no such request (yet)."""
-
-    async def set_credit(self, payer_id: str, credit_nanos: int, *, actor: str, reason: str) -> Balance:
-        """Change the credit line."""
-
-    async def balance(self, payer_id: str) -> Balance | None:
-        """``None``: no such account."""
-
-    async def undelivered(self, *, after: str | None, limit: int) -> list[Balance]:
-        """Balances whose version Redis has not confirmed, by payer id, after the one given."""
-
-    async def confirm(self, payer_id: str, version: int) -> None:
-        """Redis has this version (or a newer one)."""
-
-
 class Periods(Protocol):
-    """What closing a month needs of the ledger. Months are named by their first day."""
+    """What closing a month needs of the ledger."""
 
     async def check(self, month: date) -> None:
         """``UsageError``: this month cannot be closed."""
@@ -445,19 +472,21 @@ class Periods(Protocol):
         """Once."""
 
 
+# --- people: what they ask, and what they have done
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """Everything that the ledger knows of one request. Rows are mappings of column to value; ``price`` is the price in full."""
+
+    request: Mapping[str, Any]
+    price: str | None
+    events: tuple[Mapping[str, Any], ...]
+    entries: tuple[Mapping[str, Any], ...]
+
+
 class Audit(Protocol):
     """Who did what to whom, and why, where the deed itself is not in the ledger."""
 
     async def tell(self, audit_id: str, *, actor: str, action: str, subject: str, reason: str, detail: Mapping[str, Any]) -> None:
         """Before it is done."""
-
-
-def derived_id(base: str, purpose: str) -> str:
-    """A UUIDv7 of the same millisecond as ``base``, the same for the same purpose every time: what follows from an event is booked once."""
-    bits = int.from_bytes(sha256(f"{base}/{purpose}".encode()).digest()[:10]) >> 6
-    return uuid7(unix_ms=UUID(base).int >> 80, random_bits=bits)
-
-
-def id_at(unix_ms: int, purpose: str) -> str:
-    """A UUIDv7 that follows from a moment and a name, for rows that stand for several causes."""
-    return uuid7(unix_ms=unix_ms, random_bits=int.from_bytes(sha256(purpose.encode()).digest()[:10]) >> 6)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from extproc.errors import StoreError, UsageError
 from extproc.holds.port import EventStream
-from extproc.ledger.port import Periods, PeriodSums, Postings
+from extproc.ledger.port import Periods, PeriodSums, Postings, midnight, next_month
 from extproc.settlement.outbox_file import OutboxFile, outboxes, watermark_of
 
 
@@ -43,7 +43,7 @@ class MonthEnd:
         return sums
 
     async def _all_is_booked(self, month: date) -> None:
-        end_ms = _unix_ms((month + timedelta(days=32)).replace(day=1))
+        end_ms = int(midnight(next_month(month)).timestamp()) * 1_000
         try:
             cursors = await self._ledger.cursors(range(self._shards))
             waiting = await self._stream.read({shard: cursor.stream_id for shard, cursor in cursors.items()}, count=1, block_ms=0)
@@ -71,10 +71,6 @@ def _unconfirmed_ms(path: Path) -> int | None:
         below = watermark.below if watermark is not None and watermark.outbox_id == file.outbox_id else 0
         rows = file.read(below - 1, 1)
     return rows[0].posting.occurred_ms if rows else None
-
-
-def _unix_ms(day: date) -> int:
-    return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * 1_000
 
 
 def _moment(unix_ms: int) -> str:

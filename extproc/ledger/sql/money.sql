@@ -1,19 +1,16 @@
 -- name: balance_of
 -- One account's money.
-SELECT user_id::text AS payer_id, balance AS balance_nanos, free_quota_input, free_quota_output, version, credited_total, credit_nanos,
-    redis_version, to_char(updated_at, 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS updated_at
+SELECT user_id::text AS payer_id, balance AS balance_nanos, version, credited_total, credit_nanos, redis_version
 FROM balances WHERE user_id = %(payer)s::uuid;
 
 -- name: lock_balance
 -- The same, locked for a change.
-SELECT user_id::text AS payer_id, balance AS balance_nanos, free_quota_input, free_quota_output, version, credited_total, credit_nanos,
-    redis_version, to_char(updated_at, 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS updated_at
+SELECT user_id::text AS payer_id, balance AS balance_nanos, version, credited_total, credit_nanos, redis_version
 FROM balances WHERE user_id = %(payer)s::uuid FOR NO KEY UPDATE;
 
 -- name: undelivered_balances
 -- Balances whose version Redis has not confirmed, by payer, page by page.
-SELECT user_id::text AS payer_id, balance AS balance_nanos, free_quota_input, free_quota_output, version, credited_total, credit_nanos,
-    redis_version, to_char(updated_at, 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS updated_at
+SELECT user_id::text AS payer_id, balance AS balance_nanos, version, credited_total, credit_nanos, redis_version
 FROM balances
 WHERE redis_version IS DISTINCT FROM version AND (%(after)s::uuid IS NULL OR user_id > %(after)s::uuid)
 ORDER BY user_id LIMIT %(limit)s;
