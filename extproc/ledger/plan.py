@@ -43,10 +43,10 @@ have kept the second from coming is then a conflict, if it is above both.
 
 "Each by Redis": it lost what it knew of an ending after the ledger had read it. Whatever comes third meets one of these cases again.
 
-**Late** charges (an adjust, or an ending that came past Redis) were not covered by a hold any more: they take what the balance and the
-credit line have, and the rest is the operator's loss. Charges that Redis had reserved are taken whole, though a correction or a payout may
-have emptied the account meanwhile: the money was set aside. Only what a late charge has taken of it in between the operator bears instead,
-so that it is the same whichever of the two comes first, and nobody who prepaid is left with a debt.
+**No debt that nobody has named.** A late charge (an adjust, or an ending that came past Redis) was not covered by a hold any more: it takes
+what the balance and the credit line have, and the rest is the operator's loss. What Redis had reserved was set aside: it is taken whole,
+although a payout, a dispute, a correction or a lowered line may have emptied the account meanwhile, as far as those go. Beyond them the
+money was promised twice (a late charge took it, a hold came back after a rebuild, two servers each believed to be the master): a loss, too.
 """
 
 from __future__ import annotations
@@ -86,11 +86,11 @@ class Ended(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Funds:
-    """A payer's balance, locked for this batch. ``late_nanos``: what late charges took, perhaps of what an open hold had set aside."""
+    """A payer's balance, locked for this batch. ``named_nanos``: what named events took of it, and of its line, in a hold's lifetime."""
 
     balance_nanos: int
     credit_nanos: int
-    late_nanos: int = 0
+    named_nanos: int = 0
 
 
 class Screened(NamedTuple):
@@ -148,7 +148,7 @@ def screen(postings: Iterable[Posting]) -> tuple[list[Screened], list[Record]]:
 
 
 def short_of_money(screened: Iterable[Screened], funds: Mapping[str, Funds]) -> list[str]:
-    """Payers of whom a batch asks for more than they have: of them one must know what late charges took."""
+    """Payers of whom a batch asks for more than they have: of them one must know what named events took."""
     asked: defaultdict[str, int] = defaultdict(int)
     for posting, _, _ in screened:
         asked[posting.payer_id] += posting.charge_nanos
@@ -175,7 +175,6 @@ class Planner:
         self._ended = dict(ended)
         self._rows = set(rows)
         self._refused = defaultdict(int, refused)
-        self._late = {payer: one.late_nanos for payer, one in funds.items()}
         self.plan = Plan()
 
     def take(self, screened: Screened) -> None:
@@ -203,7 +202,7 @@ class Planner:
     def _first(self, screened: Screened) -> None:
         posting, row = screened.posting, screened.row
         charge = posting.charge_nanos
-        taken = self._set_aside(posting) if posting.seq else self._take_late(posting.payer_id, charge)
+        taken = self._affordable(posting.payer_id, charge, was_held=posting.seq > 0)
         lines = book.charged(payer_id=posting.payer_id, model=row["model"], charge_nanos=charge, taken_nanos=taken)
         self._event(posting, event_id=posting.hold_id, event_type=posting.kind, charge=charge, lines=lines)
         overage = self._overage(posting, row)
@@ -226,7 +225,7 @@ class Planner:
     def _adjust(self, screened: Screened, before: Ended) -> None:
         posting, row = screened.posting, screened.row
         difference = posting.charge_nanos - before.charge_nanos
-        taken = self._take_late(posting.payer_id, difference)
+        taken = self._affordable(posting.payer_id, difference)
         lines = book.charged(payer_id=posting.payer_id, model=row["model"], charge_nanos=difference, taken_nanos=taken)
         self._event(
             posting,
@@ -302,24 +301,10 @@ class Planner:
         self.plan.events.append(event)
         self.plan.entries.extend(entry_rows(event_id, lines))
 
-    def _take_late(self, payer_id: str, charge: int) -> int:
-        taken = min(charge, max(0, self._left(payer_id)))
-        self._late[payer_id] += taken
-        return taken
-
-    def _set_aside(self, posting: Posting) -> int:
-        """What the payer pays of a charge that was reserved: all of it, unless a late one has taken what was set aside for it."""
-        payer_id, charge = posting.payer_id, posting.charge_nanos
-        if not (late := self._late[payer_id]):
-            return charge
-        borne = max(0, min(charge, charge - self._left(payer_id), late))
-        self._late[payer_id] -= borne
-        return charge - borne
-
-    def _left(self, payer_id: str) -> int:
-        """To its credit line, behind what was decided so far."""
+    def _affordable(self, payer_id: str, charge: int, *, was_held: bool = False) -> int:
         funds = self._funds[payer_id]
-        return funds.balance_nanos + self.plan.deltas.get(payer_id, (0, 0))[0] + funds.credit_nanos
+        left = funds.balance_nanos + self.plan.deltas.get(payer_id, (0, 0))[0] + funds.credit_nanos
+        return min(charge, max(0, left + funds.named_nanos if was_held else left))
 
     def _deltas(self, payer_id: str) -> list[int]:
         return self.plan.deltas.setdefault(payer_id, [0, 0])

@@ -162,8 +162,8 @@ class PostgresLedger(PostgresGrants):
         funds = {row["user_id"]: Funds(balance_nanos=row["balance"], credit_nanos=row["credit_nanos"]) for row in locked}
         short = short_of_money(screened, funds)
         if short:
-            for row in await transaction.fetch(self._queries["late_charges"], {"payers": array_of(short)}):
-                funds[row["user_id"]] = replace(funds[row["user_id"]], late_nanos=row["nanos"])
+            for row in await transaction.fetch(self._queries["named_causes_of"], {"payers": array_of(short)}):
+                funds[row["user_id"]] = replace(funds[row["user_id"]], named_nanos=row["nanos"])
         return funds
 
     async def _count_refusals(self, transaction: Transaction, screened: Sequence[Screened]) -> dict[RefusalKey, int]:

@@ -22,14 +22,16 @@ WHERE c.shard = m.shard;
 SELECT user_id::text AS user_id, balance, credit_nanos FROM balances
 WHERE user_id = ANY(%(payers)s::uuid[]) ORDER BY user_id FOR NO KEY UPDATE;
 
--- name: late_charges
--- What late charges have taken of these payers in the time that a hold may live (four hours), less what the operator has borne for it.
-SELECT e.user_id::text AS user_id,
-    greatest(0, sum(CASE WHEN e.seq IS NULL THEN -e.amount ELSE -(e.charge_nanos + e.amount) END))::bigint AS nanos
-FROM billing_events AS e
-WHERE e.user_id = ANY(%(payers)s::uuid[]) AND e.created_at > now() - interval '5 hours'
-    AND e.event_type IN ('settle', 'expire', 'adjust') AND (e.seq IS NULL OR e.charge_nanos + e.amount <> 0)
-GROUP BY 1;
+-- name: named_causes_of
+-- What payouts, disputes, corrections and lowered lines took of these payers in the time that a hold may live (four hours, and its lease).
+SELECT u.id::text AS user_id, (
+    SELECT coalesce(-sum(e.amount), 0) FROM billing_events AS e
+    WHERE e.user_id = u.id AND e.created_at > now() - interval '5 hours' AND e.amount < 0 AND e.event_type NOT IN ('settle', 'expire', 'adjust')
+)::bigint + (
+    SELECT coalesce(sum(greatest(0, (a.detail ->> 'before_nanos')::bigint - (a.detail ->> 'after_nanos')::bigint)), 0) FROM audit AS a
+    WHERE a.subject = u.id::text AND a.created_at > now() - interval '5 hours' AND a.action = 'credit_line'
+)::bigint AS nanos
+FROM unnest(%(payers)s::uuid[]) AS u (id);
 
 -- name: find_endings
 -- Which of these holds have an ending already.

@@ -1,14 +1,17 @@
-"""A late charge meets money that another request holds: who prepaid 1,000 pays 1,000, and the rest is the operator's loss, never a debt."""
+"""Money that was promised twice: who prepaid 1,000 pays 1,000, and the rest is the operator's loss. A debt is what a named event leaves."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 from ledger_invariants import ledger_faults
-from town import CAP, new_id
+from test_rebuild import OPENED, Worker, settler, until_open
+from town import CAP, new_id, until
 
 from extproc.ledger.audit import PostgresAudit
+from extproc.money.hold import EndResult
 from extproc.money.posting import Posting
 from extproc.settlement.release import Release
 from extproc.stores.shards import shard_of
@@ -52,3 +55,55 @@ async def test_both_are_settled(town: Any, order: tuple[str, ...], way: str, is_
     assert town.count("entries", "kind = 'loss' AND name = 'late' AND amount = -810") == 1
     assert town.count("entries", f"kind = 'revenue' AND amount = {CHARGE}") == 2
     assert ledger_faults(town.dsn) == []
+
+
+@pytest.mark.parametrize("cause", ["correction", "lowered line"])
+async def test_a_named_cause_leaves_a_debt(town: Any, cause: str):
+    """What was set aside is charged, although its money was taken back meanwhile."""
+    payer, key = await town.customer(CAP if cause == "correction" else 0)
+    await town.deposits.set_credit(payer, 0 if cause == "correction" else CAP, actor="t", reason="r")
+    hold = await town.hold(payer, key)
+    if cause == "correction":
+        await town.deposits.correct(payer, -CAP, reason="r", actor="t")
+    else:
+        await town.deposits.set_credit(payer, 0, actor="t", reason="r")
+    await town.holds.end(town.settle(hold, payer, key, OUTPUT))
+    await town.poster().step()
+    await town.sweep().step()
+    assert await town.at_rest(payer) == (-CHARGE, -CHARGE, 0)
+    assert town.count("entries", "kind = 'loss'") == 0
+
+
+async def test_a_hold_that_no_rebuild_heard_of_comes_back(town: Any):
+    """A worker was silent while Redis was lost and built again; what it held is held by somebody else when it speaks."""
+    payer, key = await town.customer(CAP)
+    silent = Worker(town)
+    late = await town.hold(payer, key)
+    for hold in await town.holds.open_holds():
+        silent.holds(hold)
+    async with settler(town):
+        await until_open(town)
+        await town.pipeline.execute("FLUSHALL")
+        await until_open(town, above=OPENED)
+        held = await town.hold(payer, key)
+        works = asyncio.create_task(silent.works())
+        try:
+            await until(lambda: _holds(town, payer, 2))
+        finally:
+            works.cancel()
+        for hold in (held, late):
+            assert await town.holds.end(town.settle(hold, payer, key, OUTPUT)) is EndResult.ENDED
+        await until(lambda: _rests(town, payer, CAP - 2 * CHARGE + 810))
+    await town.sweep().step()
+    assert await town.at_rest(payer) == (0, 0, 0)
+    assert town.count("entries", "kind = 'loss' AND name = 'late' AND amount = -810") == 1
+    assert ledger_faults(town.dsn) == []
+
+
+async def _holds(town: Any, payer: str, count: int) -> bool:
+    return len(await town.holds.open_holds(payer)) == count
+
+
+async def _rests(town: Any, payer: str, balance: int) -> bool:
+    posted = await town.ledger.balance(payer)
+    return posted.balance_nanos == balance and town.count("billing_events", "event_type = 'settle'") == 2

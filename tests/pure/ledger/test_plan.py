@@ -38,11 +38,17 @@ def posting(kind: str = "settle", charge: int = 70, *, seq: int = 1, **fields: o
 
 
 def plan_of(
-    *postings: Posting, balance: int = 1_000, credit: int = 0, ended: Ended | None = None, rows: tuple[str, ...] = (), refused: int = 0
+    *postings: Posting,
+    balance: int = 1_000,
+    credit: int = 0,
+    named: int = 0,
+    ended: Ended | None = None,
+    rows: tuple[str, ...] = (),
+    refused: int = 0,
 ):
     good, bad = screen(postings)
     planner = Planner(
-        funds={PAYER: Funds(balance_nanos=balance, credit_nanos=credit), OTHER: Funds(balance_nanos=0, credit_nanos=0)},
+        funds={PAYER: Funds(balance_nanos=balance, credit_nanos=credit, named_nanos=named), OTHER: Funds(balance_nanos=0, credit_nanos=0)},
         ended={} if ended is None else {HOLD: ended},
         rows=rows,
         refused={refusal_key(one): refused for one in good if one.posting.kind == "note"},
@@ -112,7 +118,17 @@ def test_a_late_charge_never_takes_from_a_balance_below_the_line():
 
 def test_a_held_charge_is_taken_whole():
     """A correction may have emptied the account meanwhile: what Redis had set aside is still the charge."""
-    assert plan_of(posting(), balance=5).deltas == {PAYER: [-70, 0]}
+    assert plan_of(posting(), balance=5, named=65).deltas == {PAYER: [-70, 0]}
+
+
+@pytest.mark.parametrize(
+    ("balance", "credit", "named", "taken"), [(5, 0, 0, 5), (5, 10, 0, 15), (-20, 0, 30, 10), (-20, 0, 0, 0), (69, 0, 9, 70)]
+)
+def test_a_held_charge_makes_no_debt_that_nobody_has_named(balance, credit, named, taken):
+    """Its money was promised twice: the rest is the operator's, and Redis, which took all of it, gets it back."""
+    plan = plan_of(posting(), balance=balance, credit=credit, named=named)
+    assert plan.deltas == {PAYER: [-taken, 70 - taken]}
+    assert (plan.requests[0]["cost"], plan.requests[0]["loss_nanos"], plan.loss_nanos) == (taken, 70 - taken, 70 - taken)
 
 
 @pytest.mark.parametrize(
