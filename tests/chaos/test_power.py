@@ -1,0 +1,223 @@
+"""The power of the whole machine fails, in full traffic: what was not synced is gone, of every store, in the same moment.
+
+Valkey comes back from a file cut back by more than a second. PostgreSQL comes back from an old copy of its cluster and as much of its log as
+it says that it has synced. The outboxes come back as they stand, Envoy's access log as it stood before. Everybody dies. What clients have read
+until then, and what the simulators say they made, is the truth.
+
+**A gap that is known**: a reply waits for Valkey *or* the disk, and Valkey is first. So an answer whose last chunk left within the moment that a
+group of the outbox takes (20 ms, and its commit) before the power failed is in no file at all. Those are counted and shown; all others are charged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from breakable import BEAT_S, GRACE_S, LEASE_S, BreakableHouse
+from house import Guest, until
+from storm import EVENT_MS, shown
+from test_replay import all_confirmed, answers, put
+from test_workers import begin, reached
+from traffic import Traffic
+from wire import Told, figure
+
+A_SECOND = 40
+STREAMS = 8
+TOKENS = 2_000  # of streams that run when the power fails
+GROUP_S = 0.15  # an ending is on the disk by then: 20 ms of gathering and a commit, on a machine that others use as well
+CUT_S = 1.3  # of Valkey's file: it is synced once a second
+REST_S = LEASE_S + GRACE_S + 45.0
+# A stream that was cut loses what came after its last checkpoint that Valkey has kept: a beat, and what was not synced.
+SHORT_TOKENS_MAX = (BEAT_S + CUT_S + 1.0) * 1_000 / EVENT_MS
+
+
+@dataclass(slots=True)
+class Outcome:
+    """Of what was delivered whole, and of streams that were cut."""
+
+    whole: int = 0
+    unsynced: int = 0
+    cut: int = 0
+    unbilled: int = 0
+    shortest: int = 0
+
+
+class Machine:
+    """Its house, and an old copy of PostgreSQL's cluster. From then on it keeps its log."""
+
+    def __init__(self, house: BreakableHouse) -> None:
+        self._house = house
+        self._data = house.directory / "postgres/data"
+        self._copy = house.directory / "postgres/synced"
+        self._log_bytes = self._access_log.stat().st_size
+        self._aof_sizes: dict[Path, int] = {}
+
+    @property
+    def _access_log(self) -> Path:
+        return self._house.directory / "envoy/access.jsonl"
+
+    def prepare(self) -> None:
+        """The copy is of a crash: whatever its pages hold, its log brings it to where that ends."""
+        with self._house.database() as connection:
+            connection.execute("ALTER SYSTEM SET wal_keep_size = '1GB'")
+            connection.execute("SELECT pg_reload_conf()")
+            connection.execute("CHECKPOINT")
+        self._house.postgres.kill()
+        put(self._data, self._copy)
+        (self._copy / "postmaster.pid").unlink(missing_ok=True)
+        self._house.postgres.start_again()
+
+    def remember(self) -> None:
+        """What Valkey has synced, at the latest when a little more than a second has passed."""
+        self._aof_sizes = {path: path.stat().st_size for path in self._house.valkey.directory.glob("appendonlydir/*.incr.aof")}
+
+    def fail(self) -> None:
+        """Everybody stops, from the client's side on, and never goes on."""
+        house = self._house
+        pids = house.pids()
+        for pid in (house.envoy.pid, pids["gate-0"], pids["gate-1"], pids["settler"], house.sidecar.pid, house.valkey.pid):
+            house.kill(pid, signal.SIGSTOP)
+        with house.database() as connection:
+            synced = connection.execute("SELECT f.file_name, f.file_offset FROM pg_walfile_name_offset(pg_current_wal_flush_lsn()) AS f")
+            row = synced.fetchone()
+            assert row is not None
+        house.postgres.kill()
+        for engine in (house.envoy, house.sidecar, house.valkey):
+            engine.kill()
+        for name in ("gate-0", "gate-1", "settler"):
+            if Path(f"/proc/{pids[name]}").exists():
+                house.kill(pids[name])
+        until(lambda: not any(_lives(pid) for pid in pids.values()), "everybody is dead")
+        self._cut_files()
+        self._put_back(row["file_name"], row["file_offset"])
+
+    def start(self) -> None:
+        house = self._house
+        house.valkey.start_again()
+        house.postgres.start_again()
+        house.sidecar = house.start_sidecar()
+        house.envoy.start_again()
+
+    def clear(self) -> None:
+        shutil.rmtree(self._copy, ignore_errors=True)
+
+    def _cut_files(self) -> None:
+        for path, size in self._aof_sizes.items():
+            assert path.stat().st_size > size
+            os.truncate(path, size)
+        os.truncate(self._access_log, self._log_bytes)
+
+    def _put_back(self, last_segment: str, offset: int) -> None:
+        """The old copy, with the log as far as it was synced: behind it there is nothing."""
+        log = self._house.directory / "postgres/log-kept"
+        put(self._data / "pg_wal", log)
+        for segment in log.iterdir():
+            if segment.is_file() and segment.name > last_segment:
+                segment.unlink()
+        with (log / last_segment).open("r+b") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(offset)
+            file.write(bytes(size - offset))
+        shutil.rmtree(self._data)
+        put(self._copy, self._data)
+        shutil.rmtree(self._data / "pg_wal")
+        subprocess.run(["mv", str(log), str(self._data / "pg_wal")], check=True)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def machine(house: BreakableHouse) -> Iterator[Machine]:
+    machine = Machine(house)
+    machine.prepare()
+    until(lambda: answers(house), "PostgreSQL answers the judge")
+    yield machine
+    machine.clear()
+
+
+@pytest.mark.parametrize("number", range(int(os.environ.get("EXTPROC_POWER_ROUNDS", "1"))))
+async def test_power_fails(house: BreakableHouse, machine: Machine, number: int):
+    await asyncio.to_thread(house.wait_serving)
+    guest = await asyncio.to_thread(house.guest)
+    tolds, streams = begin(house, guest, streams=STREAMS, tokens=TOKENS)
+    async with Traffic(house, guest, a_second=A_SECOND) as traffic:
+        await asyncio.to_thread(until, lambda: traffic.answered > 60, "load", 30)
+        await reached(tolds, 5)
+        machine.remember()
+        await asyncio.sleep(CUT_S)  # more traffic, acknowledged and posted
+        failed_s = time.monotonic()
+        machine.fail()  # in this thread: what is read from now on was sent before
+    await asyncio.gather(*streams)
+    dark_s = time.monotonic() - failed_s
+    await house.aside(machine.start)
+    await asyncio.to_thread(house.wait_serving)
+    async with Traffic(house, guest, a_second=20) as after:
+        await asyncio.to_thread(until, lambda: len(after.with_status(200)) > 20, "served again", 60)
+    await all_confirmed(house)
+    told_all = [*tolds, *traffic.told, *after.told]
+    outcome = await asyncio.to_thread(judged, house, guest, told_all, failed_s)
+    figure(f"round {number}: dark for {dark_s:.1f} s; {outcome}")
+    assert outcome.whole > 60
+    assert outcome.cut >= STREAMS
+
+
+def judged(house: BreakableHouse, guest: Guest, tolds: list[Told], failed_s: float) -> Outcome:
+    until(lambda: _rests(guest), f"rest: {guest.view()}, posted {guest.posted()}", REST_S)
+    seen = {one["hold_id"]: one for one in house.seen_of(guest)}
+    rows = [row for row in guest.rows() if row["ending"] != "none"]
+    for row in rows:
+        made = seen[str(row["id"])]["generated_tokens"] if str(row["id"]) in seen else 0
+        assert row["output_tokens"] <= made + 1, f"charged more than was made: {shown(row)}"
+    by_request = {request: list(some) for request, some in itertools.groupby(sorted(rows, key=_request_of), key=_request_of)}
+    outcome = Outcome()
+    for told in tolds:
+        charged = [row for row in by_request.get(told.request_id, []) if row["cost"]]
+        assert len(charged) <= 1, f"charged twice: {[*map(shown, charged)]}"
+        if told.status != 200 or not told.tokens:
+            continue
+        made = next((one["generated_tokens"] for one in seen.values() if one["request_id"] == told.request_id), told.tokens)
+        short = min(told.tokens, made) - (charged[0]["output_tokens"] if charged else 0)
+        if told.done or told.whole:
+            outcome.whole += 1
+            if short > 1 and 0 <= failed_s - told.began_s - told.took_s < GROUP_S:
+                outcome.unsynced += 1
+            else:
+                assert short <= 1, (
+                    f"delivered whole, and {short} tokens short: {told}, {[*map(shown, by_request.get(told.request_id, []))]}"
+                )
+        else:
+            outcome.cut += 1
+            outcome.unbilled += not charged
+            outcome.shortest = max(outcome.shortest, short)
+    assert outcome.shortest <= SHORT_TOKENS_MAX, outcome
+    assert guest.posted() == guest.deposited - sum(row["cost"] for row in rows)
+    assert guest.posted() >= 0
+    for alarm in ("conflicts", "fence_violations"):
+        found = house.rows(f"SELECT * FROM {alarm}")
+        assert not found, found
+    assert house.findings(guest.id) == []
+    return outcome
+
+
+def _request_of(row: dict[str, Any]) -> str:
+    return str(row["request_id"])
+
+
+def _rests(guest: Guest) -> bool:
+    view = guest.view()
+    return view is not None and view.open_holds == 0 and view.available_nanos == guest.posted()
