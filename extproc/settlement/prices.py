@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 
 from extproc.errors import StoreError
@@ -11,9 +11,6 @@ from extproc.settlement.witnessed import Named
 
 PRICES_MAX = 1_000
 """Models × priorities × tiers; a price takes 1 KB."""
-
-WAIT_S = 1.0
-"""For PostgreSQL: a hold is not kept waiting for a price any longer."""
 
 Read = Callable[[Collection[str]], Awaitable[Mapping[str, str]]]
 """Price ids → texts of those that the ledger has."""
@@ -28,27 +25,26 @@ class Prices:
 
     async def of(self, named: Iterable[Named]) -> Mapping[str, Price]:
         """All that are known. Those that are not to be had now, because the ledger is away, are asked for again the next time."""
-        asked = {one.price_id: one.text for one in named if one.price_id}
-        missing = [price_id for price_id, text in asked.items() if price_id not in self._known and not self._learn(price_id, text)]
+        asked = {one for one in named if one.price_id}
+        for one in asked:
+            self._learn(*one)
+        missing = {one.price_id for one in asked} - self._known.keys()
         if missing:
-            try:
-                async with asyncio.timeout(WAIT_S):
-                    texts = await self._read(missing)
-            except (StoreError, TimeoutError):
-                texts = {}
-            for price_id, text in texts.items():
-                self._learn(price_id, text)
-        return {price_id: self._known[price_id] for price_id in asked if price_id in self._known}
+            with contextlib.suppress(StoreError):
+                for price_id, text in (await self._read(missing)).items():
+                    self._learn(price_id, text)
+        return {one.price_id: self._known[one.price_id] for one in asked if one.price_id in self._known}
 
-    def _learn(self, price_id: str, text: str) -> bool:
+    def _learn(self, price_id: str, text: str) -> None:
         """A text that is not this price is none."""
+        if not text or price_id in self._known:
+            return
         try:
             price = Price.parse(text)
         except (ValueError, KeyError, TypeError, AssertionError):
-            return False
+            return
         if price.price_id != price_id:
-            return False
+            return
         if len(self._known) >= PRICES_MAX:
             self._known.clear()
         self._known[price_id] = price
-        return True

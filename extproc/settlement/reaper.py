@@ -28,7 +28,7 @@ class Reaper:
         meter: Meter,
         pace: Pace,
         reap_every_s: float = 2.0,
-        caught_up: Callable[[], Awaitable[None]] | None = None,
+        caught_up: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         self._holds = holds
         self._shards = range(shards)

@@ -22,7 +22,7 @@ class Named(NamedTuple):
 
 
 def price_of(hold: Sighted) -> Named:
-    """ "" of a row that cannot be read."""
+    """No name, of a row that cannot be read."""
     fields = _read(hold.row)
     price_id, text = fields.get("price_id"), fields.get("price")
     return Named(price_id if isinstance(price_id, str) else "", text if isinstance(text, str) else "")

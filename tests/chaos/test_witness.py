@@ -20,7 +20,6 @@ from wire import Line, Told, Trunk, call, chat, figure, steering
 
 LEASE_S, BEAT_S, GRACE_S = 9, 4, 1
 EVENT_MS = 20
-FIGURES_S = 0.25  # exchange/figures.py
 FLUSH_S = 0.25  # the first checkpoint of a stream comes so long after its first output
 BODY = chat(SMALL, max_tokens=2_000)
 LONG: dict[str, str | int] = {"tokens": 1_500, "delay_ms": EVENT_MS}
@@ -154,7 +153,7 @@ async def test_the_backend_dies(house: BreakableHouse, guest: Guest):
 
 
 async def test_workers_are_killed(house: BreakableHouse, guest: Guest):
-    """Their last words were in the dynamic metadata: nothing that was delivered before them is lost, and nobody waits for the lease."""
+    """Their last words were in the dynamic metadata: Envoy's bytes say what came later. Nobody waits for the lease."""
     streams = [await running(house, guest, 40) for _ in range(8)]
     await asyncio.to_thread(until, lambda: min(told.tokens for told, _ in streams) >= 60, "some more")
     tokens = {told.request_id: told.tokens for told, _ in streams}
@@ -170,11 +169,9 @@ async def test_workers_are_killed(house: BreakableHouse, guest: Guest):
         (row,) = [row for row in guest.rows() if row["request_id"] == told.request_id]
         assert (row["end_reason"], "witnessed" in row["usage_flags"]) == ("sidecar_lost", True)
         short.append(told.tokens - row["output_tokens"])
-        assert row["output_tokens"] <= told.tokens + 1
     after_s = max(row["occurred_at"].timestamp() for row in ended()) - killed_s
     figure(f"delivered {sorted(tokens.values())}, {sorted(short)} of them not charged; ended {after_s:.1f} s after the kill")
-    # What came to the client while the streams were being counted here is no fault of anybody.
-    assert max(short) <= FIGURES_S * 1_000 / EVENT_MS + 2
+    assert -1 <= min(short) <= max(short) <= 1
     await asyncio.to_thread(house.wait_serving)
     await asyncio.to_thread(house.judge, guest, [told for told, _ in streams], killed=frozenset(tokens))
 

@@ -38,6 +38,19 @@ async def test_an_abandoned_hold_comes_back(town):
     assert ledger_faults(town.dsn) == []
 
 
+async def test_nothing_expires_before_the_witness_has_told(town):
+    """A settler that was away finds both: leases that ran out, and lines about them that nobody has read."""
+    shards, told = Shards(StoreRefused("away")), asyncio.Event()
+    reaper = Reaper(holds=shards, shards=3, meter=Tally(), pace=town.pace, caught_up=told.wait)
+    step = asyncio.create_task(reaper.step())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert len(shards.work[0]) == 3
+    told.set()
+    await step
+    assert shards.work[0] == []
+
+
 class Shards:
     """Reaping of three shards: 0 has work for three calls, 1 fails, 2 has none."""
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from town import CAP, Tally, Town, unix_ms
+from town import CAP, PRICE, Tally, Town, unix_ms
 
-from extproc.errors import StoreRefused
+from extproc.errors import StoreFenced, StoreRefused
 from extproc.exchange.record import Record
+from extproc.holds.port import Sight, Sighted
+from extproc.holds.redis import RedisHolds
 from extproc.ledger.witness import PostgresWitness
 from extproc.money.hold import Checkpoint, Ending, EndKind, EndResult
 from extproc.settlement import witness as module
@@ -71,20 +74,24 @@ class Scene:
             grace_s=GRACE_S,
         )
 
-    def write(self, hold: str, *, details: str = GONE, charge: int | None = None, **more: str) -> None:
+    def write(self, hold: str, *, details: str = GONE, charge: int | None = None, sent_bytes: int = 0, **more: str) -> None:
         billing: dict[str, Any] = {"hold_id": hold, "payer_id": self.payer, "cap_nanos": str(CAP), "price_id": "p", **more}
         if charge is not None:
             output = str((charge - 5) // 2)
             billing |= {"charge_nanos": str(charge), "input_tokens": "5", "output_tokens": output, "usage_source": "counted"}
         with self.log.open("a") as file:
-            file.write(json.dumps({"status": 200, "details": details, "billing": billing}, separators=(",", ":")) + "\n")
+            file.write(json.dumps({"bytes_sent": sent_bytes, "details": details, "billing": billing}, separators=(",", ":")) + "\n")
 
-    async def beat(self, hold: str, charge: int) -> None:
-        row = Record(id=hold, user_id=self.payer, creds_id=self.key, model="m", cost_nanos=charge, end_reason="sidecar_lost").to_row()
+    def row(self, hold: str, charge: int, reason: str, **more: str) -> Record:
+        made = {"id": hold, "user_id": self.payer, "creds_id": self.key, "model": "m", "created_ms": unix_ms(), **more}
+        return Record(**made, cost_nanos=charge, end_reason=reason)
+
+    async def beat(self, hold: str, charge: int, **more: str) -> None:
+        row = self.row(hold, charge, "sidecar_lost", **more).to_row()
         await self.town.holds.beat([Checkpoint(hold_id=hold, owner=hold, payer_id=self.payer, charge_nanos=charge, row=row)])
 
-    async def end(self, hold: str, charge: int, reason: str = "cut") -> EndResult:
-        row = Record(id=hold, user_id=self.payer, creds_id=self.key, model="m", cost_nanos=charge, end_reason=reason, created_ms=unix_ms())
+    async def end(self, hold: str, charge: int, reason: str = "cut", **more: str) -> EndResult:
+        row = self.row(hold, charge, reason, **more)
         return await self.town.holds.end(
             Ending(
                 hold_id=hold,
@@ -268,3 +275,112 @@ async def test_each_log_has_its_own_place(scene: Scene):
     await scene.witness.file()
     assert Place(*(await scene.register.place(NAME) or ())).offset == scene.log.stat().st_size
     assert await scene.register.place("elsewhere:log") is None
+
+
+async def test_bytes_tell_the_rest_at_the_price_of_the_row(scene: Scene):
+    """Whether the row has the price in full, the ledger knows it, or nobody: then the figure stands."""
+    carried, known, unknown = [await scene.town.hold(scene.payer, scene.key) for _ in range(3)]
+    await scene.beat(known, 15, price_id=PRICE.price_id)
+    scene.write(known, charge=105, sent_bytes=3_000, body_bytes="1000", event_bytes="200")
+    await scene.witness.look()
+    assert (await scene.open())[known][0] == 105, "nobody knows the price"
+    await scene.beat(carried, 15, price_id=PRICE.price_id, price=PRICE.text)
+    await scene.beat(unknown, 15, price_id="0" * 64)
+    for hold in (carried, known, unknown):
+        scene.write(hold, charge=105, sent_bytes=3_000, body_bytes="1000", event_bytes="200")
+    await scene.witness.look()
+    found = await scene.open()
+    assert [found[hold][0] for hold in (carried, known, unknown)] == [125, 125, 105]
+    await scene.end(carried, 125, price_id=PRICE.price_id, price=PRICE.text)
+    await scene.town.poster().step()
+    later = await scene.town.hold(scene.payer, scene.key)
+    await scene.beat(later, 15, price_id=PRICE.price_id)
+    scene.write(later, charge=105, sent_bytes=2_000, body_bytes="1000", event_bytes="200")
+    scene.witness = scene.another()
+    await scene.witness.look()
+    assert (await scene.open())[later][0] == 115
+    row = json.loads(await scene.town.pipeline.execute("HGET", f"{tag_of(scene.payer)}:hold:{later}", "row"))
+    assert (row["output_tokens"], row["cost_nanos"], row["usage_flags"]) == (55, 115, ["witnessed", "output_estimated"])
+
+
+async def test_a_settler_that_starts_while_postgres_is_away(scene: Scene):
+    """Holds do not wait for it; reasons are read again from the place that it knows."""
+    early, hold = [await scene.town.hold(scene.payer, scene.key) for _ in range(2)]
+    scene.write(early)
+    scene.register.is_away = True
+    scene.write(hold, charge=105)
+    await scene.witness.look()
+    assert (await scene.open())[hold][0] == 105
+    for one in (early, hold):
+        await scene.end(one, 105)
+    await scene.town.poster().step()
+    with pytest.raises(StoreRefused):
+        await scene.witness.file()
+    scene.register.is_away = False
+    for _ in range(2):
+        await scene.witness.file()
+        await scene.witness.look()
+    await scene.witness.file()
+    assert [scene.reason(one) for one in (early, hold)] == ["client_gone", "client_gone"]
+
+
+class Closed:
+    """Holds of which some are in shards that are closed."""
+
+    def __init__(self, holds: RedisHolds) -> None:
+        self._holds = holds
+        self.ids: set[str] = set()
+
+    async def sight(self, holds: Mapping[str, str]) -> Sight:
+        sight = await self._holds.sight({hold: payer for hold, payer in holds.items() if hold not in self.ids})
+        return Sight(open=sight.open, closed=[hold for hold in holds if hold in self.ids])
+
+    async def witness(self, sighted: Sequence[Sighted], *, grace_ms: int) -> int:
+        return await self._holds.witness(sighted, grace_ms=grace_ms)
+
+
+async def test_a_closed_shard_does_not_hold_the_others_up(scene: Scene, monkeypatch: pytest.MonkeyPatch):
+    closed, hold, late = [await scene.town.hold(scene.payer, scene.key) for _ in range(3)]
+    holds = Closed(scene.town.holds)
+    holds.ids = {closed}
+    scene.witness = Witness(
+        source=Log(scene.log), name=NAME, holds=holds, register=scene.register, meter=scene.meter, pace=scene.town.pace, grace_s=GRACE_S
+    )
+    scene.write(closed, charge=105)
+    scene.write(hold, charge=105)
+    await scene.witness.look()
+    await scene.witness.file()
+    assert [(await scene.open())[one][0] for one in (closed, hold)] == [0, 105]
+    assert await scene.register.place(NAME) is None, "who comes after this one reads those lines again"
+    monkeypatch.setattr(module, "ASIDE_MAX", 1)
+    holds.ids = {closed, late}
+    scene.write(late, charge=105)
+    with pytest.raises(StoreFenced):
+        await scene.witness.look()
+    holds.ids = set()
+    await scene.witness.look()
+    assert {checkpoint for checkpoint, _ in (await scene.open()).values()} == {105}
+    await scene.witness.file()
+    assert await scene.register.place(NAME) is not None
+
+
+async def test_holds_in_shards_that_are_closed_are_named(scene: Scene):
+    """By the store itself, without a call."""
+    hold = await scene.town.hold(scene.payer, scene.key)
+    stranger = RedisHolds(scene.town.pipeline)  # it has not looked at the shards yet
+    assert await stranger.sight({hold: scene.payer}) == Sight(open=[], closed=[hold])
+
+
+async def test_caught_up(scene: Scene, monkeypatch: pytest.MonkeyPatch):
+    """Not before a look that began later has come to the end; not for ever if none does."""
+    monkeypatch.setattr(witness_log, "READ_BYTES", 600)
+    for _ in range(3):
+        scene.write("018bcfe5-6800-7000-8000-000000000001")
+    waiting = asyncio.create_task(scene.witness.caught_up())
+    await asyncio.sleep(0)
+    while await scene.witness.look() == 0:
+        await asyncio.sleep(0)
+        assert not waiting.done()
+    await waiting
+    monkeypatch.setattr(module, "PATIENCE_S", 0.01)
+    await scene.witness.caught_up()

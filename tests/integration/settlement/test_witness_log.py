@@ -13,6 +13,23 @@ from extproc.settlement import witness_log
 from extproc.settlement.witness_log import Log, Place
 
 
+@pytest.mark.parametrize(
+    ("size", "lines"),
+    [(0, []), (1, []), (2, []), (3, ["d"]), (4, ["d"]), (5, ["cc", "d"]), (8, ["b", "cc", "d"]), (99, ["a", "b", "cc", "d"])],
+)
+def test_the_tail_begins_on_a_line(tmp_path: Path, size: int, lines: list[str]):
+    (tmp_path / "access.jsonl.1").write_text("a\nb\n")
+    os.utime(tmp_path / "access.jsonl.1", (1, 1))
+    (tmp_path / "access.jsonl").write_text("cc\nd\n")
+    reading = Reading(tmp_path / "access.jsonl")
+    reading.at = Log(reading.path).tail(size)
+    assert reading.lines() == lines
+
+
+def test_of_no_log_there_is_no_tail(tmp_path: Path):
+    assert Log(tmp_path / "access.jsonl").tail(9) == Place()
+
+
 class Reading:
     """A reader that may forget everything but its place."""
 
