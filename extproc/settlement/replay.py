@@ -153,7 +153,9 @@ class Replay:
     # --- where to go on
 
     async def _find(self, path: Path, file: OutboxFile, positions: Positions) -> _Place:
-        """Where the ledger says, unless it is not the one that has confirmed what is marked."""
+        """Where the mark says, even if the ledger says more: that may be of another copy of this file. From the beginning, if the ledger is
+        not the one that has confirmed what is marked.
+        """
         place = self._places.get(path)
         if place is None or place.mark.outbox_id != file.outbox_id:
             there = await _disk(watermark_of, path)
@@ -168,11 +170,15 @@ class Replay:
             await self._ledger.forget(file.outbox_id)
             self._again(place, positions, below=last_id + 1)
             place.known = 0
-        elif place.mark.ledger_id != positions.ledger_id or place.mark.below > max(1, place.known):
+        elif place.mark.ledger_id != positions.ledger_id or place.mark.below > max(1, await self._known(place)):
             self._again(place, positions, below=max(place.mark.below, place.mark.again_below))
-        elif not place.mark.again_below:
-            place.mark = replace(place.mark, below=max(1, place.known))
         return place
+
+    async def _known(self, place: _Place) -> int:
+        """The position of the ledger as it is now, if it was below the mark a moment ago: another settler may be ahead of us."""
+        if place.mark.below > max(1, place.known):
+            place.known = (await self._ledger.positions()).below.get(place.mark.outbox_id, 0)
+        return place.known
 
     def _ripen(self, place: _Place, last_id: int) -> None:
         """By our own clock. What is in a file when it is met first may be of any age: it is taken for old."""

@@ -38,10 +38,10 @@ class Killed(BaseException):
 class Outbox:
     """One worker's."""
 
-    def __init__(self, directory: Path, slot: int = 0) -> None:
+    def __init__(self, directory: Path, slot: int = 0, *, host: str = "") -> None:
         self.claim = Claim.first_of(directory, slot)
         self.path = self.claim.path
-        self.file = OutboxFile.owned(self.claim, new_id=new_id(), unix_ms=unix_ms())
+        self.file = OutboxFile.owned(self.claim, new_id=new_id(), unix_ms=unix_ms(), host=host)
 
     def promise(self, *endings: Ending, **fields: Any) -> None:
         self.file.append([self.row(ending)._replace(**fields) for ending in endings])
@@ -407,6 +407,80 @@ async def test_an_outbox_that_is_older_than_its_mark_is_read_from_its_beginning(
     settler.ahead_s = RIPE_S
     await replay.step()
     assert (outbox.below, town.count("requests")) == (6, 5)
+
+
+async def test_a_machine_that_was_set_back_with_its_marks_is_read_from_there(town, settler):
+    """Its worker has written more than it had forgotten before any settler looks: numbers that the ledger has confirmed mean something else."""
+    _, endings = await endings_of(town, 9, redis=False)
+    outbox = Outbox(settler.directory)
+    outbox.promise(*endings[:2])
+    await settler.replay().step()
+    outbox.leave()
+    backup = settler.directory.with_name("backup")
+    shutil.copytree(settler.directory, backup)
+    outbox = Outbox(settler.directory)
+    outbox.promise(*endings[2:5])
+    await settler.replay().step()
+    assert (outbox.below, town.count("requests")) == (6, 5)
+    outbox.leave()
+    shutil.rmtree(settler.directory)
+    backup.rename(settler.directory)
+    outbox = Outbox(settler.directory)
+    outbox.promise(*endings[5:])
+    replay = settler.replay()
+    await replay.step()
+    await replay.step()
+    assert (outbox.below, town.count("requests"), settler.renewed) == (7, 9, 0)
+    outbox.leave()
+
+
+async def test_a_settler_that_is_ahead_of_us_is_no_older_ledger(town, settler, outbox):
+    """It confirms while we look: its mark is above the position that we have read a moment ago."""
+    _, endings = await endings_of(town, 5, redis=False)
+    outbox.promise(*endings)
+
+    class Ahead(PostgresOutboxes):
+        async def positions(self) -> Any:
+            told = await super().positions()
+            await settler.replay().step()
+            return told
+
+    await settler.replay(ledger=Ahead(town.database)).step()
+    assert (outbox.below, town.count("requests")) == (6, 5)
+    assert (settler.count(Series.OUTBOX_RESTARTS), settler.renewed) == (0, 0)
+
+
+async def test_two_machines_that_are_made_from_one_image(town, settler, tmp_path):
+    """Both go on with the same numbers. What the ledger has of the one it need not have of the other, and nobody is rebuilt for it."""
+    _, endings = await endings_of(town, 12, redis=False)
+    image = Outbox(settler.directory, host="image")
+    image.promise(*endings[:4])
+    image.leave()
+    await settler.replay().step()
+    other = Settler(town, tmp_path / "copied")
+    shutil.copytree(settler.directory, other.directory)
+    outboxes_ = [Outbox(one.directory, host=name) for one, name in ((settler, "a"), (other, "b"))]
+    for outbox, own in zip(outboxes_, (endings[4:10], endings[10:]), strict=True):
+        outbox.promise(*own)
+    replays = [settler.replay(), other.replay()]
+    for look in range(3):
+        settler.ahead_s = other.ahead_s = look * 2 * RIPE_S
+        for replay in replays:
+            await replay.step()
+    for outbox in outboxes_:
+        outbox.leave()
+    assert [outbox.below for outbox in outboxes_] == [11, 7]
+    assert (town.count("requests"), settler.count(Series.OUTBOX_RESTARTS), settler.renewed + other.renewed) == (12, 0, 0)
+
+
+async def test_who_goes_on_on_the_same_machine_does_not_begin_anew(town, settler):
+    _, endings = await endings_of(town, 5, redis=False)
+    for ending in endings:
+        outbox = Outbox(settler.directory, host="a")
+        outbox.promise(ending)
+        outbox.leave()
+    await settler.replay().step()
+    assert (outbox.below, town.count("requests"), town.count("outbox_positions")) == (6, 5, 1)
 
 
 class Cluster:
