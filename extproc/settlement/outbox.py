@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
@@ -312,7 +313,7 @@ class Keeper:
         return self._file
 
     def _owned(self, claim: Claim) -> OutboxFile:
-        return OutboxFile.owned(claim, new_id=self._new_id(), unix_ms=self._unix_ms())
+        return OutboxFile.owned(claim, new_id=self._new_id(), unix_ms=self._unix_ms(), host=socket.gethostname())
 
     def _replace(self, old: OutboxFile, why: str) -> OutboxFile:
         """Another file, with everything that was not confirmed and can still be read of the old one, which is kept if it is still there."""

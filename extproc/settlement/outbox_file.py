@@ -33,6 +33,7 @@ COMPANIONS: Final = ("-wal", "-shm")  # what SQLite keeps beside its file
 FILES_EACH_MAX: Final = 64  # of one slot: more processes of it never live at once
 APPLICATION_ID: Final = 0x65786F62  # "exob", in the header of the file
 HEADER_BYTES: Final = 100
+HOST_BYTES_MAX: Final = 255  # of a name (POSIX)
 FORMAT: Final = 2
 BUSY_S: Final = 2.0  # nobody else writes; only a process that opens the file first keeps it for a moment
 ROWS_A_STATEMENT: Final = 64  # a group in one call: each call gives the interpreter away and takes it back from a busy loop, 20 µs of that
@@ -167,6 +168,18 @@ class Claim:
             claim.release()
         raise StoreRefused(f"all {FILES_EACH_MAX} outboxes of gate-{slot} in {directory} are taken, or of another version")
 
+    @property
+    def host(self) -> str:
+        """Whose it was last, "" = nobody has said so: it stands in the lock. :class:`StoreRefused`."""
+        with _disk("looked whose an outbox is"):
+            return os.pread(self._file, HOST_BYTES_MAX, 0).decode(errors="replace")
+
+    @host.setter
+    def host(self, host: str) -> None:
+        with _disk("said whose an outbox is"):
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, host.encode(), 0)
+
     def put_aside(self, unix_ms: int) -> Path:
         """Out of the way, and kept: what is in it may be all that is left of somebody's bill. :class:`StoreRefused`."""
         aside = self.path.with_name(f"{BROKEN}{unix_ms}-{self.path.name}")
@@ -211,11 +224,23 @@ class OutboxFile:
         return cls._checked(path, connection, "query_only = 1")
 
     @classmethod
-    def owned(cls, claim: Claim, *, new_id: str, unix_ms: int) -> Self:
-        """The claimed file, or a new one. A commit of it is on the disk when it returns. :class:`StoreRejected`, :class:`StoreRefused`."""
+    def owned(cls, claim: Claim, *, new_id: str, unix_ms: int, host: str = "") -> Self:
+        """The claimed file, or a new one. A commit of it is on the disk when it returns. :class:`StoreRejected`, :class:`StoreRefused`.
+
+        A file that another ``host`` had has another id from now on: machines made from one image, or set up from one's backup, go on with
+        the same numbers, and what the ledger confirms of one of them is not confirmed of the other.
+        """
         if not claim.path.exists():
             _make(claim.path, new_id, unix_ms)
-        return cls.inherited(claim, unix_ms=unix_ms)
+        file = cls.inherited(claim, unix_ms=unix_ms)
+        try:
+            if claim.host != host:
+                file.name(new_id)
+                claim.host = host
+        except BaseException:
+            file.close()
+            raise
+        return file
 
     @classmethod
     def inherited(cls, claim: Claim, *, unix_ms: int) -> Self:
@@ -247,6 +272,12 @@ class OutboxFile:
     def is_in_place(self) -> bool:
         """Its names still lead to what we write: else nobody who comes after us finds it."""
         return self._seen() == self._place
+
+    def name(self, new_id: str) -> None:
+        """Another one than it was, for the ledger."""
+        with self._transaction():
+            self._connection.execute("UPDATE outbox SET id = ?", (new_id,))
+        self.outbox_id = new_id
 
     def read(self, after_id: int, limit: int) -> list[OutboxRow]:
         """The next rows in the order of their commits, as endings that never passed through Redis."""
