@@ -341,7 +341,7 @@ class Tab:
         """The row of a request that has come to nothing yet: who asks for what, as far as that is known."""
         key, model, price = self.key, self.model, self.price
         known = price is None or key is None or self.pinned.price_known(key.payer_id, price.price_id)
-        return Record(
+        record = Record(
             id=self.hold_id,
             request_id=self.request_id,
             user_id=key.payer_id if key else "",
@@ -356,8 +356,8 @@ class Tab:
             price_id=price.price_id if price else "",
             price=price.text if price and not known else "",
             created_ms=self.created_ms,
-            **self.remarks,
         )
+        return structs.replace(record, **self.remarks) if self.remarks else record
 
     def _record(
         self,
