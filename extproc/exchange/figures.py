@@ -17,7 +17,8 @@ Pairs = tuple[tuple[str, str], ...]
 def figures(usage: Usage, *, cost_nanos: int, charge_nanos: int, delivered: Delivered | None) -> Pairs:
     """What would be charged now, and for which usage; what is nothing, or the same as another, is left out.
 
-    ``delivered``: of a stream. Envoy's line says how many bytes went out in all: what came after this figure is worked out of them.
+    ``delivered``: of a stream; told as bytes of the body so far, of an event, and an event's tokens. Envoy's line says how many bytes
+    went out in all: what came after this figure is worked out of them.
     """
     told: Pairs = (
         ("charge_nanos", str(charge_nanos)),
@@ -26,9 +27,8 @@ def figures(usage: Usage, *, cost_nanos: int, charge_nanos: int, delivered: Deli
         ("usage_source", usage.source.value),
     )
     if delivered is not None:
-        told += (("body_bytes", str(delivered.body_bytes)), ("event_bytes", str(delivered.event_bytes)))
-        if usage.output_tokens != delivered.events > 1:
-            told += (("event_tokens", str(_event_tokens(usage, delivered.events))),)
+        event_tokens = 1 if usage.output_tokens == delivered.events else _event_tokens(usage, delivered.events)
+        told += (("delivered", f"{delivered.body_bytes}/{delivered.event_bytes}/{event_tokens}"),)
     if usage.cached_tokens:
         told += (("cached_tokens", str(usage.cached_tokens)),)
     if usage.reasoning_tokens:
@@ -40,7 +40,7 @@ def figures(usage: Usage, *, cost_nanos: int, charge_nanos: int, delivered: Deli
 
 def _event_tokens(usage: Usage, events: int) -> int:
     """Of every event but the first, on average and rounded down: the first one has one token whatever comes later."""
-    return max(1, (usage.output_tokens - 1) // (events - 1))
+    return max(1, (usage.output_tokens - 1) // (events - 1)) if events > 1 else 1
 
 
 def ended(end_reason: str) -> Pairs:

@@ -109,20 +109,20 @@ class StreamMeter:
     def _kept_texts(self) -> list[str] | None:
         return texts_of(bytes(self._kept[: -len(BETWEEN)])) if self._kept else []
 
-    def _kept_bytes(self) -> int:
-        """Of the events that are kept, as the client has them."""
+    def _kept_bytes(self, events: int) -> int:
+        """Of the so many events that are kept, as the client has them."""
         shape = self._shape
         if shape is None:
             return 0
-        front, back = shape.shown or (shape.front, shape.back)
-        return len(self._kept) + self._kept.count(BETWEEN) * (len(front) + len(back) - len(BETWEEN))
+        around_bytes = shape.around_bytes if shape.shown is None else len(shape.shown[0]) + len(shape.shown[1])
+        return len(self._kept) + events * (around_bytes - len(BETWEEN))
 
     def _read_kept(self) -> None:
         """Count what is kept, as if it had been read when it came."""
         shape, texts = self._shape, self._kept_texts()
         if shape is None or texts == []:
             return
-        insides, shown_bytes = bytes(self._kept[: -len(BETWEEN)]), self._kept_bytes()
+        insides, shown_bytes = bytes(self._kept[: -len(BETWEEN)]), self._kept_bytes(self._kept.count(BETWEEN))
         self._shown_bytes += shown_bytes
         self._output_bytes += shown_bytes
         self._kept.clear()
@@ -163,8 +163,8 @@ class StreamMeter:
 
     def delivered(self) -> Delivered:
         """What the client has of whole events."""
-        kept = self._kept_bytes()
-        events = max(1, self._events + self._kept.count(BETWEEN))
+        kept_events = self._kept.count(BETWEEN)
+        kept, events = self._kept_bytes(kept_events), self._events + kept_events or 1
         return Delivered(self._shown_bytes + kept, (self._output_bytes + kept) // events, events)
 
     def _is_uneven(self) -> bool:

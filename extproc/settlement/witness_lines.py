@@ -98,6 +98,7 @@ def _figures(billing: Mapping[str, str], sent_bytes: int) -> Figures | None:
     if "charge_nanos" not in billing:
         return None
     charge, sent = _amount(billing["charge_nanos"]), _amount(sent_bytes)
+    body_bytes, event_bytes, event_tokens = map(_amount, billing.get("delivered", f"{sent}/0/1").split("/"))
     return Figures(
         charge_nanos=charge,
         list_nanos=_amount(billing.get("list_nanos", charge)),
@@ -106,9 +107,9 @@ def _figures(billing: Mapping[str, str], sent_bytes: int) -> Figures | None:
         output_tokens=_tokens(billing["output_tokens"]),
         reasoning_tokens=_tokens(billing.get("reasoning_tokens", 0)),
         usage_source=UsageSource(billing["usage_source"]).value,
-        later_bytes=max(0, sent - _amount(billing.get("body_bytes", sent))),
-        event_bytes=_amount(billing.get("event_bytes", 0)),
-        event_tokens=_tokens(billing.get("event_tokens", 1)),
+        later_bytes=max(0, sent - body_bytes),
+        event_bytes=event_bytes,
+        event_tokens=event_tokens,
     )
 
 

@@ -281,13 +281,13 @@ async def test_bytes_tell_the_rest_at_the_price_of_the_row(scene: Scene):
     """Whether the row has the price in full, the ledger knows it, or nobody: then the figure stands."""
     carried, known, unknown = [await scene.town.hold(scene.payer, scene.key) for _ in range(3)]
     await scene.beat(known, 15, price_id=PRICE.price_id)
-    scene.write(known, charge=105, sent_bytes=3_000, body_bytes="1000", event_bytes="200")
+    scene.write(known, charge=105, sent_bytes=3_000, delivered="1000/200/1")
     await scene.witness.look()
     assert (await scene.open())[known][0] == 105, "nobody knows the price"
     await scene.beat(carried, 15, price_id=PRICE.price_id, price=PRICE.text)
     await scene.beat(unknown, 15, price_id="0" * 64)
     for hold in (carried, known, unknown):
-        scene.write(hold, charge=105, sent_bytes=3_000, body_bytes="1000", event_bytes="200")
+        scene.write(hold, charge=105, sent_bytes=3_000, delivered="1000/200/1")
     await scene.witness.look()
     found = await scene.open()
     assert [found[hold][0] for hold in (carried, known, unknown)] == [125, 125, 105]
@@ -295,7 +295,7 @@ async def test_bytes_tell_the_rest_at_the_price_of_the_row(scene: Scene):
     await scene.town.poster().step()
     later = await scene.town.hold(scene.payer, scene.key)
     await scene.beat(later, 15, price_id=PRICE.price_id)
-    scene.write(later, charge=105, sent_bytes=2_000, body_bytes="1000", event_bytes="200")
+    scene.write(later, charge=105, sent_bytes=2_000, delivered="1000/200/1")
     scene.witness = scene.another()
     await scene.witness.look()
     assert (await scene.open())[later][0] == 115

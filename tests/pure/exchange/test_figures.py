@@ -14,6 +14,7 @@ from extproc.exchange.figures import FIGURES_EVERY_NS
 from extproc.exchange.machine import Exchange
 
 NANO = RATE // 1_000_000  # of an input token; an output token costs two
+EVENT_BYTES = len(delta("a"))
 
 
 def told(exchange: Exchange, event: ev.Event) -> dict[str, str]:
@@ -36,12 +37,11 @@ def test_the_first_output_is_told_with_everything_and_later_only_what_is_new():
         "input_tokens": str(prompt),
         "output_tokens": "1",
         "usage_source": "counted",
-        "body_bytes": str(len(delta("a"))),
-        "event_bytes": str(len(delta("a"))),
+        "delivered": f"{EVENT_BYTES}/{EVENT_BYTES}/1",
     }
     assert told(exchange, chunk(delta("b"), at_ns=10 + FIGURES_EVERY_NS - 1)) == {}
     later = told(exchange, chunk(delta("c"), at_ns=10 + FIGURES_EVERY_NS))
-    assert later == {"charge_nanos": str(NANO * (prompt + 6)), "output_tokens": "3", "body_bytes": str(3 * len(delta("a")))}
+    assert later == {"charge_nanos": str(NANO * (prompt + 6)), "output_tokens": "3", "delivered": f"{3 * EVENT_BYTES}/{EVENT_BYTES}/1"}
     assert told(exchange, chunk(delta("d"), at_ns=10 + FIGURES_EVERY_NS + 1)) == {}
 
 
@@ -92,3 +92,20 @@ def test_figures_never_fall_and_never_exceed_the_truth(pieces: list[tuple[str, i
         now = int(told(exchange, chunk(delta(text), at_ns=at_ns)).get("output_tokens", last))
         assert last <= now <= letters
         last = now
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(["a", "bc", 'quo"te', "\n", "é"]), min_size=1, max_size=3), min_size=1, max_size=12), st.booleans()
+)
+def test_bytes_are_those_that_the_client_got(chunks: list[list[str]], is_torn: bool):
+    """Whether events are joined, torn, or of another shape than the one before."""
+    exchange, passed = streaming(), 0
+    for number, texts in enumerate(chunks):
+        body = b"".join(map(delta, texts))
+        passed += len(body)
+        pieces = (body[:7], body[7:]) if is_torn else (body,)
+        for piece, at_ns in zip(pieces, (1, FIGURES_EVERY_NS // 2), strict=False):
+            figures = told(exchange, chunk(piece, at_ns=(number + 1) * 2 * FIGURES_EVERY_NS + at_ns * 2 * is_torn))
+        body_bytes, event_bytes, _ = map(int, figures["delivered"].split("/"))
+        assert body_bytes == passed
+        assert EVENT_BYTES <= event_bytes < EVENT_BYTES + 10

@@ -86,6 +86,9 @@ def test_a_client_cannot_make_a_line_be_passed_over():
         line(BILLING | FIGURES | {"charge_nanos": "1e3"}),
         line(BILLING | FIGURES | {"charge_nanos": str(2**63)}),
         line(BILLING | FIGURES | {"usage_source": "guessed"}),
+        line(BILLING | FIGURES | {"delivered": "5000/250"}),
+        line(BILLING | FIGURES | {"delivered": "5000/-250/1"}),
+        line(BILLING | FIGURES, bytes_sent="many"),
         line(BILLING, details=7),
         b'["hold_id":"' + b"[" * 100_000,
         b'{"hold_id":"' + HOLD.encode() + b'"}',
@@ -128,7 +131,7 @@ def hold(
 # --- what came after the last figure
 
 PRICE = Price(model="m", priority="standard", tier="t", currency="EUR", input_rate=1_000_000, cached_input_rate=0, output_rate=2_000_000)
-LATER = FIGURES | {"body_bytes": "5000", "event_bytes": "250"}  # 100 of input, 300 of output: 700 nanos
+LATER = FIGURES | {"delivered": "5000/250/1"}  # 100 of input, 300 of output: 700 nanos
 
 
 def later(sent_bytes: int, *, cap: int = 9_000, price: Price | None = PRICE, **more: str) -> dict[str, Any]:
@@ -153,7 +156,7 @@ def test_never_more_tokens_than_were_held_for(cap: int, output: int, cost: int):
 
 
 def test_events_of_several_tokens():
-    assert later(5_500, event_tokens="8")["output_tokens"] == 316
+    assert later(5_500, delivered="5000/250/8")["output_tokens"] == 316
 
 
 @pytest.mark.parametrize("price", [None, Price.parse(PRICE.text.replace('"output":2000000', '"output":3000000'))])
@@ -164,7 +167,7 @@ def test_without_the_price_of_the_figure_the_figure_stands(price: Price | None):
 
 
 def test_a_size_of_nothing_tells_nothing():
-    assert later(8_000, event_bytes="0")["output_tokens"] == 300
+    assert later(8_000, delivered="5000/0/1")["output_tokens"] == 300
 
 
 @pytest.mark.parametrize("row", [b"", b"[]", b'{"price_id":7}', b"[" * 100_000])
