@@ -104,8 +104,8 @@ def test_bytes_are_those_that_the_client_got(chunks: list[list[str]], is_torn: b
         body = b"".join(map(delta, texts))
         passed += len(body)
         pieces = (body[:7], body[7:]) if is_torn else (body,)
-        for piece, at_ns in zip(pieces, (1, FIGURES_EVERY_NS // 2), strict=False):
-            figures = told(exchange, chunk(piece, at_ns=(number + 1) * 2 * FIGURES_EVERY_NS + at_ns * 2 * is_torn))
+        for half, piece in enumerate(pieces):
+            figures = told(exchange, chunk(piece, at_ns=(2 * number + half + 1) * FIGURES_EVERY_NS))
         body_bytes, event_bytes, _ = map(int, figures["delivered"].split("/"))
         assert body_bytes == passed
         assert EVENT_BYTES <= event_bytes < EVENT_BYTES + 10
