@@ -7,7 +7,6 @@ import lzma
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiktoken
@@ -80,17 +79,11 @@ def test_sums_and_licences_of_what_ships() -> None:
         assert f"LICENSE.{vocabulary.name}" in shipped
 
 
-def test_neither_network_nor_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> bytes:
-        raise AssertionError("tiktoken's own loader was used")
-
-    monkeypatch.setattr("tiktoken.load.read_file", refuse)
-    monkeypatch.setattr("tiktoken.load.read_file_cached", refuse)
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+def test_what_a_catalog_names_is_loaded(encodings: Mapping[str, tiktoken.Encoding], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("extproc.tokens.registry.load_encoding", lambda vocabulary: encodings[vocabulary.name])
     counter = load_counters(["cl100k", "upstream"]).get("cl100k", "gpt")
     assert counter is not None
     assert counter.count("hello world") == 2
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_upstream_and_unloaded_have_no_counter() -> None:
