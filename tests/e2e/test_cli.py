@@ -303,6 +303,15 @@ def test_the_life_of_a_key(operator):
     assert [one["revoked"] for one in operator.ask("key", "list", "Keys")] == [True, True]
 
 
+def test_a_sandbox_key_as_the_quickstart_makes_it(operator):
+    operator.ask("account", "create", "--name", "Try")
+    key = operator.ask("key", "create", "Try", "--name", "try", "--sandbox")["key"]
+    request = operator.explained(operator.request(key))["request"]
+    assert (request["sandbox"], request["cost_nanos"], request["list_nanos"] > 0) == (True, 0, True)
+    with pytest.raises(openai.PermissionDeniedError):
+        operator.request(key, model="qwen3-72b")
+
+
 def test_explain_shows_every_line_of_the_sum(operator):
     request_id = operator.request(model="gpt-3.5-turbo", extra_headers={"x-priority": "spot", "x-sim-tokens": "30"})
     facts = operator.explained(request_id)
