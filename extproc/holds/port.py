@@ -256,9 +256,3 @@ class Delivery(Protocol):
 
         The newest version wins.
         """
-
-    async def view(self, payer_id: str) -> PayerView | None:
-        """``None``: Redis does not have this payer."""
-
-    async def open_holds(self, payer_id: str | None = None) -> list[OpenHold]:
-        """Pending holds of one payer, or of all."""

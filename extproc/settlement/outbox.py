@@ -27,7 +27,7 @@ from extproc.errors import StoreError, StoreRefused, StoreRejected
 from extproc.metrics import OutboxSeries
 from extproc.money.hold import Ending, Loan
 from extproc.money.posting import Posting
-from extproc.settlement.outbox_file import Claim, Extent, Lent, OutboxFile, Written, broken, watermark_of
+from extproc.settlement.outbox_file import KEEP_MS, Claim, Extent, Lent, OutboxFile, Written, broken, watermark_of
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,6 @@ STALLED_S: Final = 3.0  # a commit that takes longer is a disk that hangs
 RETRY_S: Final = 0.5
 LOOK_S: Final = 1.0  # between two looks at what is confirmed, and at the room that is left
 ROWS_A_COMMIT: Final = 2_000  # after an outage: 2 MB, 10 ms
-KEEP_MS: Final = 24 * 3_600_000  # confirmed rows stay so long: a ledger that falls back behind them gets them again
 PIECE_ROWS: Final = 500  # deleted at once, a millisecond
 PIECES_A_LOOK: Final = 20  # 10,000 rows a second: more than a worker can write
 CLEAR_ABOVE: Final = 0.75  # of bytes_max: from there on confirmed rows go before their time

@@ -30,6 +30,7 @@ from extproc.money.posting import Posting
 SUFFIX: Final = ".sqlite"
 BROKEN: Final = "broken-"
 COMPANIONS: Final = ("-wal", "-shm")  # what SQLite keeps beside its file
+KEEP_MS: Final = 24 * 3_600_000  # confirmed rows stay so long: a ledger that falls back behind them gets them again
 FILES_EACH_MAX: Final = 64  # of one slot: more processes of it never live at once
 APPLICATION_ID: Final = 0x65786F62  # "exob", in the header of the file
 HEADER_BYTES: Final = 100

@@ -32,7 +32,7 @@ from extproc.money.posting import Posting
 from extproc.settlement.booking import Booking
 from extproc.settlement.lanes import Lanes
 from extproc.settlement.meter import Meter, Series
-from extproc.settlement.outbox_file import Claim, OutboxFile, Watermark, confirm, outboxes, watermark_of
+from extproc.settlement.outbox_file import KEEP_MS, Claim, OutboxFile, Watermark, confirm, outboxes, watermark_of
 from extproc.settlement.pace import Pace, keep_doing
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,6 @@ ROWS_MAX: Final = 4_000  # of a lane: with two of them, some 12 MB
 BATCHES_MAX: Final = 50  # of one file in one look, so that a backlog does not keep the other files waiting
 AHEAD_BATCHES: Final = 12  # that are booked before they are read back: what a settler that dies has to ask for again
 RETIRE_EVERY_S: Final = 60.0
-KEPT_MS: Final = 24 * 3_600_000  # how long a confirmed row stays at least
 NEVER_MS: Final = 2**62
 
 assert ROWS_MAX <= POSTINGS_MAX
@@ -283,7 +282,7 @@ class Replay:
 
     async def _retire(self) -> None:
         """Files that nobody owns any more, when nothing in them is needed: all of it is confirmed, and from yesterday."""
-        before_ms = self._pace.unix_ms() - KEPT_MS
+        before_ms = self._pace.unix_ms() - KEEP_MS
         for path, place in list(self._places.items()):
             if place.oldest_ms == NEVER_MS and not place.mark.again_below:
                 try:

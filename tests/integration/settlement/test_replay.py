@@ -22,9 +22,9 @@ from extproc.ledger.outboxes import PostgresOutboxes
 from extproc.local import postgres as postgres_engine
 from extproc.money.hold import Ending, EndResult
 from extproc.settlement.meter import Series
-from extproc.settlement.outbox_file import Claim, OutboxFile, Watermark, Written, confirm, outboxes, watermark_of
+from extproc.settlement.outbox_file import KEEP_MS, Claim, OutboxFile, Watermark, Written, confirm, outboxes, watermark_of
 from extproc.settlement.pace import Pace
-from extproc.settlement.replay import KEPT_MS, RETIRE_EVERY_S, RIPE_S, STREAM_PATIENCE_S, Replay
+from extproc.settlement.replay import RETIRE_EVERY_S, RIPE_S, STREAM_PATIENCE_S, Replay
 from extproc.stores.migrations import migrate
 from extproc.stores.pipeline import Pipeline
 from extproc.stores.postgres import Database
@@ -601,12 +601,12 @@ async def test_a_file_without_an_owner_goes_when_nothing_in_it_is_needed(town, s
     for box in (outbox, left):
         box.promise(*(await endings_of(town, 2, redis=False))[1])
     left.leave()
-    settler.ahead_ms = KEPT_MS - 60_000
+    settler.ahead_ms = KEEP_MS - 60_000
     replay = settler.replay()
     settler.ahead_s = RETIRE_EVERY_S
     await replay.step()
     assert outboxes(settler.directory) == [outbox.path, left.path], "confirmed, but not a day old"
-    settler.ahead_ms, settler.ahead_s = KEPT_MS + 60_000, 2 * RETIRE_EVERY_S
+    settler.ahead_ms, settler.ahead_s = KEEP_MS + 60_000, 2 * RETIRE_EVERY_S
     await replay.step()
     assert outboxes(settler.directory) == [outbox.path], "the other one has an owner"
     assert [path.name for path in settler.directory.iterdir() if "gate-1" in path.name] == []
@@ -618,6 +618,6 @@ async def test_a_file_without_an_owner_stays_while_a_row_of_it_is_missing(town, 
     left.promise(*(await endings_of(town, 2, redis=True))[1])
     left.leave()
     replay = settler.replay()
-    settler.ahead_ms, settler.ahead_s = KEPT_MS + 60_000, RETIRE_EVERY_S + 1
+    settler.ahead_ms, settler.ahead_s = KEEP_MS + 60_000, RETIRE_EVERY_S + 1
     await replay.step()
     assert (outboxes(settler.directory), town.count("requests")) == ([left.path], 0)

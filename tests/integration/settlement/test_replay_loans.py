@@ -12,8 +12,8 @@ from town import new_id
 
 from extproc.money.hold import Ending
 from extproc.settlement.meter import Series
-from extproc.settlement.outbox_file import FORMAT, Lent, OutboxFile, outboxes
-from extproc.settlement.replay import KEPT_MS, RETIRE_EVERY_S
+from extproc.settlement.outbox_file import FORMAT, KEEP_MS, Lent, OutboxFile, outboxes
+from extproc.settlement.replay import RETIRE_EVERY_S
 from extproc.stores.shards import shard_of
 
 pytestmark = pytest.mark.usefixtures("town")
@@ -75,7 +75,7 @@ async def test_a_file_without_an_owner_stays_while_something_is_lent(town, settl
     old = await one_hold(town)
     outbox.promise(old, at_ms=1)
     outbox.file.append([], lent=[lent(await one_hold(town))])
-    settler.ahead_ms, settler.ahead_s = KEPT_MS + 60_000, RETIRE_EVERY_S + 1
+    settler.ahead_ms, settler.ahead_s = KEEP_MS + 60_000, RETIRE_EVERY_S + 1
     replay = settler.replay()
     settler.ahead_s *= 2
     positions = replay._ledger.positions
