@@ -68,7 +68,6 @@ async def test_it_restarts(house: BreakableHouse, guest: Guest, crash: bool):
         await served(traffic, 40)
     statuses = served_or_told_why(traffic)
     figure(f"restarted at 40 requests/s: {dict(statuses)}")
-    assert statuses[503] < len(traffic.told) / 2, "it took too long to find it again"
     await asyncio.to_thread(nothing_twice, house, guest, traffic)
 
 
