@@ -202,7 +202,7 @@ class Planner:
     def _first(self, screened: Screened) -> None:
         posting, row = screened.posting, screened.row
         charge = posting.charge_nanos
-        taken = self._affordable(posting.payer_id, charge, was_held=posting.seq > 0)
+        taken = self._of_hold(posting) if posting.seq else self._affordable(posting.payer_id, charge)
         lines = book.charged(payer_id=posting.payer_id, model=row["model"], charge_nanos=charge, taken_nanos=taken)
         self._event(posting, event_id=posting.hold_id, event_type=posting.kind, charge=charge, lines=lines)
         overage = self._overage(posting, row)
@@ -301,10 +301,16 @@ class Planner:
         self.plan.events.append(event)
         self.plan.entries.extend(entry_rows(event_id, lines))
 
-    def _affordable(self, payer_id: str, charge: int, *, was_held: bool = False) -> int:
+    def _of_hold(self, posting: Posting) -> int:
+        """What Redis had set aside. More than that, with a number, is no ending of ours: it is not softened, the table's bounds judge it."""
+        if posting.charge_nanos > posting.reserved_nanos:
+            return posting.charge_nanos
+        return self._affordable(posting.payer_id, posting.charge_nanos, besides=self._funds[posting.payer_id].named_nanos)
+
+    def _affordable(self, payer_id: str, charge: int, *, besides: int = 0) -> int:
         funds = self._funds[payer_id]
         left = funds.balance_nanos + self.plan.deltas.get(payer_id, (0, 0))[0] + funds.credit_nanos
-        return min(charge, max(0, left + funds.named_nanos if was_held else left))
+        return min(charge, max(0, left + besides))
 
     def _deltas(self, payer_id: str) -> list[int]:
         return self.plan.deltas.setdefault(payer_id, [0, 0])
