@@ -302,7 +302,7 @@ class Planner:
         self.plan.entries.extend(entry_rows(event_id, lines))
 
     def _of_hold(self, posting: Posting) -> int:
-        """What Redis had set aside. More than that, with a number, is no ending of ours: it is not softened, the table's bounds judge it."""
+        """What Redis had set aside. More than that, with a number, is no ending of ours: it is not softened, the table judges it."""
         if posting.charge_nanos > posting.reserved_nanos:
             return posting.charge_nanos
         return self._affordable(posting.payer_id, posting.charge_nanos, besides=self._funds[posting.payer_id].named_nanos)
