@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from stage import DONE, RATE, chunk, delta, pinned, to_streaming, usage_event
 
