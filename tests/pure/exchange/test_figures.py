@@ -94,6 +94,7 @@ def test_figures_never_fall_and_never_exceed_the_truth(pieces: list[tuple[str, i
         last = now
 
 
+@settings(max_examples=30)
 @given(
     st.lists(st.lists(st.sampled_from(["a", "bc", 'quo"te', "\n", "é"]), min_size=1, max_size=3), min_size=1, max_size=12), st.booleans()
 )
