@@ -44,7 +44,7 @@ class Disk:
 
 
 class Pool:
-    """A worker's lending, with a loop that stands still."""
+    """A worker's lending."""
 
     def __init__(self, *, workers: int = 1) -> None:
         self.clock, self.disk = Clock(), Disk()
@@ -59,14 +59,11 @@ class Pool:
             hold_id=f"h{self._number}", owner="o", payer_id=payer, key_id="k", reserved_nanos=0, cap_nanos=nanos, tokens=1,
             account_limits=NO_LIMITS, key_limits=NO_LIMITS, row=b"begun",
         )  # fmt: skip
-        lent = asyncio.run(self._lend(asked))
+        lent = self.lending.lend(asked, credit_nanos=CREDIT)
         if lent is None:
             return None
         loan, self.granted = lent
         return loan
-
-    async def _lend(self, asked: Amendment):
-        return self.lending.lend(asked, credit_nanos=CREDIT)
 
     def end(self, loan: Loan, charge: int, *, is_forwarded: bool = True) -> None:
         kind = EndKind.SETTLE if charge else EndKind.VOID
@@ -81,7 +78,7 @@ def checkpoint(nanos: int) -> Checkpoint:
     return Checkpoint(hold_id="h1", owner="o", payer_id="anna", charge_nanos=nanos, row=b"at %d" % nanos)
 
 
-def test_who_was_never_seen_with_money_gets_none():
+async def test_who_was_never_seen_with_money_gets_none():
     pool = Pool()
     assert not pool.lend("anna", 1)
     pool.saw("anna", 0)
@@ -92,7 +89,7 @@ def test_who_was_never_seen_with_money_gets_none():
     assert not pool.disk.loans
 
 
-def test_a_share_of_the_credit_and_no_more_than_he_had():
+async def test_a_share_of_the_credit_and_no_more_than_he_had():
     pool = Pool(workers=2)
     pool.saw("anna", 10**9)
     assert pool.lend("anna", 500)
@@ -102,7 +99,7 @@ def test_a_share_of_the_credit_and_no_more_than_he_had():
     assert pool.lend("bob", 30)
 
 
-def test_what_was_not_used_can_be_lent_again_and_what_was_charged_only_when_it_is_settled():
+async def test_what_was_not_used_can_be_lent_again_and_what_was_charged_only_when_it_is_settled():
     pool = Pool()
     pool.saw("anna", 10**9)
     pool.end(pool.lend("anna", 1_000), 400)
@@ -116,7 +113,7 @@ def test_what_was_not_used_can_be_lent_again_and_what_was_charged_only_when_it_i
     assert pool.lend("anna", 1_000)
 
 
-def test_it_is_granted_when_it_is_on_the_disk():
+async def test_it_is_granted_when_it_is_on_the_disk():
     pool = Pool()
     pool.saw("anna", 10**9)
     assert pool.lend("anna", 700)
@@ -126,7 +123,7 @@ def test_it_is_granted_when_it_is_on_the_disk():
     assert pool.granted.result().hold_id == "h1"
 
 
-def test_nobody_waits_any_more_when_it_is_on_the_disk():
+async def test_nobody_waits_any_more_when_it_is_on_the_disk():
     pool = Pool()
     pool.saw("anna", 10**9)
     loan = pool.lend("anna", 700)
@@ -137,7 +134,7 @@ def test_nobody_waits_any_more_when_it_is_on_the_disk():
     assert pool.lend("anna", 1_000)
 
 
-def test_an_outbox_that_takes_nothing_lends_nothing():
+async def test_an_outbox_that_takes_nothing_lends_nothing():
     pool = Pool()
     pool.saw("anna", 10**9)
     pool.disk.is_full = True
@@ -146,7 +143,7 @@ def test_an_outbox_that_takes_nothing_lends_nothing():
     assert pool.lend("anna", 1_000), "what was refused was not lent"
 
 
-def test_checkpoints_follow_and_what_was_not_taken_is_said_again():
+async def test_checkpoints_follow_and_what_was_not_taken_is_said_again():
     pool = Pool()
     pool.saw("anna", 10**9)
     loan = pool.lend("anna", 700)
@@ -165,14 +162,14 @@ def test_checkpoints_follow_and_what_was_not_taken_is_said_again():
     assert not pool.disk.writing, "nothing new"
 
 
-def test_an_ending_of_the_outbox_takes_the_loan_away_by_itself():
+async def test_an_ending_of_the_outbox_takes_the_loan_away_by_itself():
     pool = Pool()
     pool.saw("anna", 10**9)
     pool.end(pool.lend("anna", 700), 40)
     assert list(pool.disk.loans) == ["h1"]
 
 
-def test_payers_are_bounded(monkeypatch):
+async def test_payers_are_bounded(monkeypatch):
     monkeypatch.setattr(lending, "PAYERS_MAX", 2)
     pool = Pool()
     for name in ("a", "b", "c"):
@@ -180,8 +177,12 @@ def test_payers_are_bounded(monkeypatch):
     assert [bool(pool.lend(name, 1)) for name in ("a", "b", "c")] == [False, True, True]
 
 
-@given(st.lists(st.tuples(st.integers(0, 700), st.floats(0, 1), st.booleans()), max_size=20))
+@given(st.lists(st.tuples(st.integers(0, 700), st.floats(0, 1), st.booleans()), max_size=40))
 def test_never_more_than_the_share_is_out(requests):
+    asyncio.run(all_of(requests))
+
+
+async def all_of(requests: list[tuple[int, float, bool]]) -> None:
     pool = Pool(workers=3)
     pool.saw("anna", 10**9)
     charged, running = 0, []
