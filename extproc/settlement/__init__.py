@@ -1,1 +1,11 @@
-"""From endings to the ledger: the poster, the reaper, and deposits back into Redis."""
+"""From endings to the ledger, and from the ledger back into Redis. Who does what, in ten minutes: docs/reference/money.md.
+
+=============  ==========================================================================================
+to the ledger  ``outbox`` over ``outbox_file`` (in gate workers); ``poster`` and ``replay``, both by ``booking`` in ``lanes``
+leases         ``reaper``; ``witness``: ``witness_log`` reads, ``witness_lines`` and ``witnessed`` decide, ``prices`` remembers
+to Redis       ``sweep``, ``rebuild``
+by decision    ``deposit``, ``release``, ``month_end``
+comparing      ``invariants`` (pure); ``reconciler``, ``reconcile_outboxes``, ``reconcile_unbilled`` say when
+for all loops  ``pace``, ``meter``
+=============  ==========================================================================================
+"""
