@@ -23,12 +23,13 @@ SELECT user_id::text AS user_id, balance, credit_nanos FROM balances
 WHERE user_id = ANY(%(payers)s::uuid[]) ORDER BY user_id FOR NO KEY UPDATE;
 
 -- name: named_causes_of
--- What payouts, disputes, corrections and lowered lines took of these payers in the time that a hold may live (four hours, and its lease).
+-- What payouts, disputes, corrections and lowered lines took of these payers in the time that a hold may live (four hours, and its lease);
+-- each at most what a balance can hold, so that their sum is a bigint.
 SELECT u.id::text AS user_id, (
-    SELECT coalesce(-sum(e.amount), 0) FROM billing_events AS e
+    SELECT least(4e18, coalesce(-sum(e.amount), 0)) FROM billing_events AS e
     WHERE e.user_id = u.id AND e.created_at > now() - interval '5 hours' AND e.amount < 0 AND e.event_type NOT IN ('settle', 'expire', 'adjust')
 )::bigint + (
-    SELECT coalesce(sum(greatest(0, (a.detail ->> 'before_nanos')::bigint - (a.detail ->> 'after_nanos')::bigint)), 0) FROM audit AS a
+    SELECT least(4e18, coalesce(sum(greatest(0, (a.detail ->> 'before_nanos')::bigint - (a.detail ->> 'after_nanos')::bigint)), 0)) FROM audit AS a
     WHERE a.subject = u.id::text AND a.created_at > now() - interval '5 hours' AND a.action = 'credit_line'
 )::bigint AS nanos
 FROM unnest(%(payers)s::uuid[]) AS u (id);

@@ -11,6 +11,7 @@ from test_rebuild import OPENED, Worker, settler, until_open
 from town import CAP, new_id, until
 
 from extproc.ledger.audit import PostgresAudit
+from extproc.money.amount import BALANCE_NANOS_MAX
 from extproc.money.hold import EndResult
 from extproc.money.posting import Posting
 from extproc.settlement.release import Release
@@ -72,6 +73,23 @@ async def test_a_named_cause_leaves_a_debt(town: Any, cause: str):
     await town.sweep().step()
     assert await town.at_rest(payer) == (-CHARGE, -CHARGE, 0)
     assert town.count("entries", "kind = 'loss'") == 0
+
+
+async def test_no_amount_of_causes_stops_a_shard(town: Any):
+    """Three times all that a balance can hold was taken back within five hours: more than a bigint."""
+    payer, key = await town.customer(CAP)
+    for _ in range(3):
+        await town.deposits.correct(payer, BALANCE_NANOS_MAX - CAP, reason="r", actor="t")
+        await town.deposits.correct(payer, CAP - BALANCE_NANOS_MAX, reason="r", actor="t")
+        await town.deposits.set_credit(payer, BALANCE_NANOS_MAX, reason="r", actor="t")
+        await town.deposits.set_credit(payer, 0, reason="r", actor="t")
+    hold = await town.hold(payer, key)
+    await town.deposits.correct(payer, -CAP, reason="r", actor="t")
+    await town.holds.end(town.settle(hold, payer, key, OUTPUT))
+    await town.poster().step()
+    await town.sweep().step()
+    assert await town.at_rest(payer) == (-CHARGE, -CHARGE, 0)
+    assert town.count("conflicts") == 0
 
 
 async def test_a_hold_that_no_rebuild_heard_of_comes_back(town: Any):

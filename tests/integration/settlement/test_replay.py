@@ -434,6 +434,30 @@ async def test_a_machine_that_was_set_back_with_its_marks_is_read_from_there(tow
     outbox.leave()
 
 
+async def test_a_copy_of_an_outbox_that_lives_on_as_another_one(town, settler):
+    """Somebody copied a file, and two workers go on in both: the same numbers, and the same name, of different rows."""
+    _, endings = await endings_of(town, 9, redis=False)
+    first = Outbox(settler.directory)
+    first.promise(*endings[:2])
+    replay = settler.replay()
+    await replay.step()
+    first.leave()
+    for path in list(settler.directory.iterdir()):
+        shutil.copy(path, settler.directory / path.name.replace("gate-0-0", "gate-1-0"))
+    first, second = Outbox(settler.directory), Outbox(settler.directory, 1)
+    first.promise(*endings[2:6])
+    await replay.step()
+    settler.ahead_s += RIPE_S + 1
+    await replay.step()
+    second.promise(*endings[6:])
+    for _ in range(3):
+        settler.ahead_s += RIPE_S + 1
+        await replay.step()
+    assert (first.below, second.below, town.count("requests"), settler.renewed) == (7, 6, 9, 0)
+    first.leave()
+    second.leave()
+
+
 async def test_a_settler_that_is_ahead_of_us_is_no_older_ledger(town, settler, outbox):
     """It confirms while we look: its mark is above the position that we have read a moment ago."""
     _, endings = await endings_of(town, 5, redis=False)
