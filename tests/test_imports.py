@@ -56,7 +56,7 @@ TABLE = {
 
 PURE_CLOSURE = (
     "errors", "money", "exchange", "catalog.model", "accounts.model", "accounts.scopes", "tokens.counter", "holds.port", "holds.facts", "ledger.port", "ledger.facts",
-    "ledger.entries",
+    "ledger.entries", "ledger.rows", "ledger.plan", "settlement.invariants", "settlement.witness_lines", "settlement.witnessed",
 )  # fmt: skip
 NOT_PURE = {
     "os",

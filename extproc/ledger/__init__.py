@@ -1,4 +1,4 @@
-"""The append-only double-entry ledger in PostgreSQL. Pure: ``port``, ``entries``, ``facts``, ``rows``, and ``plan``, which decides: read it first.
+"""The append-only double-entry ledger in PostgreSQL. Pure: ``port``, ``entries``, ``facts``, ``rows`` and ``plan``; read ``plan`` first.
 
-``postgres`` posts what the plan says, by the ``journal``; every other module answers one port.
+It decides what a posting does; ``postgres`` does it, by the ``journal``. Every other module answers one port.
 """
