@@ -1,4 +1,4 @@
-"""Faults of the disk below the outbox, as this machine has it. Run it where the sidecar runs, as the user that it runs as."""
+"""Faults of the outbox's disk and of the access log, as this machine has them. Run it where the sidecar runs, as its user."""
 
 from __future__ import annotations
 
@@ -42,6 +42,31 @@ def outbox_disk(settings: Settings, *, mounts: Path = MOUNTS) -> Iterator[Findin
             f"outbox.dir is on {kind}, which does not survive a restart of machine or container: charges are lost with it and Redis",
             "a disk or a volume that survives",
         )
+
+
+def witness_file(settings: Settings) -> Iterator[Finding]:
+    """What stands in the access log's place can be read here, line by line, wherever it is rotated to. It may not be there yet."""
+    file = settings.access_log.file
+    if file is None or not settings.settler.enabled:
+        return
+    if file.exists() and not file.is_file():
+        what, todo = (
+            f"{file} is no regular file, and has no lines to go back to",
+            "have Envoy write a file; a pipe or /dev/stdout has no second reader",
+        )
+    elif file.exists() and not os.access(file, os.R_OK):
+        what, todo = (
+            f"{file} cannot be read here",
+            "give it to the group of the sidecar, mode 0640, also where it is created anew (logrotate: create)",
+        )
+    elif file.parent.exists() and not os.access(file.parent, os.R_OK | os.X_OK):
+        what, todo = f"{file.parent} cannot be listed here: a log that is rotated is lost", "mode 0750, and the group of the sidecar"
+    else:
+        return
+    place = place_of(settings, "access_log", "file")
+    yield Finding(
+        severity=Severity.ERROR, check="witness_file", file=place.file, line=place.line, what=f"access_log.file: {what}", todo=todo
+    )
 
 
 def outbox_reader(settings: Settings) -> Iterator[Finding]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from extproc.checks.disk import kind_of, outbox_disk, outbox_reader
+from extproc.checks.disk import kind_of, outbox_disk, outbox_reader, witness_file
 from extproc.checks.finding import Severity
 from extproc.settings import Settings, load_settings
 
@@ -53,6 +53,26 @@ def test_nobody_reads_it(tmp_path: Path):
     [finding] = outbox_reader(settings_in(tmp_path, "settler: {enabled: false}"))
     assert (finding.severity, finding.line) == (Severity.WARNING, 2)
     assert list(outbox_reader(settings_in(tmp_path, ""))) == []
+
+
+def test_a_pipe_in_the_place_of_the_access_log(tmp_path: Path):
+    settings = settings_in(tmp_path, "access_log: {file: access.jsonl}")
+    assert list(witness_file(settings)) == [], "Envoy has not written yet"
+    os.mkfifo(tmp_path / "access.jsonl")
+    [finding] = witness_file(settings)
+    assert (finding.severity, finding.line) == (Severity.ERROR, 2)
+    assert "no regular file" in finding.what
+    assert list(witness_file(settings_in(tmp_path, "access_log: {file: access.jsonl}\nsettler: {enabled: false}"))) == [], "read elsewhere"
+
+
+@pytest.mark.parametrize(("refused", "part"), [("access.jsonl", "cannot be read"), ("", "cannot be listed")])
+def test_an_access_log_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str, part: str):
+    settings = settings_in(tmp_path, "access_log: {file: access.jsonl}")
+    (tmp_path / "access.jsonl").touch()
+    assert list(witness_file(settings)) == []
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / refused)
+    [finding] = witness_file(settings)
+    assert part in finding.what
 
 
 def test_this_machine_has_mounts():
