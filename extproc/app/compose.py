@@ -80,11 +80,14 @@ class Stores:
         await self.database.close()
 
 
-async def open_stores(settings: Settings, *, application: str, meter: Meter = UNMETERED) -> Stores:
-    """Connect. Neither server has to be there yet: what needs it says so when it is asked."""
+async def open_stores(settings: Settings, *, application: str, meter: Meter = UNMETERED, connections: int = 1) -> Stores:
+    """Connect. Neither server has to be there yet: what needs it says so when it is asked.
+
+    ``connections``: to PostgreSQL at the same time, whatever the settings say; as few are open as are in use.
+    """
     database = Database(
         settings.postgres.dsn,
-        pool_max=settings.postgres.pool_max,
+        pool_max=max(connections, settings.postgres.pool_max),
         statement_timeout_ms=settings.postgres.statement_timeout_ms,
         password=settings.postgres.password,
         application=f"extproc {application}",

@@ -36,6 +36,7 @@ from extproc.stores.shards import SHARDS
 
 log = logging.getLogger(__name__)
 
+CONNECTIONS = 10  # two lanes of the poster, two of the replay, and one for each other loop: after an outage none waits for another's
 GC_YOUNG = 100_000  # allocations between collections: a batch is some ten thousand values without circles, gone when it is committed
 
 
@@ -74,7 +75,7 @@ async def main(settings: Settings, child: Child) -> None:
     series = metrics.Metrics(metrics.registry())
     child.chores.append(series.flush)
     meter = SettlerMeter(series)
-    stores = await open_stores(settings, application="settler", meter=meter)
+    stores = await open_stores(settings, application="settler", meter=meter, connections=CONNECTIONS)
     pace = Pace(child.stop, monotonic_s=time.monotonic, unix_ms=unix_ms)
     witness = _witness(settings, stores, meter, pace)
     reaper = Reaper(
