@@ -75,13 +75,17 @@ RefusalKey = tuple[str, str, int]  # key (or payer, or ""), reason, start of the
 
 
 class Ended(NamedTuple):
-    """An ending that is in the ledger. ``adjusted_to`` is what an adjust has made of it; ``overage`` whether that was booked."""
+    """An ending that is in the ledger. ``adjusted_to`` is what an adjust has made of it; ``overage`` whether that was booked.
+
+    ``loss_nanos``: of ``charge_nanos``, borne by the operator.
+    """
 
     kind: str
     payer_id: str
     charge_nanos: int
     adjusted_to: int | None = None
     has_overage: bool = False
+    loss_nanos: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,7 +213,7 @@ class Planner:
         self._row(_request(posting, row, cost=taken, loss=charge - taken, overage=overage))
         self.plan.booked += 1
         self.plan.loss_nanos += charge - taken
-        self._ended[posting.hold_id] = Ended(posting.kind, posting.payer_id, charge, None, overage > 0)
+        self._ended[posting.hold_id] = Ended(posting.kind, posting.payer_id, charge, None, overage > 0, charge - taken)
 
     def _second(self, screened: Screened, before: Ended) -> None:
         posting = screened.posting
@@ -237,8 +241,8 @@ class Planner:
             metadata={"charged": before.charge_nanos, "true_cost": posting.charge_nanos},
         )
         overage = 0 if before.has_overage else self._overage(posting, row)
-        cost = before.charge_nanos + taken
-        self.plan.replaced.append(_request(posting, row, cost=cost, loss=difference - taken, overage=overage))
+        loss = before.loss_nanos + difference - taken
+        self.plan.replaced.append(_request(posting, row, cost=posting.charge_nanos - loss, loss=loss, overage=overage))
         self.plan.adjusted += 1
         self.plan.loss_nanos += difference - taken
         self._ended[posting.hold_id] = Ended(
@@ -247,6 +251,7 @@ class Planner:
             charge_nanos=before.charge_nanos,
             adjusted_to=posting.charge_nanos,
             has_overage=before.has_overage or overage > 0,
+            loss_nanos=loss,
         )
 
     def _overage(self, posting: Posting, row: Record) -> int:

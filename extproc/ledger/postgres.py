@@ -270,4 +270,5 @@ def _ended(row: Row, followers: Sequence[Row]) -> Ended:
         charge_nanos=row["charge_nanos"],
         adjusted_to=None if adjust is None else row["charge_nanos"] + adjust,
         has_overage=EventType.OVERAGE in own,
+        loss_nanos=row["loss_nanos"],
     )

@@ -36,7 +36,7 @@ FROM unnest(%(payers)s::uuid[]) AS u (id);
 
 -- name: find_endings
 -- Which of these holds have an ending already.
-SELECT id::text AS id, event_type, user_id::text AS user_id, charge_nanos FROM billing_events WHERE id = ANY(%(ids)s::uuid[]);
+SELECT id::text AS id, event_type, user_id::text AS user_id, charge_nanos, charge_nanos + amount AS loss_nanos FROM billing_events WHERE id = ANY(%(ids)s::uuid[]);
 
 -- name: find_rows
 -- Which of these requests have a row already.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import psycopg
 import pytest
 from ledger_invariants import ledger_faults
 from test_rebuild import OPENED, Worker, settler, until_open
@@ -73,6 +74,25 @@ async def test_a_named_cause_leaves_a_debt(town: Any, cause: str):
     await town.sweep().step()
     assert await town.at_rest(payer) == (-CHARGE, -CHARGE, 0)
     assert town.count("entries", "kind = 'loss'") == 0
+
+
+async def test_what_was_borne_of_an_expiry_stays_borne_when_it_is_adjusted(town: Any):
+    """The row says what was paid and what was lost, of both."""
+    payer, key = await town.customer(CAP)
+    first = await town.hold(payer, key)
+    settled = town.settle(first, payer, key, OUTPUT)
+    past = Posting(shard_of(payer), "", "expire", first, payer, key, 0, CAP, "", 0, 1_760_000_000_000, settled.row)
+    await town.ledger.post([past._replace(charge_nanos=CHARGE)])
+    assert (await town.ledger.balance(payer)).balance_nanos == 95
+    other = town.settle(new_id(), payer, key, OUTPUT)
+    late = past._replace(hold_id=other.hold_id, row=other.row)
+    await town.ledger.post([late._replace(charge_nanos=305)])  # 95 are there, 210 are lost
+    await town.ledger.post([late._replace(kind="settle", charge_nanos=CHARGE)])  # and 600 more
+    with psycopg.connect(town.dsn) as connection:
+        row = connection.execute("SELECT cost, loss_nanos FROM requests WHERE id = %s", (other.hold_id,)).fetchone()
+    assert row == (95, 810)
+    assert town.count("entries", "kind = 'loss' AND name = 'late'") == 2
+    assert ledger_faults(town.dsn) == []
 
 
 async def test_no_amount_of_causes_stops_a_shard(town: Any):
