@@ -64,6 +64,7 @@ class Edge:
         self._admin_file = directory / "admin.address"
         words = [str(envoy.program()), "-c", str(directory / "envoy.yaml"), "--admin-address-path", str(self._admin_file)]
         words += ["--concurrency", "1", "--log-level", "warning", "--disable-hot-restart"]
+        words += ["--file-flush-interval-msec", str(envoy.LOG_FLUSH_MS)]
         self.engine = Engine.start("bench envoy", words, log_file=directory / "envoy.log")
         wanted = {"extproc": len(gates), **dict.fromkeys([*empty, *backends], 1)}
         self.engine.wait_ready(lambda: self._is_ready(wanted), deadline_s=READY_S)

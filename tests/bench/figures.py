@@ -18,7 +18,7 @@ from typing import Any
 
 from .edge import EMPTY, Target
 from .run import Measured, Sample, Timed
-from .stage import GATE, LOAD
+from .stage import GATE, LOAD, THREADS
 from .stores import Rate
 
 RESULT = Path(__file__).parent / "result.json"
@@ -26,7 +26,7 @@ RESULT = Path(__file__).parent / "result.json"
 SUFFIX = {target: "" if target is Target.OURS else f"_{target}" for target in Target}
 SERVED = ("envoy", "simulator", LOAD)
 INVOLVED: dict[Target, tuple[str, ...]] = {
-    Target.OURS: (GATE, "settler", "valkey", "postgres", *SERVED),
+    Target.OURS: (GATE, THREADS, "settler", "valkey", "postgres", *SERVED),
     **{target: (target.value, *SERVED) for target in EMPTY},
     Target.DIRECT: SERVED,
 }

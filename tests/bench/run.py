@@ -111,9 +111,9 @@ def closed(stage: Stage, target: Target, workload: Workload, *, place: int, coun
     requests = stage.requests(workload, count)
     load = closed_loop(stage.edge.ports[target], requests, clients=min(count, workload.clients), leave_after=workload.leave_after)
     gc.collect()
-    messages, before = stage.edge.messages(target), stage.accounts.read()
+    messages, before = stage.edge.messages(target), stage.cpu_ns()
     answers, wall_s = _drive(stage, target, load)
-    after = stage.accounts.read()
+    after = stage.cpu_ns()
     _check(stage, target, workload, answers)
     off = None
     if workload.leave_after and target is Target.OURS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import sys
@@ -19,12 +20,13 @@ from extproc.settings import load_settings
 from extproc.stores.shards import tag_of
 
 from .client import Answer, request_bytes
-from .cpu import Accounts
+from .cpu import Accounts, thread_names_ns
 from .edge import EMPTY, Edge
 from .plan import STAMPING, Plan, Workload, prompt
 
 SETTLED_S = 60.0  # for the settler to post what a run left behind
 LOAD, GATE, STAMPER = "load", "gate", "stamper"
+THREADS = "gate_threads"  # of the gate workers, beside their loops: the outbox, and prompts that take long to count
 
 
 class Stage:
@@ -35,7 +37,10 @@ class Stage:
 
     def __init__(self, directory: Path, plan: Plan) -> None:
         with contextlib.ExitStack() as stack:
-            self.house = House(directory, workers=plan.workers, durable=True, models=catalog())
+            log = (
+                f"access_log.file={json.dumps(str(directory / 'edge/access.jsonl'))}"  # of the Envoy that is measured: the witness reads it
+            )
+            self.house = House(directory, workers=plan.workers, durable=True, models=catalog(), settings=log)
             stack.callback(self.house.stop)
             self.empty = {target: directory / f"{target}.sock" for target in EMPTY}
             words = {target.value: ["empty", target.removeprefix("empty_"), str(path)] for target, path in self.empty.items()}
@@ -69,6 +74,11 @@ class Stage:
     def transport(self) -> str:
         """Of the gate workers."""
         return load_settings(self.house.settings_file, {}).listen.chosen_transport[0]
+
+    def cpu_ns(self) -> dict[str, int]:
+        """So far, by group."""
+        threads = [thread_names_ns(pid) for pid in self.accounts.pids(GATE)]
+        return {**self.accounts.read(), THREADS: sum(sum(names.values()) - names["main"] for names in threads)}
 
     def _groups(self) -> dict[str, list[int]]:
         pids = self.house.pids()

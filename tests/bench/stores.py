@@ -131,7 +131,7 @@ async def pg_rows(dsn: str, *, batches: int, batch_rows: int, server_ns: Callabl
             poster = Poster(
                 stream=stream, ledger=ledger, leadership=leadership, meter=tally, pace=pace, shards=SHARDS, batch_rows=batch_rows
             )
-            payers = [await _account(dsn, ledger) for _ in range(PG_PAYERS)]
+            payers = [await account(dsn, ledger) for _ in range(PG_PAYERS)]
             seqs: Counter[int] = Counter()
             await _backlog(writing, payers, seqs, PG_WARM_ROWS, price=PRICE.text)
             await poster.step()
@@ -176,7 +176,8 @@ def _rate(count: int, before: tuple[float, int, int], server_ns: Callable[[], in
     )
 
 
-async def _account(dsn: str, ledger: PostgresLedger) -> str:
+async def account(dsn: str, ledger: PostgresLedger) -> str:
+    """With plenty of money."""
     payer = new_id()
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute("INSERT INTO users (id, name, tier) VALUES (%s, 'bench', 't')", (payer,))
@@ -203,18 +204,20 @@ async def _backlog(pipeline: Pipeline, payers: list[str], seqs: Counter[int], co
 
 
 def _event(payer: str, seqs: Counter[int], price: str) -> tuple[str | bytes | int, ...]:
-    """With the row of an ordinary streamed request."""
-    hold, now_ms, shard = new_id(), unix_ms(), shard_of(payer)
-    usage = Usage(input_tokens=200, output_tokens=100)
-    sum_ = receipt(usage, PRICE, cap_nanos=10**9)
-    record = Record(
-        id=hold, request_id=str(uuid.uuid4()), user_id=payer, creds_id=payer, model="qwen2.5-7b-instruct", endpoint="chat.completions",
-        priority="standard", tier="t", stream=True, input_tokens=200, output_tokens=100, usage_source="upstream", events=100,
-        end_reason="stop", hold_nanos=10**9, cost_nanos=sum_.charge_nanos, list_nanos=sum_.cost_nanos, price_id=PRICE.price_id, price=price,
-        status=200, upstream="10.0.0.1:8000", attempts=1, created_ms=now_ms, duration_ms=2_000, ttft_ms=100,
-    )  # fmt: skip
+    record, shard = settled(payer, price), shard_of(payer)
     seqs[shard] += 1
     return (
-        "XADD", f"{TAGS[shard]}:events", "*", "k", "settle", "h", hold, "p", payer, "c", payer, "a", sum_.charge_nanos, "r", 10**9,
-        "e", EPOCH, "s", seqs[shard], "t", now_ms, "d", record.to_row(),
+        "XADD", f"{TAGS[shard]}:events", "*", "k", "settle", "h", record.id, "p", payer, "c", payer, "a", record.cost_nanos, "r", record.hold_nanos,
+        "e", EPOCH, "s", seqs[shard], "t", record.created_ms, "d", record.to_row(),
+    )  # fmt: skip
+
+
+def settled(payer: str, price: str) -> Record:
+    """An ordinary streamed request."""
+    sum_ = receipt(Usage(input_tokens=200, output_tokens=100), PRICE, cap_nanos=10**9)
+    return Record(
+        id=new_id(), request_id=str(uuid.uuid4()), user_id=payer, creds_id=payer, model="qwen2.5-7b-instruct", endpoint="chat.completions",
+        priority="standard", tier="t", stream=True, input_tokens=200, output_tokens=100, usage_source="upstream", events=100,
+        end_reason="stop", hold_nanos=10**9, cost_nanos=sum_.charge_nanos, list_nanos=sum_.cost_nanos, price_id=PRICE.price_id, price=price,
+        status=200, upstream="10.0.0.1:8000", attempts=1, created_ms=unix_ms(), duration_ms=2_000, ttft_ms=100,
     )  # fmt: skip

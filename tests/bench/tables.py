@@ -8,9 +8,9 @@ from typing import Any
 from .bounds import verdicts, with_spread, yardsticks
 from .edge import EMPTY, Target
 from .figures import INVOLVED, SUFFIX, cpu_name
-from .stage import GATE, LOAD
+from .stage import GATE, LOAD, THREADS
 
-GROUPS = {GATE: "gate worker", **{target.value: "the empty server" for target in EMPTY}, "settler": "settler", "envoy": "Envoy",
+GROUPS = {GATE: "gate worker", THREADS: "… of it outside its loop", **{target.value: "the empty server" for target in EMPTY}, "settler": "settler", "envoy": "Envoy",
           "valkey": "Valkey", "postgres": "PostgreSQL", "simulator": "simulator", LOAD: "load generator"}  # fmt: skip
 HEADS = {Target.OURS: "extproc", Target.EMPTY_LEAN: "empty lean server", Target.EMPTY_GRPCIO: "empty grpc.aio server",
          Target.DIRECT: "Envoy alone"}  # fmt: skip
