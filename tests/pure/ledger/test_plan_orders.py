@@ -122,7 +122,7 @@ CHARGING = tuple(way for way in WAYS if way.kind != "void")
     ("checkpoint", "length", "those"), [(40, 4, CHARGING), (40, 3, WAYS), (0, 3, WAYS), (SETTLED, 3, WAYS), (90, 3, WAYS)]
 )
 def test_every_order_of_every_way(checkpoint, length, those):
-    """Up to four comings of one hold, doubled ones among them, each in a batch of its own."""
+    """Up to three comings of one hold, four without voids, doubled ones among them, each in a batch of its own."""
     letters = {way: screened(way, checkpoint) for way in those}
     for many in range(1, length + 1):
         for ways in product(those, repeat=many):
