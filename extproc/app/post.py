@@ -76,7 +76,7 @@ class Post:
             if old is not None and self.endpoint is None:
                 await old.leave()
             try:
-                new = await self._start()
+                new = await self._start("--successor")
             except (OSError, UsageError) as error:
                 log.error("%s could not be started: %s", self.name, error)
                 return False
@@ -119,11 +119,11 @@ class Post:
         roles = ["" if child is serving else " leaving" if child.is_ready else " starting" for child in living]
         return {self.name + role: child.pid for child, role in zip(living, roles, strict=True)}
 
-    async def _start(self) -> Watched:
+    async def _start(self, *more: str) -> Watched:
         if self.endpoint is not None:
             self.endpoint.restore()
         fds = [self.endpoint.socket.fileno()] if self.endpoint is not None else []
-        argv = [*self._argv, *(word for fd in fds for word in ("--listen-fd", str(fd)))]
+        argv = [*self._argv, *more, *(word for fd in fds for word in ("--listen-fd", str(fd)))]
         child = await Watched.start(self.name, argv, environ=self._environ, pass_fds=fds, patience_s=self.patience_s)
         self.children.add(child)
         child.ended.add_done_callback(lambda _: self._bury(child))

@@ -41,7 +41,8 @@ ALL_LEAVE_S = LEAVE_S + SETTLER_LEAVE_S  # likewise, for the gates, and then the
 class Child:
     """What a child knows of itself. ``stop`` is set by SIGTERM; ``hang_ups`` are called on SIGHUP, ``chores`` with every beat.
 
-    ``listen_fd``: the supervisor's socket for this slot, if it listens for us.
+    ``listen_fd``: the supervisor's socket for this slot, if it listens for us. ``is_successor``: somebody serves
+    there, and leaves when we are ready.
     """
 
     slot: int
@@ -50,6 +51,7 @@ class Child:
     stop: asyncio.Event
     hang_ups: list[Callable[[], object]]
     chores: list[Callable[[], object]]
+    is_successor: bool = False
 
     async def beat(self) -> None:
         """Tell the supervisor that this loop runs; the first time: that we are ready. Ends when nobody listens any more."""
@@ -78,6 +80,7 @@ def run(name: str, main: Callable[[Settings, Child], Awaitable[None]]) -> None:
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--listen-fd", type=int)
     parser.add_argument("--config", type=Path)
+    parser.add_argument("--successor", action="store_true")
     words = parser.parse_args()
     _die_with(words.parent)
     os.set_blocking(words.heartbeat_fd, False)
@@ -92,7 +95,15 @@ def run(name: str, main: Callable[[Settings, Child], Awaitable[None]]) -> None:
 
 
 async def _main(settings: Settings, words: argparse.Namespace, main: Callable[[Settings, Child], Awaitable[None]]) -> None:
-    child = Child(slot=words.slot, heartbeat_fd=words.heartbeat_fd, listen_fd=words.listen_fd, stop=asyncio.Event(), hang_ups=[], chores=[])
+    child = Child(
+        slot=words.slot,
+        heartbeat_fd=words.heartbeat_fd,
+        listen_fd=words.listen_fd,
+        stop=asyncio.Event(),
+        hang_ups=[],
+        chores=[],
+        is_successor=words.successor,
+    )
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, child.stop.set)
     for number in (signal.SIGINT, signal.SIGUSR2):  # sent to all of us at once: they are the supervisor's, which leads us out

@@ -13,20 +13,24 @@ import time
 
 from extproc.app.compose import GateWorker, gate_worker
 from extproc.app.process import COMMIT_S, CUT_S, FLUSH_S, Child, run
-from extproc.errors import ExtprocError
+from extproc.errors import ExtprocError, StoreError
 from extproc.exchange.events import Stopped, Tick
 from extproc.settings import Settings
 
 log = logging.getLogger(__name__)
 
 CATALOG_POLL_S = 1.0  # a changed file is in force within two of these
+MEET_AGAIN_S = 0.2
 TICKS_AT_ONCE = 64  # checkpoints of about 20 µs each between two looks at the sockets
+MEET_S = 10.0  # a store that is away for longer is not a moment's hiccup
 GC_YOUNG = 20_000  # allocations between collections: most objects of an exchange die by reference count
 
 
 async def main(settings: Settings, child: Child) -> None:
     """Serve until SIGTERM, then drain."""
     worker = await gate_worker(settings, child.slot, child.listen_fd)
+    if child.is_successor:
+        await _meet_stores(worker)
     # What has been loaded stays: vocabularies and modules are not looked at again by the collector.
     gc.collect()
     gc.freeze()
@@ -62,6 +66,25 @@ async def main(settings: Settings, child: Child) -> None:
     await worker.close()
     if failures:
         raise ExtprocError("a task of the worker failed; see above")
+
+
+async def _meet_stores(worker: GateWorker) -> None:
+    """Who serves now has stores and knows keys. We do not take his place before we have both: a wrong address would serve nobody."""
+    deadline_s = time.monotonic() + MEET_S
+    while (why := await _missed(worker)) is not None:
+        if time.monotonic() >= deadline_s:
+            await worker.outbox.close(COMMIT_S)
+            await worker.close()
+            raise ExtprocError(f"nobody is replaced by one who has no stores: {why}")
+        await asyncio.sleep(MEET_AGAIN_S)
+
+
+async def _missed(worker: GateWorker) -> StoreError | None:
+    try:
+        await asyncio.gather(worker.stores.holds.states(), worker.stores.epochs.epochs())
+    except StoreError as error:
+        return error
+    return None
 
 
 async def _watch(worker: GateWorker) -> None:

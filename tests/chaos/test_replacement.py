@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import statistics
@@ -55,6 +56,24 @@ async def test_six_replacements_and_no_request_fails(house: BreakableHouse, gues
     rows = await asyncio.to_thread(house.judge, guest, [*quiet.told, *traffic.told])
     assert {row["request_id"] for row in rows} == {told.request_id for told in [*quiet.told, *traffic.told]}
     assert {(row["ending"], row["usage_source"], row["output_tokens"]) for row in rows} == {("settle", "upstream", 25)}
+
+
+async def test_settings_with_a_wrong_address_of_a_store_replace_nobody(house: BreakableHouse, guest: Guest):
+    """They are well-formed, so only who tries them finds out: the successor, who leaves again. SIGUSR2 with them used to end all service."""
+    before, right = house.pids(), house.settings_file.read_text()
+    settings = json.loads(right)
+    settings["redis"]["url"] = f"unix://{house.directory}/nobody.sock"
+    house.settings_file.write_text(json.dumps(settings))
+    try:
+        async with Traffic(house, guest, a_second=10) as traffic:
+            house.sidecar.signal(signal.SIGUSR2)
+            await asyncio.to_thread(until, lambda: "extproc_replacements_failed_total 1.0" in house.metrics(), "the round is given up", 60)
+    finally:
+        house.settings_file.write_text(right)
+    assert house.pids() == before
+    assert {told.status for told in traffic.told} == {200}
+    assert "nobody is replaced by one who has no stores: " in house.log_file.read_text()
+    await asyncio.to_thread(replace, house)
 
 
 async def test_one_of_two_workers_hangs(house: BreakableHouse, guest: Guest):
