@@ -248,7 +248,9 @@ class Delivery(Protocol):
         """Create a payer that Redis has never had. False: it is there already, nothing was changed."""
 
     async def credit(self, payer_id: str, *, version: int, total_nanos: int, credit_nanos: int) -> bool:
-        """If ``version`` is newer than what is stored: available += total − stored total. False: the payer is missing (alarm)."""
+        """If ``version`` is newer than what is stored: available += total − stored total. False: the payer is missing, or this
+        version of it says something else, of a ledger that has lost it (alarm).
+        """
 
     async def put_key(self, payer_id: str, key_id: str, *, version: int, fields: Mapping[str, str]) -> None:
         """Scopes that ``admit`` enforces: ``revoked`` 0|1, ``expires_ms``, ``budget_nanos`` (""), ``budget_period``,

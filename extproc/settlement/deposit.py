@@ -146,7 +146,8 @@ def _check_reference(reference: str | None) -> None:
 
 
 async def deliver(balance: Balance, *, ledger: Grants, delivery: Delivery, meter: Meter) -> bool:
-    """Bring a balance's version to Redis and remember that it is there. False: Redis lacks a payer that it had confirmed.
+    """Bring a balance's version to Redis and remember that it is there. False: Redis lacks a payer that it had confirmed, or has this
+    version of another ledger, which has fallen back to an older copy.
 
     Such a payer is alarmed, and left to a rebuild: what of its money was held or spent there is not known here.
     """

@@ -266,13 +266,16 @@ class Histories(RuleBasedStateMachine):
     @rule(more=AMOUNTS, credit=st.sampled_from([0, 0, 5, BIG]), late=st.booleans())
     def credit(self, more: int, credit: int, late: bool) -> None:
         model = self.model
-        version, total = (model.version, model.total + more) if late else (model.version + 1, min(model.total + more, BALANCE_NANOS_MAX))
+        version, total = (
+            (model.version - 1, model.total + more) if late else (model.version + 1, min(model.total + more, BALANCE_NANOS_MAX))
+        )
         if not late:
             if model.spendable + total - model.total + credit - model.credit < 0:
                 return  # a lowered line may leave a negative balance; that is not what is looked at here
             model.version, model.total, model.credit = version, total, credit
         for _ in range(2):
             assert self.do(self.bank.holds.credit("anna", version=version, total_nanos=total, credit_nanos=credit))
+        assert not self.do(self.bank.holds.credit("anna", version=model.version, total_nanos=model.total + 1, credit_nanos=model.credit))
 
     @precondition(lambda self: any(hold.is_open for hold in self.model.holds.values()))
     @rule()

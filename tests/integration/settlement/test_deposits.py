@@ -175,3 +175,27 @@ async def test_one_deposit_is_not_two_payments(town):
         with pytest.raises(UsageError):
             await town.deposits.deposit(payer, 5, **(told | other))
     assert await town.at_rest(payer) == (5, 5, 0)
+
+
+async def test_a_ledger_that_counts_on_from_an_older_copy_is_noticed(town):
+    """Redis has heard of a version that the ledger has lost. The next deposit has that number again: it is not taken for a late one."""
+    payer, _ = await town.customer(100)
+    with psycopg.connect(town.dsn) as connection:
+        before = connection.execute(
+            "SELECT balance, version, credited_total, redis_version FROM balances WHERE user_id = %s", (payer,)
+        ).fetchone()
+        await town.deposits.deposit(payer, 7, method="bank", actor="test")
+        assert before is not None
+        connection.execute(
+            "UPDATE balances SET balance = %s, version = %s, credited_total = %s, redis_version = %s WHERE user_id = %s", (*before, payer)
+        )
+    assert not (await town.deposits.deposit(payer, 500, method="bank", actor="test")).is_delivered
+    assert town.meter.counts[Series.MISSING_PAYERS] == 1
+    wanted = []
+
+    async def missed(payer_id: str) -> None:
+        wanted.append(payer_id)
+
+    town.epochs.miss = missed
+    await town.sweep().step()
+    assert wanted == [payer], "its shard is rebuilt"
