@@ -66,7 +66,9 @@ async def test_a_master_has_a_successor(cluster_house: ClusterHouse, blow: signa
         await more(traffic, 20)
         old.engine.signal(blow)
         struck_s = time.monotonic()
-        await asyncio.to_thread(until, lambda: house.master_of(guest, besides=old) not in (None, old), "a replica is master", SERVED_AGAIN_S)
+        await asyncio.to_thread(
+            until, lambda: house.master_of(guest, besides=old) not in (None, old), "a replica is master", SERVED_AGAIN_S
+        )
         promoted_s = time.monotonic()
         await more(traffic, 20)
         served_s = time.monotonic()
