@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import statistics
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -85,3 +86,9 @@ def test_depth_is_counted_as_it_is_read():
     assert depth_of(tree.body[0]) == 3
     assert depth_of(ast.parse("def f():\n  if a:\n    if b:\n      if c:\n        if d:\n          e\n").body[0]) == 4
     assert depth_of(ast.parse("def f():\n  if a: b\n  elif c: d\n  elif e: f\n  elif g: h\n").body[0]) == 1
+
+
+def test_no_two_test_modules_share_a_name():
+    """pytest imports them by their names: of two, it collects the first and stops."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []

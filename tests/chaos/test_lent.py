@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from breakable import BEAT_S, BreakableHouse
 from house import NANOS_OUT, SMALL, Guest, until
-from test_outbox import EVENT_MS, IN_A_ROW, all_serve, begin, gauge, until_aside
+from test_cut_off import EVENT_MS, IN_A_ROW, all_serve, begin, gauge, until_aside
 from wire import Told, call, chat, figure, steering
 
 from extproc.money.amount import parse_amount

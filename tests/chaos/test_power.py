@@ -26,7 +26,7 @@ import pytest
 from breakable import BEAT_S, GRACE_S, LEASE_S, BreakableHouse
 from house import Guest, until
 from storm import EVENT_MS, shown
-from test_replay import all_confirmed, answers, put
+from test_settler_and_ledger import all_confirmed, answers, put
 from test_workers import begin, reached
 from traffic import Traffic
 from wire import Told, figure

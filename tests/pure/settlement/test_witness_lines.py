@@ -118,7 +118,7 @@ def test_what_cannot_be_understood_is_counted(given: bytes):
     ],
 )
 def test_reasons(details: str, reason: str):
-    """As Envoy 1.40 writes them; ``tests/chaos/test_witness.py`` sees it write them."""
+    """As Envoy 1.40 writes them; ``tests/chaos/test_witnessed.py`` sees it write them."""
     assert reason_of(details) == reason
 
 
