@@ -4,7 +4,8 @@
 #   make lint    ruff and mypy alone
 #   make proto   generate extproc/edge/wire from proto/
 #   make bench   every bound of speed, as tables, JSON, README's table and plot: 25 minutes.  QUICK=1: tables and JSON, below three
-#   make chaos   kills at random moments under load, 50 a round; closes with a line of JSON (ROUNDS=, SEED=)
+#   make chaos   everything that breaks something on purpose, then kills at random moments under load, 50 a round; closes with a line of JSON
+#                (ROUNDS=, SEED=)
 #   make test-long   what takes longer than a lease, with the real ones: 150 s to a first token, an upload of 150 s; PostgreSQL away for ten minutes
 #   make fuzz    a million mutated connections (EXAMPLES=, SEED=), then every property test with many more examples
 
@@ -43,6 +44,7 @@ bench: $(STAMP)
 	QUICK=$(QUICK) $(BIN)/python -m tests.bench $(if $(QUICK),,--readme) $(ARGS)
 
 chaos: $(STAMP)
+	$(BIN)/python -m pytest -m "" tests/chaos
 	$(BIN)/python tests/chaos/storm.py $(ROUNDS) $(SEED)
 
 fuzz: $(STAMP)

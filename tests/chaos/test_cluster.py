@@ -21,6 +21,8 @@ from extproc.local.valkey_cluster import Cluster, Node
 from extproc.stores.cluster import slot_of
 from extproc.stores.shards import tag_of
 
+pytestmark = pytest.mark.long
+
 A_SECOND = 40
 SERVED_AGAIN_S = 30.0
 

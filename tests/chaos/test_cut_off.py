@@ -86,6 +86,7 @@ async def test_one_worker_is_cut_off_from_redis(house: BreakableHouse, guest: Gu
     assert len({row["request_id"] for row in rows if row["cost"]}) == len(tolds) + sum(told.status == 200 for told in others)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("is_emptied", [False, True], ids=["redis keeps its data", "redis loses everything"])
 async def test_everybody_dies_when_the_answers_are_complete(house: BreakableHouse, guest: Guest, is_emptied: bool):
     """Redis is killed under running streams; they finish; the moment they have, both workers are killed. Everything is charged."""
@@ -124,6 +125,7 @@ def disk_full(house: BreakableHouse) -> Iterator[None]:
             resource.prlimit(pid, resource.RLIMIT_FSIZE, limits)
 
 
+@pytest.mark.long
 async def test_the_disk_of_the_outbox_is_full(house: BreakableHouse, guest: Guest):
     """New requests get 503 and an alarm is up; what runs is settled by Redis. With room again it goes on, and the disk has it all."""
     tolds, tasks = begin(house, guest, streams=30, tokens=60)

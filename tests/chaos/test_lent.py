@@ -20,6 +20,8 @@ from extproc.money.amount import parse_amount
 from extproc.settings import load_settings
 from extproc.settlement.outbox_file import OutboxFile, outboxes
 
+pytestmark = pytest.mark.long
+
 CREDIT = "0.05"
 SHARE = parse_amount(CREDIT) // 2
 LARGEST = 8_000  # tokens; a worker lends three of these

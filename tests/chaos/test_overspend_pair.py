@@ -7,10 +7,13 @@ import os
 from collections import Counter
 from decimal import Decimal
 
+import pytest
 from house import SMALL, Guest
 from pair import Pair
 from test_overspend import AFFORDED, HELD_OPEN_MS, REFUSALS, TOKENS, exact_hold, lowest_balance, nothing_overspent
 from wire import Told, Trunk, chat, figure, steering
+
+pytestmark = pytest.mark.long
 
 ROUNDS = int(os.environ.get("EXTPROC_OVERSPEND_ROUNDS", "1"))
 CLIENTS, EACH = 4, 250

@@ -31,6 +31,8 @@ from test_workers import begin, reached
 from traffic import Traffic
 from wire import Told, figure
 
+pytestmark = pytest.mark.long
+
 A_SECOND = 40
 STREAMS = 8
 TOKENS = 2_000  # of streams that run when the power fails

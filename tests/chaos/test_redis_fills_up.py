@@ -6,11 +6,14 @@ import asyncio
 import re
 import time
 
+import pytest
 from breakable import BreakableHouse
 from house import SMALL, Guest, until
 from test_workers import begin, reached
 from traffic import TOKENS, Traffic
 from wire import call, chat, error_code, figure, steering
+
+pytestmark = pytest.mark.long
 
 A_SECOND = 100
 ROOM = 1.5  # of what Redis uses at rest: so far it is to grow until 70 % of its limit are used; what ended stays known for a while, events do not

@@ -82,6 +82,7 @@ async def test_flushall(house: BreakableHouse, guest: Guest):
     assert traffic.with_status(503)
 
 
+@pytest.mark.long
 async def test_it_comes_back_empty(house: BreakableHouse, guest: Guest):
     async def lose() -> float:
         lost_s = time.monotonic()
@@ -112,6 +113,7 @@ async def test_it_loses_its_last_second(house: BreakableHouse, guest: Guest):
     await lost_in_traffic(house, guest, lose)
 
 
+@pytest.mark.long
 async def test_a_worker_is_stopped_meanwhile_and_comes_late(house: BreakableHouse, guest: Guest):
     """The shards are open again before it says what it holds."""
     pid = (await asyncio.to_thread(house.pids))["gate-1"]
@@ -136,6 +138,7 @@ async def test_a_worker_is_stopped_meanwhile_and_comes_late(house: BreakableHous
     await asyncio.to_thread(charged_once, house, guest, tolds)
 
 
+@pytest.mark.long
 async def test_the_leader_is_killed_while_it_builds(house: BreakableHouse, guest: Guest):
     """It waits for a worker that is stopped; its successor begins anew, with higher numbers."""
     pids = await asyncio.to_thread(house.pids)
@@ -161,6 +164,7 @@ async def test_the_leader_is_killed_while_it_builds(house: BreakableHouse, guest
     assert min(numbers(house).values()) >= min(before.values()) + 2
 
 
+@pytest.mark.long
 async def test_postgres_is_away_as_well(house: BreakableHouse, guest: Guest):
     """The shards stay closed until it is back: nobody is served from a guess."""
     before = numbers(house)
@@ -179,6 +183,7 @@ async def test_postgres_is_away_as_well(house: BreakableHouse, guest: Guest):
     assert min(numbers(house).values()) > min(before.values())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("words", [("--all",), ("--shard", "7")])
 async def test_by_hand_in_traffic(house: BreakableHouse, guest: Guest, words: tuple[str, ...]):
     """Nothing was lost: streams go on, and nothing is charged twice."""

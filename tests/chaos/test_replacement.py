@@ -10,6 +10,7 @@ import statistics
 import time
 from pathlib import Path
 
+import pytest
 from breakable import BreakableHouse
 from house import Guest, until
 from traffic import Traffic
@@ -58,6 +59,7 @@ async def test_six_replacements_and_no_request_fails(house: BreakableHouse, gues
     assert {(row["ending"], row["usage_source"], row["output_tokens"]) for row in rows} == {("settle", "upstream", 25)}
 
 
+@pytest.mark.long
 async def test_settings_with_a_wrong_address_of_a_store_replace_nobody(house: BreakableHouse, guest: Guest):
     """They are well-formed, so only who tries them finds out: the successor, who leaves again. SIGUSR2 with them used to end all service."""
     before, right = house.pids(), house.settings_file.read_text()
@@ -122,6 +124,7 @@ async def test_a_worker_is_killed_and_the_other_one_gets_what_comes_meanwhile(ho
     await asyncio.to_thread(house.judge, guest, traffic.told, killed=frozenset(told.request_id for told in broken))
 
 
+@pytest.mark.long
 async def test_a_worker_that_somebody_else_tells_to_leave_is_followed_at_once(house: BreakableHouse, guest: Guest):
     """It has streams to finish, and accepts no more: the next one does not wait for its end."""
     old = (await asyncio.to_thread(house.pids))["gate-1"]

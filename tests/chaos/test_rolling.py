@@ -12,6 +12,8 @@ from pair import Pair
 from traffic import TOKENS, Traffic
 from wire import figure
 
+pytestmark = pytest.mark.long
+
 ROUNDS = int(os.environ.get("EXTPROC_ROUNDS", "1"))
 A_SECOND = float(os.environ.get("EXTPROC_A_SECOND", "60"))
 

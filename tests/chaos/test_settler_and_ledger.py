@@ -17,6 +17,8 @@ from wire import figure
 from extproc.errors import StoreError
 from extproc.settlement.outbox_file import OutboxFile, outboxes, watermark_of
 
+pytestmark = pytest.mark.long
+
 CONFIRMED_S = 30.0  # a row is old enough after five seconds; the rest is for a busy machine
 RENEWED_S = 60.0
 KILLS = 4

@@ -113,6 +113,7 @@ def start_all(house: BreakableHouse) -> None:
     house.wait_serving()
 
 
+@pytest.mark.long
 async def test_the_machine_is_shut_down_under_load(own: BreakableHouse):
     house, guest = own, await asyncio.to_thread(own.guest)
     async with Traffic(house, guest, a_second=40, stream_orders=LONG) as traffic:
@@ -170,6 +171,7 @@ def _frozen(house: BreakableHouse, pids: list[int]) -> Callable[[], object]:
     return lambda: [house.kill(pid, signal.SIGCONT) for pid in pids]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("disturb", [rebuilding, backlog, postgres_hangs, valkey_hangs])
 async def test_the_settler_is_stopped_while(house: BreakableHouse, guest: Guest, disturb: Callable[[BreakableHouse], Callable[[], object]]):
     async with Traffic(house, guest, a_second=40) as traffic:

@@ -140,6 +140,7 @@ async def test_why_it_ended(house: BreakableHouse, guest: Guest, cut_off: Callab
     await asyncio.to_thread(guest.check)
 
 
+@pytest.mark.long
 async def test_the_backend_dies(house: BreakableHouse, guest: Guest):
     _, stream = await running(house, guest, 10)
     simulator = house.simulators[SMALL]
@@ -176,6 +177,7 @@ async def test_workers_are_killed(house: BreakableHouse, guest: Guest):
     await asyncio.to_thread(house.judge, guest, [told for told, _ in streams], killed=frozenset(tokens))
 
 
+@pytest.mark.long
 async def test_workers_are_killed_before_the_first_token(house: BreakableHouse, guest: Guest):
     """Nothing was delivered: everything comes back, and soon."""
     line = await Line.open(house)
@@ -191,6 +193,7 @@ async def test_workers_are_killed_before_the_first_token(house: BreakableHouse, 
     await asyncio.to_thread(guest.check)
 
 
+@pytest.mark.long
 async def test_a_drain_cuts(house: BreakableHouse, guest: Guest):
     """A client that leaves at the [DONE] of a cut stream did not cut it."""
     house.sidecar.stop(30)
@@ -218,6 +221,7 @@ async def test_a_drain_cuts(house: BreakableHouse, guest: Guest):
     await asyncio.to_thread(guest.check)
 
 
+@pytest.mark.long
 async def test_envoy_is_told_to_end(house: BreakableHouse, guest: Guest):
     _, stream = await running(house, guest, 20)
     await asyncio.to_thread(house.envoy.stop)
@@ -228,6 +232,7 @@ async def test_envoy_is_told_to_end(house: BreakableHouse, guest: Guest):
     await asyncio.to_thread(guest.check)
 
 
+@pytest.mark.long
 async def test_workers_and_envoy_are_killed(house: BreakableHouse, guest: Guest):
     """Nobody is left to tell: the last checkpoint counts, one beat old at most."""
     told, stream = await running(house, guest, 60)
