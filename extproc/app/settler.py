@@ -31,12 +31,13 @@ from extproc.settlement.rebuild import Rebuild
 from extproc.settlement.replay import Replay
 from extproc.settlement.sweep import Sweep
 from extproc.settlement.witness import Witness
+from extproc.settlement.witness_endings import WitnessEndings
 from extproc.settlement.witness_log import Log
-from extproc.stores.shards import SHARDS
+from extproc.stores.shards import SHARDS, shard_of
 
 log = logging.getLogger(__name__)
 
-CONNECTIONS = 10  # two lanes of the poster, two of the replay, and one for each other loop: after an outage none waits for another's
+CONNECTIONS = 11  # two lanes of the poster, two of the replay, and one for each other loop: after an outage none waits for another's
 GC_YOUNG = 100_000  # allocations between collections: a batch is some ten thousand values without circles, gone when it is committed
 
 
@@ -122,7 +123,7 @@ async def main(settings: Settings, child: Child) -> None:
         loops = [poster.run(), reaper.run(), sweep.run(), rebuild.run()]
         loops += reconcile.loops(settings, stores, series, meter=meter, pace=pace)
         loops += [_replay(settings, stores, meter, pace).run(), Undertaker(stores.epochs, meter=meter, pace=pace).run()]
-        loops += [witness.run()] if witness else []
+        loops += [witness.run(), _witness_endings(settings, stores, meter, pace).run()] if witness else []
         failure = await _until_over(loops, watch, child)
     await stores.close()
     series.flush()
@@ -156,6 +157,19 @@ def _witness(settings: Settings, stores: Stores, meter: SettlerMeter, pace: Pace
         meter=meter,
         pace=pace,
         grace_s=settings.holds.witness_grace_s,
+    )
+
+
+def _witness_endings(settings: Settings, stores: Stores, meter: SettlerMeter, pace: Pace) -> WitnessEndings:
+    """Of all hosts' logs: several settlers do each other's work."""
+    return WitnessEndings(
+        kept=PostgresWitness(stores.database),
+        postings=stores.ledger,
+        stream=RedisEventStream(stores.pipeline),
+        meter=meter,
+        pace=pace,
+        shard_of=shard_of,
+        lease_s=settings.holds.lease_s + settings.holds.grace_s,
     )
 
 

@@ -151,9 +151,11 @@ def amended(tab: Tab, event: Amended) -> Outcome:
 
 def _forward(tab: Tab) -> Outcome:
     _, worst, price = _priced(tab)
+    key = tab.key
     metadata = (
         ("hold_id", tab.hold_id),
-        ("payer_id", tab.key.payer_id if tab.key else ""),
+        ("payer_id", key.payer_id if key else ""),
+        ("key_id", key.id if key else ""),
         ("cap_nanos", str(worst.cap_nanos)),
         ("price_id", price.price_id),
     )

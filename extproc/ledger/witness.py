@@ -1,18 +1,27 @@
-"""What the second witness keeps in PostgreSQL: how far it has read, and why requests ended that could not tell it themselves."""
+"""What the second witness keeps in PostgreSQL: how far it has read, and of requests that could not tell it themselves why they ended, and
+at which figure.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
+from extproc.errors import StoreRefused
 from extproc.stores.postgres import Database
 from extproc.stores.queries import load_queries
 
 FILL_MAX = 5_000  # reasons of one look: 20 ms of PostgreSQL
+ENDINGS_MAX = 100_000  # kept at once: 50 MB; with more the access log waits. The next ones are filed when the ledger has these
+PAGE_ROWS = 2_000  # endings of one look
 
 
 class PostgresWitness:
-    """The port Register of ``settlement/witness.py``. A place in a log is (inode, offset, digest of what stands before it)."""
+    """The ports Register of ``settlement/witness.py`` and Kept of ``settlement/witness_endings.py``.
+
+    A place in a log is (inode, offset, digest of what stands before it).
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -28,11 +37,20 @@ class PostgresWitness:
         rows = await self._database.fetch(self._queries["price_texts"], {"price_ids": list(price_ids)})
         return {row["price_id"]: row["price"] for row in rows}
 
-    async def file(self, log: str, place: tuple[int, int, str], reasons: Mapping[str, str]) -> tuple[int, int]:
-        """Keep reasons (hold → reason) and place together, then tell rows what waits for them: how many were told, how many wait."""
+    async def file(
+        self, log: str, place: tuple[int, int, str], reasons: Mapping[str, str], endings: Sequence[Mapping[str, Any]]
+    ) -> tuple[int, int]:
+        """Keep reasons (hold → reason), endings (rows of ``witness_endings``) and place together, then tell rows what waits for them: how
+        many were told, how many wait. :class:`StoreRefused`: there are too many endings already.
+        """
         inode, offset, before = place
         rows = json.dumps([{"hold_id": hold_id, "end_reason": reason} for hold_id, reason in reasons.items()])
         async with self._database.transaction() as transaction:
+            if endings:
+                kept = (await transaction.fetch(self._queries["count_witness_endings"], {}))[0]["kept"]
+                if kept + len(endings) > ENDINGS_MAX:
+                    raise StoreRefused(f"{kept} requests without an ending wait already: the access log waits for them")
+                await transaction.fetch(self._queries["keep_witness_endings"], {"rows": json.dumps(list(endings))})
             *_, filled, _ = await transaction.run(
                 [
                     (self._queries["keep_reasons"], {"rows": rows}),
@@ -42,3 +60,12 @@ class PostgresWitness:
                 ]
             )
         return filled[0]["told"], filled[0]["waiting"]
+
+    async def endings(self, *, after: str, ripe_s: int) -> Sequence[Mapping[str, Any]]:
+        """The next holds that still have no ending, by id; those that have one are forgotten."""
+        params = {"after": after, "ripe_s": ripe_s, "limit": PAGE_ROWS}
+        return await self._database.fetch(self._queries["look_at_witness_endings"], params)
+
+    async def forget(self, hold_ids: Collection[str]) -> None:
+        """They are booked, or never will be."""
+        await self._database.fetch(self._queries["forget_witness_endings"], {"hold_ids": list(hold_ids)})

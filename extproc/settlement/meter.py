@@ -43,6 +43,7 @@ class Series(StrEnum):
     WITNESSED_HOLDS = "witnessed_holds"  # open after the end of their request: their worker is gone
     WITNESS_LINES = "witness_lines"
     UNREADABLE_LINES = "unreadable_lines"  # of the access log
+    WITNESSED_ENDINGS = "witnessed_endings"  # that only the access log knew: Redis and a worker were lost together
     TOLD_REASONS = "told_reasons"  # rows whose end the access log explained
     WITNESS_FAILURES = "witness_failures"
     WITNESS_LAG_BYTES = "witness_lag_bytes"

@@ -2,7 +2,7 @@
 
 Who was served pays for it, up to what the gate said last (``exchange/figures.py``), though his worker was killed; and a request that was
 cut off learns why. A witness ends nothing: it raises the checkpoint of a hold and lowers its lease. The owner's ending wins if it comes,
-else the reaper ends the hold at the higher one of the two.
+else the reaper ends the hold at the higher one of the two. If Redis has lost the hold, ``witness_endings.py`` ends it.
 
 Lines of requests whose end the gate has told itself are passed over unread. What is left is few: who hung up, what failed, and what a
 killed worker had open. Lines may come twice and late; everything here may be done twice.
@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Mapping
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from extproc.errors import StoreError, StoreFenced, StoreRefused
 from extproc.holds.port import Sight, Witnessing
 from extproc.settlement.meter import Meter, Series
 from extproc.settlement.pace import Pace, keep_doing
 from extproc.settlement.prices import Prices
+from extproc.settlement.witness_endings import to_keep
 from extproc.settlement.witness_lines import Statement, read_lines
 from extproc.settlement.witness_log import Log, Place, Read
 from extproc.settlement.witnessed import price_of, witnessed_by
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 LOOK_EVERY_S = 0.25
 FILE_EVERY_S = 0.5
 MOMENT_S = 0.25  # for the owner of a hold to end it: his call and Envoy's line are on their way at once
-UNFILED_MAX = 20_000  # reasons kept while PostgreSQL is away: 5 MB; more are read again when it is back
+UNFILED_MAX = 20_000  # statements kept while PostgreSQL is away: 10 MB; more are read again when it is back
 ASIDE_MAX = 20_000  # statements of holds whose shard is closed: 10 MB; with more the reader waits until it opens
 TAIL_BYTES = 67_108_864  # read by a settler that starts while PostgreSQL is away: 90,000 requests, 0.2 s
 PATIENCE_S = 5.0  # of the reaper: with its rhythm it must stay below its pause (10 s), after which nothing would expire
@@ -47,8 +48,12 @@ class Register(Protocol):
     async def prices(self, price_ids: Collection[str]) -> Mapping[str, str]:
         """Price id → price in full, of those that the ledger has."""
 
-    async def file(self, log: str, place: tuple[int, int, str], reasons: Mapping[str, str]) -> tuple[int, int]:
-        """Keep reasons (hold → reason) and the place together; tell rows what waits for them: how many were told, how many wait."""
+    async def file(
+        self, log: str, place: tuple[int, int, str], reasons: Mapping[str, str], endings: Sequence[Mapping[str, Any]]
+    ) -> tuple[int, int]:
+        """Keep reasons (hold → reason), endings (as :func:`to_keep` makes them) and the place together; tell rows what waits for them: how
+        many were told, how many wait.
+        """
 
 
 class Witness:
@@ -68,9 +73,9 @@ class Witness:
         self._filed: Place | None = None
         self._prices = Prices(register.prices)
         self._aside: dict[str, Statement] = {}  # their shards are closed
-        self._reasons: dict[str, str] = {}
+        self._unfiled: dict[str, Statement] = {}  # which say why a request has ended, or what it is to be charged if nobody ends it
         self._waiting = 1  # unknown: perhaps some
-        self._reads_again = False  # from the filed place on: not every reason since then was kept
+        self._reads_again = False  # from the filed place on: not every statement since then was kept
         self._is_there = True
         self._told_s = float("-inf")  # what the log had at this moment has been told
         self._has_told = asyncio.Event()
@@ -101,7 +106,7 @@ class Witness:
         await self._tell(self._aside | {one.hold_id: one for one in statements if one.payer_id})
         if self._at == at:  # else it was set back meanwhile
             self._at = read.end
-            self._keep({one.hold_id: one.reason for one in statements if one.reason})
+            self._keep({one.hold_id: one for one in statements if one.reason or to_keep(one)})
         for series, count in {Series.WITNESS_LINES: len(read.lines), Series.UNREADABLE_LINES: unreadable + read.torn}.items():
             if count:
                 self._meter.add(series, count)
@@ -122,11 +127,13 @@ class Witness:
         if self._reads_again:
             self._at = self._filed = Place(*(await self._register.place(self._name) or ()))
             self._reads_again = False
-        at, reasons = self._at, self._reasons
+        at, unfiled = self._at, dict(self._unfiled)
         if at is not None and (at != self._filed or self._waiting):
-            told, self._waiting = await self._register.file(self._name, at, dict(reasons))
+            reasons = {hold_id: one.reason for hold_id, one in unfiled.items() if one.reason}
+            endings = [row for row in map(to_keep, unfiled.values()) if row]
+            told, self._waiting = await self._register.file(self._name, at, reasons, endings)
             self._filed = at
-            self._reasons = {hold_id: reason for hold_id, reason in self._reasons.items() if hold_id not in reasons}
+            self._unfiled = {hold_id: one for hold_id, one in self._unfiled.items() if hold_id not in unfiled}
             if told:
                 self._meter.add(Series.TOLD_REASONS, told)
         return FILE_EVERY_S
@@ -176,8 +183,8 @@ class Witness:
             raise StoreFenced("too many requests have ended in closed shards: the access log waits for them")
         return sight
 
-    def _keep(self, reasons: Mapping[str, str]) -> None:
-        if len(self._reasons) + len(reasons) > UNFILED_MAX:
-            self._reads_again, self._reasons = True, {}
+    def _keep(self, statements: Mapping[str, Statement]) -> None:
+        if len(self._unfiled) + len(statements) > UNFILED_MAX:
+            self._reads_again, self._unfiled = True, {}
         if not self._reads_again:
-            self._reasons = {**reasons, **self._reasons}
+            self._unfiled = {**statements, **self._unfiled}

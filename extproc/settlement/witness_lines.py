@@ -11,6 +11,8 @@ from extproc.money.hold import EndReason
 from extproc.money.usage import TOKENS_MAX, UsageSource
 
 _UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.ASCII).fullmatch
+_PRICE_ID = re.compile(r"[0-9a-f]{64}", re.ASCII).fullmatch
+REQUEST_ID_MAX = 200  # as the ledger keeps it
 
 # By the beginning of RESPONSE_CODE_DETAILS, as seen on Envoy 1.40 (docs/decisions/witness.md). What is not here does not tell: a lost
 # sidecar (ext_proc_error_…) has its reason in the row already, an answer that came whole (via_upstream) in itself.
@@ -50,13 +52,27 @@ class Figures(NamedTuple):
         return min((2 * self.later_bytes + self.event_bytes) // (2 * self.event_bytes) * self.event_tokens, TOKENS_MAX - self.output_tokens)
 
 
+class Terms(NamedTuple):
+    """What the hold was made for: enough to charge it without its row."""
+
+    key_id: str
+    request_id: str
+    status: int
+    cap_nanos: int
+    price_id: str
+
+
 class Statement(NamedTuple):
-    """``figures`` ``None``: nothing was delivered. ``reason`` "": the line does not tell."""
+    """``figures`` ``None``: nothing was delivered. ``reason`` "": the line does not tell.
+
+    ``terms`` ``None``: of an older gate, or a stranger.
+    """
 
     hold_id: str
     payer_id: str
     figures: Figures | None
     reason: str
+    terms: Terms | None = None
 
 
 def read_lines(lines: Iterable[bytes]) -> tuple[list[Statement], int]:
@@ -84,6 +100,20 @@ def _statement(line: Any) -> Statement:
         payer_id=_id(payer_id) if payer_id else "",
         figures=_figures(billing, line.get("bytes_sent", 0)),
         reason=reason_of(line["details"] or ""),
+        terms=_terms(line, billing) if billing.get("key_id") else None,
+    )
+
+
+def _terms(line: Mapping[str, Any], billing: Mapping[str, str]) -> Terms:
+    price_id = billing["price_id"]
+    if not isinstance(price_id, str) or not _PRICE_ID(price_id):
+        raise ValueError("no price id")
+    return Terms(
+        key_id=_id(billing["key_id"]),
+        request_id=str(line.get("request_id") or "")[:REQUEST_ID_MAX].replace("\0", ""),
+        status=_tokens(line.get("status") or 0),
+        cap_nanos=_amount(billing["cap_nanos"]),
+        price_id=price_id,
     )
 
 

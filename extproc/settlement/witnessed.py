@@ -50,7 +50,7 @@ def _with_later(figures: Figures, price: Price, cap_nanos: int) -> Figures:
     """With the tokens that came after the figure: never so many that it would be more than was held for."""
 
     def cost(tokens: int) -> int:
-        return cost_nanos(_usage(figures, figures.output_tokens + tokens), price)
+        return cost_nanos(usage_of(figures, figures.output_tokens + tokens), price)
 
     if cost(0) != figures.list_nanos:
         return figures  # another price than the gate's, or no price at all: only the gate knows
@@ -61,7 +61,8 @@ def _with_later(figures: Figures, price: Price, cap_nanos: int) -> Figures:
     return figures._replace(output_tokens=figures.output_tokens + later, list_nanos=nanos, charge_nanos=nanos)
 
 
-def _usage(figures: Figures, output_tokens: int) -> Usage:
+def usage_of(figures: Figures, output_tokens: int) -> Usage:
+    """With that many tokens of output."""
     return Usage(
         input_tokens=figures.input_tokens,
         cached_tokens=min(figures.cached_tokens, figures.input_tokens),

@@ -16,3 +16,17 @@ CREATE TABLE witness_reasons (
     seen_at timestamptz NOT NULL DEFAULT now()
 );
 COMMENT ON TABLE witness_reasons IS 'Why requests ended, as the access log has it, until their rows are posted; a day at most.';
+
+CREATE TABLE witness_endings (
+    hold_id uuid PRIMARY KEY,
+    payer_id uuid NOT NULL,
+    key_id uuid NOT NULL,
+    request_id text NOT NULL CHECK (length(request_id) <= 200),
+    status integer NOT NULL CHECK (status >= 0),
+    cap_nanos bigint NOT NULL CHECK (cap_nanos >= 0),
+    price_id text NOT NULL CHECK (length(price_id) BETWEEN 1 AND 200),
+    figures json NOT NULL CHECK (length(figures::text) <= 1000),
+    seen_at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE witness_endings IS 'What requests were charged at their last figure, if nobody else ends them; until the ledger has their ending, a day at most.';
+COMMENT ON COLUMN witness_endings.figures IS 'Charge, list price, tokens: the members of settlement.witness_lines.Figures, in their order.';

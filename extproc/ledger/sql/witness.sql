@@ -41,3 +41,38 @@ SELECT
 -- name: forget_witness_logs
 -- Logs of hosts that are gone.
 DELETE FROM witness_logs WHERE updated_at < now() - interval '30 days';
+
+-- name: count_witness_endings
+-- How many are kept.
+SELECT count(*) AS kept FROM witness_endings;
+
+-- name: keep_witness_endings
+-- What Envoy's line says of requests whose end the gate has not told; the first line of a hold stands.
+INSERT INTO witness_endings (hold_id, payer_id, key_id, request_id, status, cap_nanos, price_id, figures)
+SELECT r.hold_id, r.payer_id, r.key_id, r.request_id, r.status, r.cap_nanos, r.price_id, r.figures
+FROM json_to_recordset(%(rows)s::json) AS r (
+    hold_id uuid, payer_id uuid, key_id uuid, request_id text, status integer, cap_nanos bigint, price_id text, figures json
+)
+ON CONFLICT (hold_id) DO NOTHING;
+
+-- name: look_at_witness_endings
+-- The next holds of which the ledger still has no ending, and whether every other way has had its time. The others are forgotten.
+-- LATERAL … LIMIT: as above.
+WITH page AS (
+    SELECT * FROM witness_endings WHERE hold_id > %(after)s::uuid ORDER BY hold_id LIMIT %(limit)s
+), met AS (
+    SELECT page.*, found.id IS NOT NULL AS is_ended FROM page
+    LEFT JOIN LATERAL (SELECT e.id FROM billing_events AS e WHERE e.id = page.hold_id LIMIT 1) AS found ON true
+), forgotten AS (
+    DELETE FROM witness_endings AS w USING met
+    WHERE w.hold_id = met.hold_id AND (met.is_ended OR met.seen_at < now() - interval '1 day')
+)
+SELECT
+    hold_id::text AS hold_id, payer_id::text AS payer_id, key_id::text AS key_id, request_id, status, cap_nanos, price_id,
+    figures::text AS figures, (extract(epoch FROM seen_at) * 1000)::bigint AS seen_ms,
+    seen_at < now() - %(ripe_s)s * interval '1 second' AS is_ripe
+FROM met WHERE NOT is_ended ORDER BY hold_id;
+
+-- name: forget_witness_endings
+-- Booked, or never to be.
+DELETE FROM witness_endings WHERE hold_id = ANY(%(hold_ids)s::uuid[]);

@@ -48,11 +48,13 @@ class Away:
             raise StoreRefused("away")
         return await self._register.prices(price_ids)
 
-    async def file(self, log: str, place: tuple[int, int, str], reasons: Mapping[str, str]) -> tuple[int, int]:
+    async def file(
+        self, log: str, place: tuple[int, int, str], reasons: Mapping[str, str], endings: Sequence[Mapping[str, Any]]
+    ) -> tuple[int, int]:
         if self.is_away:
             raise StoreRefused("away")
         self.files += 1
-        return await self._register.file(log, place, reasons)
+        return await self._register.file(log, place, reasons, endings)
 
 
 class Scene:

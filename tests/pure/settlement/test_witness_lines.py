@@ -9,7 +9,7 @@ import pytest
 
 from extproc.holds.port import Sighted
 from extproc.money.price import Price
-from extproc.settlement.witness_lines import Figures, Statement, read_lines, reason_of
+from extproc.settlement.witness_lines import Figures, Statement, Terms, read_lines, reason_of
 from extproc.settlement.witnessed import price_of, witnessed_by
 
 HOLD, PAYER = "018bcfe5-6800-7000-8000-000000000001", "018bcfe5-6800-7000-8000-00000000000a"
@@ -49,6 +49,15 @@ def test_figures_that_are_seldom_there():
     more = {"list_nanos": "900", "cached_tokens": "50", "reasoning_tokens": "7", "usage_source": "continuous"}
     figures = told(line(BILLING | FIGURES | more)).figures
     assert figures == Figures(700, 900, 100, 50, 300, 7, "continuous")
+
+
+def test_what_the_hold_was_made_for():
+    terms = {"key_id": PAYER, "cap_nanos": "9000", "price_id": "a" * 64}
+    assert told(line(BILLING | terms, request_id="r")).terms == Terms(
+        key_id=PAYER, request_id="r", status=200, cap_nanos=9_000, price_id="a" * 64
+    )
+    assert told(line(BILLING | terms | {"key_id": ""})).terms is None
+    assert read_lines([line(BILLING | terms | {"key_id": "k"}), line(BILLING | terms | {"price_id": "p"})]) == ([], 2)
 
 
 def test_before_the_first_output_there_are_none():
