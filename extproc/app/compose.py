@@ -204,6 +204,7 @@ async def gate_worker(settings: Settings, slot: int, listen_fd: int | None) -> G
     catalog = await asyncio.to_thread(LiveCatalog, settings.catalog.file, meter)
     policy = LivePolicy(settings)
     stores = await open_stores(settings, application=f"gate-{slot}")
+    meter.shards_closed(len(stores.holds.closed))
     outbox = outbox_of(settings, slot)
     await outbox.start()
     threads = ThreadPoolExecutor(COUNT_THREADS, thread_name_prefix="count")

@@ -99,6 +99,8 @@ class Stack:
         self._say(f"starting the sidecar, {self._plan.workers} workers")
         self._start_sidecar(settings)
         asyncio.run(asyncio.wait_for(until_open(settings), READY_S))
+        assert self.sidecar is not None
+        self.sidecar.wait_ready(self._sees_all_open, deadline_s=READY_S)
         self._say("starting Envoy")
         self._start_envoy(offered)
 
@@ -268,6 +270,10 @@ class Stack:
 
     def _ready(self) -> bool:
         return self._ops("/readyz") is not None
+
+    def _sees_all_open(self) -> bool:
+        """Workers look four times a second: what one of them has not seen to be open, it refuses."""
+        return b"\nextproc_shards_closed 0.0\n" in (self._ops("/metrics") or b"")
 
     def _sidecar_pids(self) -> dict[str, int]:
         page = self._ops("/debug/config")
