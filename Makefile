@@ -45,6 +45,7 @@ bench: $(STAMP)
 
 chaos: $(STAMP)
 	$(BIN)/python -m pytest -m "" tests/chaos
+	$(BIN)/python -m pytest -m long tests/e2e tests/integration
 	$(BIN)/python tests/chaos/storm.py $(ROUNDS) $(SEED)
 
 fuzz: $(STAMP)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from breakable import LEASE_S, BreakableHouse
 from house import SMALL, Guest, until
 from storm import EVENT_MS
@@ -14,6 +15,7 @@ PATIENCE_S = 10 * LEASE_S + 10.0
 FIGURE_MS = 250  # Envoy is told so often
 
 
+@pytest.mark.long
 async def test_redis_is_emptied_and_a_worker_killed(house: BreakableHouse, guest: Guest):
     """Its open streams were delivered, and Envoy says how much of them: they are charged, at most a figure short."""
     earlier = house.guest()  # the ledger knows what a request costs: another account has had one

@@ -107,6 +107,7 @@ async def test_one_of_two_workers_hangs(house: BreakableHouse, guest: Guest):
     assert {row["ending"] for row in rows if row["request_id"] not in {told.request_id for told in failed}} == {"settle"}
 
 
+@pytest.mark.long
 async def test_a_worker_is_killed_and_the_other_one_gets_what_comes_meanwhile(house: BreakableHouse, guest: Guest):
     """No request that began after it fails, however long the next worker takes to start."""
     old = (await asyncio.to_thread(house.pids))["gate-1"]

@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
 from breakable import BEAT_S, DRAIN_S, GRACE_S, LEASE_S, BreakableHouse
 from house import NANOS_IN, NANOS_OUT, SMALL, Guest, until
 from traffic import Traffic
@@ -94,6 +95,7 @@ async def test_the_settler_is_killed(house: BreakableHouse, guest: Guest):
     assert {row["ending"] for row in rows} == {"settle"}
 
 
+@pytest.mark.long
 async def test_the_supervisor_is_killed(house: BreakableHouse, guest: Guest):
     """Its children lead their streams to the end and leave; another supervisor need not wait for them."""
     children = await asyncio.to_thread(house.pids)

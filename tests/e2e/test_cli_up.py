@@ -143,6 +143,7 @@ def nothing_is_left_of(data: Path) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.long
 def test_a_start_that_is_interrupted_and_a_kill_leave_nothing_that_stands_in_the_way(folder):
     data = folder / "data"
     for stage in ("starting PostgreSQL", "starting a simulator", "starting the sidecar", "starting Envoy"):

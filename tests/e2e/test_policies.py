@@ -181,6 +181,7 @@ def test_trust_that_was_misplaced_is_charged_late(own_house: House, policy: Sett
 # credit while Redis is away
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["hangs", "dies"])
 def test_redis_away_is_closed_unless_there_is_credit(own_house: House, policy: Setting, how: str):
     policy(stores_away={"credit": "0.002"})

@@ -10,12 +10,16 @@ import sys
 import time
 from pathlib import Path
 
+BEATS_BEFORE_IT_QUITS = 10  # else nobody sees it serve: it would be followed at once, by another one that quits
+
 mode = Path(sys.argv[1]).read_text()
 heartbeat = int(sys.argv[sys.argv.index("--heartbeat-fd") + 1])
 if mode == "dies":
     sys.exit(3)
 signal.signal(signal.SIGTERM, signal.SIG_IGN if mode == "stubborn" else lambda *_: sys.exit(0))
+beats = 0
 while True:
     if mode != "mute":
-        os.write(heartbeat, b".-" if mode == "quits" else b".")
+        beats += 1
+        os.write(heartbeat, b".-" if mode == "quits" and beats > BEATS_BEFORE_IT_QUITS else b".")
     time.sleep(0.05)

@@ -168,6 +168,7 @@ async def test_a_shard_that_opens_again_is_called_again(watched: Watched, proxy:
         await _within(0.4, lambda: watched.holds.closed == frozenset())
 
 
+@pytest.mark.long
 async def test_a_promoted_replica_is_not_called_in_the_epoch_of_its_master(
     watched: Watched, own: engine.Valkey, proxy: CuttingProxy, engine_directory: Path
 ) -> None:
