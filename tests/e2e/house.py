@@ -102,6 +102,7 @@ class House:
             )
             stack.callback(self.envoy.stop)
             self.envoy.wait_healthy({"extproc": workers, SMALL: 1, LARGE: 1})
+            until(lambda: "\nextproc_shards_closed 0.0\n" in self.metrics(), "every worker has seen the shards open")
             self._loop = asyncio.new_event_loop()
             self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
             self._thread.start()
