@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import invariants
+from asking import CHAT, body
 from house import Answer, Guest, House, until
 from severable import Severable
 from wire import Told
 
 from extproc.errors import StoreError
 from extproc.local.engine import EngineFailed
+from extproc.settlement.invariants import Finding
 
 LEASE_S, BEAT_S, REAP_S, GRACE_S = 2, 1, 1, 2
 DRAIN_S = 20
@@ -27,6 +29,7 @@ class BreakableHouse(House):
         """``redis_url``: of servers that somebody else breaks. ``settings`` besides, or instead of, those here."""
         # Engines end with the thread that started them: those that are started while a test's loop runs, by this one.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="starter")
+        self._doorman: Guest | None = None
         self.valkey_proxy = Severable(directory / "valkey/valkey.sock", directory / "px.sock")
         holds = f"holds.lease_s={LEASE_S};holds.beat_s={BEAT_S};holds.reap_every_s={REAP_S};holds.grace_s={GRACE_S};holds.witness_grace_s=1"
         super().__init__(
@@ -52,22 +55,44 @@ class BreakableHouse(House):
             return False
         try:
             self.wait_serving()
+            self._wait_let_in()
         except (AssertionError, EngineFailed):
             return False
         return True
 
+    def _wait_let_in(self) -> None:
+        """Whoever comes next is served, by every worker: Envoy asks them in turn."""
+        if self._doorman is None:
+            self._doorman = self.guest()
+        doorman = self._doorman
+        with self.client() as client:
+
+            def served() -> bool:
+                asked = [client.post(CHAT, json=body(), headers=doorman.headers).status_code for _ in range(2 * self.workers)]
+                return set(asked) == {200}
+
+            until(served, "every worker lets in", 30)
+        self.close_clients()
+
     def guest(self, **more: Any) -> Guest:
         """As soon as the stores, which the test before may have broken, take one."""
+        return self._as_soon_as_stores_answer(lambda: super(BreakableHouse, self).guest(**more), "an account")
 
-        def made() -> Guest | None:
+    def findings(self, account: str) -> list[Finding]:
+        return self._as_soon_as_stores_answer(lambda: super(BreakableHouse, self).findings(account), "what is found")
+
+    def _as_soon_as_stores_answer(self, ask: Callable[[], Answer], what: str) -> Answer:
+        answers: list[Answer] = []
+
+        def answered() -> bool:
             try:
-                return super(BreakableHouse, self).guest(**more)
+                answers.append(ask())
             except StoreError:
-                return None
+                return False
+            return True
 
-        found = until(made, "an account")
-        assert found is not None
-        return found
+        until(answered, what)
+        return answers[0]
 
     def wait_serving(self) -> None:
         """Both workers are there, and Envoy knows."""

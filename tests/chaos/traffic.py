@@ -56,7 +56,7 @@ class Traffic:
 
     @property
     def answered(self) -> int:
-        return sum(told.whole for told in self.told)
+        return sum(told.whole and told.status == 200 for told in self.told)
 
     def with_status(self, *statuses: int) -> list[Told]:
         return [told for told in self.told if told.status in statuses]
