@@ -115,6 +115,7 @@ class Outbox:
 
     dir: Path = kit.path("data/outbox")  # noqa: RUF009 - a field
     bytes_max: int = kit.number(1_073_741_824, 1_048_576, 2**44)
+    reply_waits_for: str = kit.word("either", "disk")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

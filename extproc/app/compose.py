@@ -46,7 +46,7 @@ from extproc.settings import Settings
 from extproc.settlement.deposit import Deposits
 from extproc.settlement.meter import UNMETERED, Meter
 from extproc.settlement.month_end import MonthEnd, oldest_unconfirmed_ms
-from extproc.settlement.outbox import Keeper, Outbox
+from extproc.settlement.outbox import GATHER_S, GATHER_S_AWAITED, Keeper, Outbox
 from extproc.settlement.release import Release
 from extproc.stores.cluster import ClusterPipeline, is_cluster
 from extproc.stores.pipeline import Client, Pipeline
@@ -223,7 +223,7 @@ async def gate_worker(settings: Settings, slot: int, listen_fd: int | None) -> G
         directory=stores.directory,
         holds=stores.holds,
         lending=Lending(outbox, workers=settings.listen.worker_count, monotonic_s=time.monotonic),
-        closing=Closing(stores.holds, outbox, meter, jitter=random.random),
+        closing=Closing(stores.holds, outbox, meter, jitter=random.random, waits_for_disk=settings.outbox.reply_waits_for == "disk"),
         announced=Announced(shard_of, lives=lambda: (stores.holds.lives, outbox.lives)),
         catalog=lambda: catalog.current,
         policy=lambda: policy.current,
@@ -269,7 +269,7 @@ def outbox_of(settings: Settings, slot: int) -> Outbox:
         unix_ms=unix_ms,
         monotonic_s=time.monotonic,
     )
-    return Outbox(keeper, unix_ms=unix_ms)
+    return Outbox(keeper, unix_ms=unix_ms, gather_s=GATHER_S_AWAITED if settings.outbox.reply_waits_for == "disk" else GATHER_S)
 
 
 def keys_of_payers() -> Keys:

@@ -1,9 +1,10 @@
 """Endings that outlive an RPC.
 
 An exchange hands its ending over synchronously and may be gone the next moment (an ``await`` in the handler's ``finally`` is often
-killed, ENVOY.md). Here it goes to the hold store, and if a backend had the request, to the outbox at the same time: as soon as either has
-it, it is safe. To the store it is repeated until that acknowledges it: an ending is idempotent by hold id, and an unknown outcome is
-never taken for a failure. Whatever the store says, the ledger gets what the outbox has.
+killed, ENVOY.md). Here it goes to the hold store, and if a backend had the request, to the outbox at the same time: as soon as either
+has it, it is safe; or, where the power of the whole machine may fail, as soon as the outbox has it (``waits_for_disk``). To the store it
+is repeated until that acknowledges it: an ending is idempotent by hold id, and an unknown outcome is never taken for a failure. Whatever
+the store says, the ledger gets what the outbox has.
 """
 
 from __future__ import annotations
@@ -45,31 +46,40 @@ class Outbox(Protocol):
 
 
 class _Waiting:
-    """An ending that the store has not acknowledged. ``is_kept``: it is in the outbox, or will be; ``is_stored``: it is on the disk."""
+    """An ending that is not safe, or that the store has not acknowledged.
 
-    __slots__ = ("begun_s", "done", "ending", "is_kept", "is_stored")
+    ``is_ended``: the store has ended it. ``is_kept``: it is in the outbox, or will be; ``is_stored``: it is on the disk.
+    """
+
+    __slots__ = ("begun_s", "done", "ending", "is_ended", "is_kept", "is_stored")
 
     def __init__(self, ending: Ending, done: Done, begun_s: float) -> None:
         self.ending = ending
         self.done = done
         self.begun_s = begun_s
-        self.is_kept = self.is_stored = False
+        self.is_ended = self.is_kept = self.is_stored = False
 
     def stored(self) -> None:
         self.is_stored = True
         if not self.done.done():
-            self.done.set_result(False)
+            self.done.set_result(self.is_ended)
 
 
 class Closing:
     """Every ending of one worker that is not acknowledged yet. What failed waits in one line and is repeated in batches."""
 
-    def __init__(self, holds: Holds, outbox: Outbox, metrics: Metrics, *, jitter: Callable[[], float]) -> None:
-        """``jitter``: a number from 0 to 1, so that workers do not come back to a store all at once."""
+    def __init__(
+        self, holds: Holds, outbox: Outbox, metrics: Metrics, *, jitter: Callable[[], float], waits_for_disk: bool = False
+    ) -> None:
+        """``jitter``: a number from 0 to 1, so that workers do not come back to a store all at once.
+
+        ``waits_for_disk``: what the store has acknowledged, and has not synced, is not safe yet.
+        """
         self._holds = holds
         self._outbox = outbox
         self._metrics = metrics
         self._jitter = jitter
+        self._waits_for_disk = waits_for_disk
         self._pending: set[_Waiting] = set()
         self._failed: deque[_Waiting] = deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -86,7 +96,8 @@ class Closing:
         return "endings" if len(self._pending) >= PENDING_MAX else ""
 
     def end(self, ending: Ending) -> Done:
-        """Done once it is safe: the store has acknowledged it, or it is in the outbox, or neither will ever take it. Never fails.
+        """Done once it is safe: the store has acknowledged it (see ``waits_for_disk``), or it is in the outbox, or neither will ever
+        take it. Never fails.
 
         True: the store has written its event by this call, and the outbox has it as well or will have it. So whatever its row brings along
         has reached everybody who reads either.
@@ -153,10 +164,11 @@ class Closing:
         ending = waiting.ending
         if result is EndResult.UNKNOWN and ending.kind is EndKind.SETTLE and ending.charge_nanos and not waiting.is_kept:
             log.error("the hold store does not know hold %s, charge %d nanos is not booked", ending.hold_id, ending.charge_nanos)
-        if result is EndResult.ENDED or not waiting.is_kept:
+        waiting.is_ended = result is EndResult.ENDED
+        if not waiting.is_kept or (waiting.is_ended and not self._waits_for_disk):
             self._finish(waiting, announced=waiting.is_kept)
         else:
-            self._leave(waiting)  # this call has written nothing: whether another one has is not known, so the disk is waited for
+            self._leave(waiting)  # the disk is waited for; also if this call has written nothing: whether another one has is not known
 
     def _postpone(self, waiting: _Waiting) -> None:
         """Again later, unless it is safe and the store has been away for long: the ledger books it, and tells the store what it charged."""

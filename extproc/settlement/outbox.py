@@ -32,6 +32,7 @@ from extproc.settlement.outbox_file import KEEP_MS, Claim, Extent, Lent, OutboxF
 log = logging.getLogger(__name__)
 
 GATHER_S: Final = 0.02  # Redis answers in one; so a group is 56 rows at 2,800 requests a second, and costs each of them a few µs
+GATHER_S_AWAITED: Final = 0.002  # where every reply waits for the disk: the commits themselves gather what comes meanwhile
 PENDING_MAX: Final = 50_000  # rows that are not on the disk, about 1 KB each: all that a worker may have open, twice
 STALLED_S: Final = 3.0  # a commit that takes longer is a disk that hangs
 RETRY_S: Final = 0.5
@@ -72,8 +73,9 @@ class Figures(NamedTuple):
 class Outbox:
     """Lives on the running loop. ``lives`` changes when rows that were put in may be missing from the file that is written now."""
 
-    def __init__(self, keeper: Keeper, *, unix_ms: Callable[[], int]) -> None:
+    def __init__(self, keeper: Keeper, *, unix_ms: Callable[[], int], gather_s: float = GATHER_S) -> None:
         self._keeper = keeper
+        self._gather_s = gather_s
         self._unix_ms = unix_ms
         self._loop = asyncio.get_running_loop()
         self._gathering: list[Entry] = []
@@ -146,7 +148,7 @@ class Outbox:
             self._progress_s = self._loop.time()
         self._put += 1
         if not self._gathering:
-            self._loop.call_later(GATHER_S, self._hand_over)
+            self._loop.call_later(self._gather_s, self._hand_over)
         self._gathering.append(Entry(what, self._unix_ms(), stored))
         return True
 

@@ -94,6 +94,11 @@ class BreakableHouse(House):
         until(answered, what)
         return answers[0]
 
+    def restart_sidecar(self) -> None:
+        """With the settings as they are now."""
+        self.sidecar.stop(DRAIN_S)
+        self.sidecar = self.start_sidecar()
+
     def wait_serving(self) -> None:
         """Both workers are there, and Envoy knows."""
         until(self._is_ready, "both workers are ready")

@@ -53,9 +53,9 @@ def ending(number: int, *, is_forwarded: bool = False) -> Ending:
     )
 
 
-def closing_over(store: Away, disk: Disk | None = None) -> Closing:
+def closing_over(store: Away, disk: Disk | None = None, *, waits_for_disk: bool = False) -> Closing:
     series = SimpleNamespace(hold_ended=lambda _: None, store_failed=lambda _: None, illegal_event=lambda: None)
-    return Closing(store, disk or Disk(), series, jitter=lambda: 0.0)  # type: ignore[arg-type]
+    return Closing(store, disk or Disk(), series, jitter=lambda: 0.0, waits_for_disk=waits_for_disk)  # type: ignore[arg-type]
 
 
 async def test_endings_are_taken_however_many_wait_but_no_new_holds(monkeypatch: pytest.MonkeyPatch):
@@ -95,6 +95,24 @@ async def test_an_ending_is_repeated_until_it_is_acknowledged(monkeypatch: pytes
     store.asked[-1][1].set_result(EndResult.ENDED)
     await done
     assert {one.hold_id for one, _ in store.asked} == {"h1"}
+
+
+async def test_where_power_may_fail_only_the_disk_makes_a_charge_safe():
+    store, disk = Away(), Disk()
+    closing = closing_over(store, disk, waits_for_disk=True)
+    first, second = closing.end(ending(1, is_forwarded=True)), closing.end(ending(2, is_forwarded=True))
+    refused = closing.end(ending(3))  # no backend had it: nothing is charged, nothing is kept
+    for _, answer in store.asked:
+        answer.set_result(EndResult.ENDED)
+    assert await refused is False
+    assert (first.done(), second.done()) == (False, False)
+    disk.put_in[0][1]()
+    assert await first is True, "both have it: what its row brought along is known everywhere"
+    assert not second.done()
+    disk.is_full = True
+    unkept = closing.end(ending(4, is_forwarded=True))
+    store.asked[-1][1].set_result(EndResult.ENDED)
+    assert await unkept is False, "a disk that takes nothing is not waited for"
 
 
 async def test_a_charge_is_safe_as_soon_as_either_has_it():
