@@ -35,8 +35,8 @@ def kept_bytes(events: int) -> int:
 
 @pytest.mark.parametrize("events", [1, 300])
 def test_neither_the_prompt_nor_the_answer_is_kept(events: int):
-    # The least of three: what other threads of this process (houses of other tests) allocate meanwhile is counted too.
-    assert min(kept_bytes(events) for _ in range(3)) < KEPT_BYTES_MAX
+    # Again, if it was more: what other threads of this process (houses of other tests) allocate meanwhile is counted too.
+    assert any(kept_bytes(events) < KEPT_BYTES_MAX for _ in range(3))
 
 
 def test_what_was_forwarded_is_enough_to_the_end():
