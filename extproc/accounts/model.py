@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from extproc.money.hold import NO_LIMITS, Limits
+from extproc.money.price import FACTOR_ONE
 
 
 class Period(StrEnum):
@@ -26,12 +27,14 @@ class Account:
     tier: str
     created_at: str = ""
     frozen: bool = False
+    price_factor: int = FACTOR_ONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
     """What a look-up by hash returns: identity and scopes, no secret. Empty ``models`` or ``networks`` = no restriction.
 
+    ``price_factor``: the account's own, in millionths, beside that of its tier.
     ``expires_ms`` 0 = never. Revocation, expiry and budget are enforced by ``admit`` from Redis; here they serve early refusals only.
     """
 
@@ -39,6 +42,7 @@ class Key:
     payer_id: str
     name: str
     tier: str
+    price_factor: int = FACTOR_ONE
     models: frozenset[str] = frozenset()
     networks: tuple[str, ...] = ()  # CIDR, v4 or v6
     expires_ms: int = 0

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from extproc.ledger.port import Explanation
 from extproc.money.amount import format_amount
-from extproc.money.price import FACTOR_DECIMALS, RATE_DECIMALS, Price
+from extproc.money.price import FACTOR_DECIMALS, RATE_DECIMALS, Price, Rates
 from extproc.money.receipt import Line, Receipt, receipt
 from extproc.money.usage import Usage, UsageSource
 
@@ -48,24 +48,26 @@ def _cap_nanos(row: Mapping[str, Any]) -> int:
 def _price(price: Price) -> dict[str, Any]:
     return {
         "price_id": price.price_id,
-        "method": "per_token",
+        "method": price.method,
         "model": price.model,
         "priority": price.priority,
         "tier": price.tier,
-        "per_million_tokens": {
-            "input": format_amount(price.input_rate),
-            "cached_input": format_amount(price.cached_input_rate),
-            "output": format_amount(price.output_rate),
-        },
+        "per_million": _per_million(price.rates),
+        "above": [{"input_tokens": band.above_tokens, "per_million": _per_million(band.rates)} for band in price.bands],
         "factors": [{"name": factor.name, "factor": decimal(factor.millionths, FACTOR_DECIMALS)} for factor in price.factors],
         "minimum_nanos": price.minimum_nanos,
     }
 
 
+def _per_million(rates: Rates) -> dict[str, str]:
+    """Of every unit that has a price of its own."""
+    return {name: decimal(rate, RATE_DECIMALS) for name, rate in {"input": 0, "output": 0, **rates.spec()}.items()}
+
+
 def _sum(total: Receipt, price: Price) -> dict[str, Any]:
     return {
         "lines": [_line(line) for line in total.lines],
-        "subtotal": decimal(sum(line.tokens * line.rate for line in total.lines), LINE_DECIMALS),
+        "subtotal": decimal(sum(line.quantity * line.rate for line in total.lines), LINE_DECIMALS),
         "factors": [{"name": factor.name, "factor": decimal(factor.millionths, FACTOR_DECIMALS)} for factor in price.factors],
         "cost_nanos": total.cost_nanos,
         "cost": format_amount(total.cost_nanos),
@@ -77,9 +79,9 @@ def _sum(total: Receipt, price: Price) -> dict[str, Any]:
 def _line(line: Line) -> dict[str, Any]:
     return {
         "name": line.name,
-        "tokens": line.tokens,
+        "quantity": line.quantity,
         "per_million": decimal(line.rate, RATE_DECIMALS),
-        "amount": decimal(line.tokens * line.rate, LINE_DECIMALS),
+        "amount": decimal(line.quantity * line.rate, LINE_DECIMALS),
     }
 
 

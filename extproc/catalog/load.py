@@ -10,11 +10,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from extproc.catalog.model import CHAT_COMPLETIONS, COMPLETIONS, EMBEDDINGS, SANDBOX_TOKENS_PER_DAY, Catalog, Model, Tier
+from extproc.catalog.model import CHAT_COMPLETIONS, COMPLETIONS, EMBEDDINGS, FREE, SANDBOX_TOKENS_PER_DAY, Catalog, Model, Tariff, Tier
 from extproc.errors import ConfigError, Fault
 from extproc.money.amount import NANOS_PER_UNIT, parse_scaled
 from extproc.money.hold import Limits
-from extproc.money.price import FACTOR_DECIMALS, FACTOR_ONE, RATE_DECIMALS
+from extproc.money.price import FACTOR_DECIMALS, FACTOR_ONE, RATE_DECIMALS, Rates
 from extproc.yamlfile import BYTES_MAX, Cursor, Node, parse, refusal
 
 ENDPOINTS = (CHAT_COMPLETIONS, COMPLETIONS, EMBEDDINGS)
@@ -210,7 +210,7 @@ class _Reading:
         output_max = _output_tokens_max(at, members, context, has_output=not endpoints <= WITHOUT_OUTPUT)
         if "output_tokens_default" in members and values["output_tokens_default"] > output_max > 0:
             members["output_tokens_default"].fault(f"is above output_tokens_max ({output_max})")
-        input_rate, cached_rate, output_rate = _rates(at, members, free=values["free"], has_output=not endpoints <= WITHOUT_OUTPUT)
+        tariff = _tariff(at, members, free=values["free"], has_output=not endpoints <= WITHOUT_OUTPUT)
         image_formula, image_tokens_max = _image(members.get("image"))
         tokenizer = members["tokenizer"].text(UPSTREAM, choices=self._tokenizers or ()) if "tokenizer" in members else UPSTREAM
         if tokenizer == UPSTREAM and values["usage"] == "counted":
@@ -222,16 +222,13 @@ class _Reading:
             if "served_name" in members
             else name,
             endpoints=endpoints,
-            method=values["method"],
             tokenizer=tokenizer,
             chat_template=_chat_template(at, members, local_chat=tokenizer != UPSTREAM and CHAT_COMPLETIONS in endpoints),
             context_tokens=context,
             output_tokens_max=output_max,
             output_tokens_default=min(values["output_tokens_default"], output_max),
             free=values["free"],
-            input_rate=input_rate,
-            cached_input_rate=cached_rate,
-            output_rate=output_rate,
+            tariffs=(tariff,),
             priority_factors=values["priority_factor"],
             usage=values["usage"],
             sticky=values["sticky"],
@@ -282,16 +279,16 @@ def _output_tokens_max(at: Cursor, members: Mapping[str, Cursor], context: int, 
     return output_max
 
 
-def _rates(at: Cursor, members: Mapping[str, Cursor], *, free: bool, has_output: bool) -> tuple[int, int, int]:
-    """Input, cached input, output, in nanos for a million tokens."""
+def _tariff(at: Cursor, members: Mapping[str, Cursor], *, free: bool, has_output: bool) -> Tariff:
+    """What it costs."""
     price = members.get("price")
     if free:
         if price is not None:
             price.fault("a model with `free: true` has no price; leave one of both out")
-        return 0, 0, 0
+        return FREE
     if price is None:
         at.fault("price is missing; a model that costs nothing says `free: true`")
-        return 0, 0, 0
+        return FREE
     found = price.members(("input", "cached_input", "output"), required=("input", "output") if has_output else ("input",))
     rates = {key: rate(member) for key, member in found.items()}
     if not has_output and "output" in found:
@@ -300,7 +297,7 @@ def _rates(at: Cursor, members: Mapping[str, Cursor], *, free: bool, has_output:
     cached_rate = rates.get("cached_input", input_rate)
     if cached_rate > input_rate and "input" in found:
         found["cached_input"].fault("is above the price of input: a cached token would cost more than a fresh one")
-    return input_rate, cached_rate, rates.get("output", 0)
+    return Tariff(rates=Rates(input=input_rate, cached_input=rates.get("cached_input"), output=rates.get("output", 0)))
 
 
 def _image(at: Cursor | None) -> tuple[str, int]:

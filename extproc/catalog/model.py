@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, tzinfo
 
 from extproc.money.hold import Limits
-from extproc.money.price import FACTOR_ONE, Factor, Price
+from extproc.money.price import FACTOR_ONE, PER_TOKEN, Band, Factor, Price, Rates
 
 CHAT_COMPLETIONS = "chat.completions"
 COMPLETIONS = "completions"
 EMBEDDINGS = "embeddings"
+PRICES_MAX = 4_096  # resolved and remembered: models × priorities × tiers × the factors of accounts
 SANDBOX_TOKENS_PER_DAY = 100_000  # enough to try everything, too little to work with
 
 
@@ -29,8 +31,44 @@ class Tier:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tariff:
+    """What a model costs from ``effective_ms`` (unix) on, before factors; ``method`` as the file names it."""
+
+    effective_ms: int = 0
+    method: str = PER_TOKEN
+    rates: Rates
+    bands: tuple[Band, ...] = ()
+    minimum_nanos: int = 0
+
+
+FREE = Tariff(rates=Rates())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OffPeak:
+    """A factor (millionths) for every day from ``begin_minute`` to ``end_minute`` of a zone's clock; a night reaches over midnight."""
+
+    zone: tzinfo
+    begin_minute: int
+    end_minute: int
+    factor: int
+    name: str  # as it stands in the price: ``off-peak 00:30-08:30 Asia/Shanghai``
+
+    def covers(self, at_ms: int) -> bool:
+        """Whether it is so late, or so early."""
+        clock = datetime.fromtimestamp(at_ms // 1_000, UTC).astimezone(self.zone)
+        minute = clock.hour * 60 + clock.minute
+        if self.begin_minute <= self.end_minute:
+            return self.begin_minute <= minute < self.end_minute
+        return minute >= self.begin_minute or minute < self.end_minute
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """One sellable model. Rates in nanos per 1,000,000 tokens; ``priority_factors`` in millionths, a missing priority is not sold."""
+    """One sellable model. ``priority_factors`` in millionths, a missing priority is not sold.
+
+    ``tariffs``: the first is in force since ever, others from a moment on, in their order. A free model has :data:`FREE` alone.
+    """
 
     name: str
     aliases: tuple[str, ...] = ()
@@ -42,16 +80,22 @@ class Model:
     output_tokens_max: int
     output_tokens_default: int
     free: bool
-    input_rate: int
-    cached_input_rate: int
-    output_rate: int
+    tariffs: tuple[Tariff, ...]
+    off_peak: OffPeak | None = None
     priority_factors: Mapping[str, int]
     usage: str = "inject"  # inject | continuous | forced | counted
     sticky: str = "none"  # none | account | prefix
-    method: str = "per_token"
     sandbox: bool = False  # sandbox keys may use it
     image_formula: str = ""  # "" = takes no images
     image_tokens_max: int = 0  # what an image by URL is held at
+
+    def tariff(self, at_ms: int) -> Tariff:
+        """The one in force."""
+        found = self.tariffs[0]
+        for tariff in self.tariffs[1:]:
+            if at_ms >= tariff.effective_ms:
+                found = tariff
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +107,7 @@ class Catalog:
     tiers: Mapping[str, Tier]
     default_tier: str
     models: Mapping[str, Model]
-    _prices: dict[tuple[str, str, str], Price] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _prices: dict[tuple[str, str, str, int, str, int], Price] = field(default_factory=dict, init=False, repr=False, compare=False)
     _free: frozenset[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -79,26 +123,35 @@ class Catalog:
         """The tier of an account; one that the catalog no longer has falls back to the default tier, never to no limits."""
         return self.tiers.get(name) or self.tiers[self.default_tier]
 
-    def price(self, model: Model, *, priority: str, tier: Tier) -> Price:
-        """The resolved price; remembered per snapshot (bounded by models × priorities × tiers). The priority must be sold for the model."""
-        key = (model.name, priority, tier.name)
+    def price(self, model: Model, *, priority: str, tier: Tier, at_ms: int, account_factor: int = FACTOR_ONE) -> Price:
+        """The resolved price at a moment (unix ms); remembered per snapshot. The priority must be sold for the model."""
+        tariff = model.tariff(at_ms)
+        off_peak = model.off_peak if model.off_peak is not None and model.off_peak.covers(at_ms) else None
+        key = (model.name, priority, tier.name, tariff.effective_ms, off_peak.name if off_peak else "", account_factor)
         price = self._prices.get(key)
         if price is None:
+            if len(self._prices) >= PRICES_MAX:
+                self._prices.clear()
             price = self._prices[key] = Price(
                 model=model.name,
                 priority=priority,
                 tier=tier.name,
                 currency=self.currency,
-                input_rate=model.input_rate,
-                cached_input_rate=model.cached_input_rate,
-                output_rate=model.output_rate,
-                factors=tuple(
-                    factor
-                    for factor in (
-                        Factor(name=f"priority {priority}", millionths=model.priority_factors[priority]),
-                        Factor(name=f"tier {tier.name}", millionths=tier.price_factor),
-                    )
-                    if factor.millionths != FACTOR_ONE
-                ),
+                rates=tariff.rates,
+                bands=tariff.bands,
+                factors=_factors(model, priority, tier, off_peak, account_factor),
+                minimum_nanos=tariff.minimum_nanos,
+                method=tariff.method,
             )
         return price
+
+
+def _factors(model: Model, priority: str, tier: Tier, off_peak: OffPeak | None, account_factor: int) -> tuple[Factor, ...]:
+    found = [
+        Factor(name=f"priority {priority}", millionths=model.priority_factors[priority]),
+        Factor(name=f"tier {tier.name}", millionths=tier.price_factor),
+        Factor(name="account", millionths=account_factor),
+    ]
+    if off_peak is not None:
+        found.append(Factor(name=off_peak.name, millionths=off_peak.factor))
+    return tuple(factor for factor in found if factor.millionths != FACTOR_ONE)

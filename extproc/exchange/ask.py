@@ -7,11 +7,17 @@ and the meter know this protocol only.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from extproc.money.usage import Usage, UsageSource
 from extproc.tokens.counter import Counter
+
+if TYPE_CHECKING:
+    from extproc.exchange.meter import Expected
+
+JSON = "application/json"
 
 # A message costs at most these beside its text, over every template that we know; and a prompt as a whole.
 # Part of the hold only ("template allowance" of MONEY.md): what is charged is what the backend counted.
@@ -26,6 +32,7 @@ BYTES_PER_TOKEN = 4  # of an estimate: English and JSON have about this many
 class Prompt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What will be read by the model. Either ``messages`` (role, content) or ``texts``, one for each prompt.
 
+    ``images``: (width, height) of each, ``None`` where that is not known (a URL). ``audio_ms``: of what is to be transcribed, at most.
     ``prompts``: how many, each with a context window of its own. ``token_ids``: tokens that came as ids. ``extra_bytes``: JSON of tools
     and of message fields that templates print, compact; ``extra_bytes_max``: printed as widely as any template does.
     """
@@ -36,6 +43,8 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     extra_bytes: int = 0
     extra_bytes_max: int = 0
     prompts: int = 1
+    images: tuple[tuple[int, int] | None, ...] = ()
+    audio_ms: int = 0
     text_bytes: int = 0  # worked out, whatever is said
 
     def __post_init__(self) -> None:
@@ -87,6 +96,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A parsed body. ``choices`` = n × prompts; ``output_max`` per choice, ``None`` if the client named none.
 
     ``fields`` are the members that may go to the backend; what the bill depends on is typed, the rest is for the backend to judge.
+    ``is_free``: nothing is held and nothing charged, whatever the model costs (counting tokens). ``content_type`` of the canonical body.
     """
 
     endpoint: Endpoint
@@ -98,6 +108,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     wants_usage: bool
     wants_continuous_usage: bool
     fields: Mapping[str, Any]
+    is_free: bool = False
+    content_type: str = JSON
 
 
 class Piece(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -105,7 +117,8 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     ``tokens``: (choice, tokens that log-probabilities tell of, whether or not their text has come: a long stop string makes a backend
     keep text back). ``index``: the choice that the event is about (an event of a stream has one). ``final``: a usage object that stands
-    for the whole answer. ``finish``: a finish reason, if one came.
+    for the whole answer. ``begun``: what was told of the usage before there was output (Anthropic's ``message_start``); a final usage
+    overrides its members. ``finish``: a finish reason, if one came; ``done``: nothing of the answer can follow.
     """
 
     texts: tuple[tuple[int, str], ...] = ()
@@ -113,6 +126,8 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     index: int = 0
     usage: Any = None
     final: bool = False
+    begun: Any = None
+    done: bool = False
     finish: str = ""
     error: bool = False
 
@@ -131,6 +146,9 @@ class Endpoint(Protocol):
     path: str
     output_default: int | None  # the maximum of this endpoint when the client names none; None = the model's
 
+    def members(self, data: bytes, content_type: str) -> Mapping[str, Any]:
+        """The bytes of a body as members: a JSON object, or a form."""
+
     def parse(self, body: Mapping[str, Any], *, reject_unknown: bool) -> Ask:
         """The body, typed and allow-listed. :class:`~extproc.errors.ClientError` names the parameter at fault."""
 
@@ -142,3 +160,6 @@ class Endpoint(Protocol):
 
     def read_answer(self, body: bytes) -> Piece:
         """A whole JSON answer, or as much of it as arrived."""
+
+    def usage(self, raw: Any, source: UsageSource, expected: Expected) -> Usage | None:
+        """Its usage object → tokens; ``None`` if it has no figures. 0 is a figure; what cannot be is clamped and flagged."""

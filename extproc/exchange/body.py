@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import msgspec
-
 from extproc.accounts.scopes import model_fault
 from extproc.catalog.model import Model
 from extproc.errors import ClientError
 from extproc.exchange.tab import Tab
 
 
-def parse_object(data: bytes) -> dict[str, Any]:
-    """Strict JSON (RFC 8259): UTF-8, no NaN; of doubled keys the last wins, and only that one is forwarded."""
-    try:
-        body = msgspec.json.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise ClientError("The request body is not valid JSON.", code="invalid_json") from error
-    if not isinstance(body, dict):
-        raise ClientError("The request body must be a JSON object.", code="invalid_json")
-    return body
-
-
 def understand(tab: Tab, data: bytes) -> None:
     """Body → ask, and a model that this key may use on this path at this priority; :class:`ClientError` says what is wrong."""
     pinned = tab.pinned
-    body = parse_object(data)
     assert tab.door is not None
     assert tab.door.endpoint is not None
+    body = tab.door.endpoint.members(data, tab.content_type)
     # The cheap questions first: a model that nobody sells must not make us read a long prompt.
     name = body.get("model")
     model = pinned.catalog.models.get(name) if isinstance(name, str) else None

@@ -9,7 +9,6 @@ Here is what meters have in common; :class:`~extproc.exchange.meter_stream.Strea
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
@@ -118,39 +117,27 @@ def counted(expected: Expected, output_tokens: int, source: UsageSource) -> Usag
     )
 
 
-def usage_of(raw: Any, source: UsageSource, expected: Expected) -> Usage | None:
-    """OpenAI's usage object → a usage; ``None`` if it has no figures. 0 is a figure; what cannot be is clamped and flagged."""
-    if not isinstance(raw, dict):
-        return None
-    flags: list[str] = []
-    figure = _figures(flags)
-    prompt = figure(raw, "prompt_tokens", expected.input_tokens_max)
-    output = figure(raw, "completion_tokens", expected.output_tokens_max)
-    if prompt is None or (output is None and flags):
-        return None
-    cached = figure(raw.get("prompt_tokens_details"), "cached_tokens", prompt) or 0
-    reasoning = figure(raw.get("completion_tokens_details"), "reasoning_tokens", output or 0) or 0
-    return Usage(
-        input_tokens=prompt, cached_tokens=cached, output_tokens=output or 0, reasoning_tokens=reasoning, source=source, flags=tuple(flags)
-    )
+class Figures:
+    """Reads members of a usage object. 0 is a figure, ``None`` is none; what cannot be is clamped, and flagged."""
 
+    __slots__ = ("flags",)
 
-def _figures(flags: list[str]) -> Callable[[Any, str, int], int | None]:
-    def figure(members: Any, name: str, most: int) -> int | None:
+    def __init__(self) -> None:
+        self.flags: list[str] = []
+
+    def __call__(self, members: Any, name: str, most: int) -> int | None:
         value = members.get(name) if isinstance(members, dict) else None
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int):
-            flags.append(f"{name}_not_a_number")
+            self.flags.append(f"{name}_not_a_number")
             return None
         if not 0 <= value <= most:
-            flags.append(f"{name}_impossible")
+            self.flags.append(f"{name}_impossible")
             return min(max(value, 0), most)
         return value
-
-    return figure
 
 
 def renamed(raw: bytes, rename: tuple[bytes, bytes] | None) -> bytes:

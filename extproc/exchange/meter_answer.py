@@ -9,7 +9,7 @@ from typing import Any
 from msgspec import structs
 
 from extproc.exchange.ask import Piece
-from extproc.exchange.meter import REASONS, Expected, counted, renamed, usage_of
+from extproc.exchange.meter import REASONS, Expected, counted, renamed
 from extproc.money.hold import EndReason
 from extproc.money.usage import Usage, UsageSource
 
@@ -66,7 +66,7 @@ class AnswerMeter:
         """The answer's own usage, else a count of its text, or of what arrived of it; too large to be read: what was held."""
         expected, piece = self._expected, self._piece
         if expected.trust_usage and piece is not None and piece.usage is not None:
-            usage = usage_of(piece.usage, UsageSource.UPSTREAM, expected)
+            usage = expected.endpoint.usage(piece.usage, UsageSource.UPSTREAM, expected)
             if usage is not None:
                 return usage
         if self._size > (TEXT_BYTES_MAX if ended_early else ANSWER_BYTES_MAX):

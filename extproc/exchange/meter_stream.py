@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from extproc.exchange.ask import Piece
-from extproc.exchange.meter import REASONS, Expected, counted, renamed, usage_of
+from extproc.exchange.meter import REASONS, Expected, counted, renamed
 from extproc.exchange.shape import BETWEEN, Shape, events_of, shape_of, texts_of
 from extproc.exchange.sse import SseDecoder, SseEvent
 from extproc.money.hold import EndReason
@@ -175,11 +175,11 @@ class StreamMeter:
         """What the backend says itself."""
         expected = self._expected
         if self._final is not None:
-            usage = usage_of(self._final, UsageSource.UPSTREAM, expected)
+            usage = expected.endpoint.usage(self._final, UsageSource.UPSTREAM, expected)
             if usage is not None:
                 return usage
         if self._running:
-            return usage_of(_summed(self._running, expected), UsageSource.CONTINUOUS, expected)
+            return expected.endpoint.usage(_summed(self._running, expected), UsageSource.CONTINUOUS, expected)
         return None
 
     def reason(self) -> EndReason | None:

@@ -10,6 +10,7 @@ from extproc.accounts.scopes import key_fault
 from extproc.errors import ClientError
 from extproc.exchange import replies
 from extproc.exchange.actions import Admit, Answer, Count, LookUpKey, PassBody, PassHeaders
+from extproc.exchange.ask import JSON
 from extproc.exchange.body import understand
 from extproc.exchange.doors import FORBIDDEN_HEADERS, door_of, secret_of, too_large
 from extproc.exchange.events import Admitted, Amended, Body, Counted, Headers, KeyRead, Refused, StoreFailed
@@ -167,7 +168,7 @@ def _forward(tab: Tab) -> Outcome:
 
 def _route(tab: Tab) -> tuple[tuple[str, str], ...]:
     assert tab.model is not None
-    return ("x-model", tab.model.name), ("x-priority", tab.priority), ("content-type", "application/json")
+    return ("x-model", tab.model.name), ("x-priority", tab.priority), ("content-type", tab.ask.content_type if tab.ask else JSON)
 
 
 def not_amended(tab: Tab, event: Refused) -> Outcome:
@@ -189,7 +190,7 @@ def _lower(tab: Tab, reason: DenyReason, spendable_nanos: int) -> Size | None:
     assert ask is not None
     if reason not in SHORT or (ask.output_max is not None and policy.over_balance != "clamp"):
         return None
-    most = affordable_output_tokens(price, input_tokens=sized.demand.input_tokens, spendable_nanos=spendable_nanos)
+    most = affordable_output_tokens(price, sized.demand, spendable_nanos=spendable_nanos)
     lower = clamped(sized, output_total=max(0, most), choices=ask.choices)
     return lower if lower.output_each >= min(policy.clamp_output_tokens_min, sized.output_each) else None
 

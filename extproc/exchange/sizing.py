@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+from msgspec import structs
 
 from extproc.catalog.model import Model
 from extproc.errors import ClientError
@@ -66,7 +67,7 @@ def clamped(sized: Size, *, output_total: int, choices: int) -> Size:
         prompt_tokens=sized.prompt_tokens,
         estimated=sized.estimated,
         output_each=each,
-        demand=Demand(input_tokens=sized.demand.input_tokens, output_tokens=each * choices),
+        demand=structs.replace(sized.demand, output_tokens=each * choices),
     )
 
 

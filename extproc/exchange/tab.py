@@ -26,8 +26,8 @@ from extproc.exchange.policy import Bounds, Policy
 from extproc.exchange.record import Record
 from extproc.exchange.sizing import Size
 from extproc.money.hold import Admission, Amendment, Checkpoint, Ending, EndKind, EndReason
-from extproc.money.price import Price
-from extproc.money.quote import Quote, Terms, quote
+from extproc.money.price import FACTOR_ONE, Price
+from extproc.money.quote import NOTHING_DUE, Quote, Terms, quote
 from extproc.money.receipt import cost_nanos
 from extproc.money.usage import NO_USAGE, TOKENS_MAX, Usage, UsageSource
 from extproc.tokens.counter import Counter, Counters
@@ -60,9 +60,40 @@ class Tab:
     """
 
     __slots__ = (
-        "ask", "attempts", "body", "checkpoint", "clamped", "client_ip", "counter", "created_ms", "door", "expected", "figures_due_ns",
-        "hold_id", "is_shadow", "key", "meter", "model", "owner", "pinned", "price", "priority", "quote", "remarks", "request_id", "sized",
-        "spendable_nanos", "started_ns", "status", "stream", "terms", "tier", "told", "ttft_ns", "upstream",
+        "ask",
+        "attempts",
+        "body",
+        "checkpoint",
+        "clamped",
+        "client_ip",
+        "content_type",
+        "counter",
+        "created_ms",
+        "door",
+        "expected",
+        "figures_due_ns",
+        "hold_id",
+        "is_shadow",
+        "key",
+        "meter",
+        "model",
+        "owner",
+        "pinned",
+        "price",
+        "priority",
+        "quote",
+        "remarks",
+        "request_id",
+        "sized",
+        "spendable_nanos",
+        "started_ns",
+        "status",
+        "stream",
+        "terms",
+        "tier",
+        "told",
+        "ttft_ns",
+        "upstream",
     )  # fmt: skip
 
     def __init__(self, pinned: Pinned) -> None:
@@ -70,6 +101,7 @@ class Tab:
         self.hold_id = self.owner = ""
         self.request_id = ""
         self.client_ip = ""
+        self.content_type = ""
         self.created_ms = 0
         self.started_ns = 0
         self.priority = STANDARD
@@ -106,6 +138,7 @@ class Tab:
         self.client_ip = headers.client_ip
         self.created_ms = headers.unix_ms
         self.started_ns = headers.at_ns
+        self.content_type = headers.headers.get("content-type", "")
         self.priority = headers.headers.get("x-priority", "").strip().lower() or STANDARD
 
     def identify(self, key: Key | None) -> None:
@@ -154,11 +187,13 @@ class Tab:
         )
 
     def ask_for(self, sized: Size) -> None:
-        """Fix size, price and quote: the worst case that the exact hold is asked for."""
-        model, tier = self._model(), self._tier()
+        """Fix size, price and quote: the worst case that the exact hold is asked for. The price is that of the moment of the request."""
+        model, tier, ask = self._model(), self._tier(), self.ask
+        assert ask is not None
+        factor = self.key.price_factor if self.key else FACTOR_ONE
         self.sized = sized
-        self.price = self.pinned.catalog.price(model, priority=self.priority, tier=tier)
-        self.quote = quote(self.price, sized.demand, self.terms)
+        self.price = self.pinned.catalog.price(model, priority=self.priority, tier=tier, at_ms=self.created_ms, account_factor=factor)
+        self.quote = NOTHING_DUE if ask.is_free else quote(self.price, sized.demand, self.terms)
 
     def amend(self) -> Amend | Lend:
         """Ask for the exact hold; a trusted account does not wait for it. When the store is away: ask for credit."""

@@ -6,7 +6,8 @@ from enum import StrEnum
 
 import msgspec
 
-from extproc.money.price import Price
+from extproc.money.price import Price, Rates
+from extproc.money.usage import CHARACTERS_PER_TOKEN_MAX, NO_QUOTA, Quota
 
 
 class Terms(StrEnum):
@@ -23,14 +24,23 @@ class Terms(StrEnum):
 
 
 class Demand(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """Upper bounds of what a request can use. ``output_tokens`` is the sum over its n choices (and prompts)."""
+    """Upper bounds of what a request can use. ``output_tokens`` is the sum over its n choices (and prompts).
+
+    ``image_tokens`` and ``audio_tokens`` are parts of ``input_tokens``.
+    """
 
     input_tokens: int
     output_tokens: int
+    image_tokens: int = 0
+    audio_tokens: int = 0
+    images: int = 0
+    audio_ms: int = 0
+    input_characters: int = 0
+    input_words: int = 0
 
     def __post_init__(self) -> None:
-        assert self.input_tokens >= 0
-        assert self.output_tokens >= 0
+        assert self.input_tokens >= self.image_tokens + self.audio_tokens
+        assert min(self.image_tokens, self.audio_tokens, self.output_tokens) >= 0
 
     @property
     def total_tokens(self) -> int:
@@ -38,7 +48,10 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Quote(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What a demand costs at most. Paid: ``reserved = cap = list``. Sandbox and shadow: ``reserved = cap = 0``. Lent: ``reserved = 0``."""
+    """What a demand costs at most. Paid: ``reserved = cap = list``. Sandbox and shadow: ``reserved = cap = 0``. Lent: ``reserved = 0``.
+
+    With a quota: reserved and cap are for what it leaves, list is for everything.
+    """
 
     reserved_nanos: int
     cap_nanos: int
@@ -49,28 +62,69 @@ class Quote(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         assert 0 <= self.cap_nanos <= self.list_nanos
 
 
-def worst_case_nanos(price: Price, demand: Demand) -> int:
-    """``prompt_bound × input + output_bound × output`` (MONEY.md, "Size"); cached input is never assumed, nor trusted to be cheaper."""
-    input_rate = max(price.input_rate, price.cached_input_rate)
-    return price.of(demand.input_tokens * input_rate + demand.output_tokens * price.output_rate)
+NOTHING_DUE = Quote(reserved_nanos=0, cap_nanos=0, list_nanos=0)
 
 
-def quote(price: Price, demand: Demand, terms: Terms = Terms.PAID) -> Quote:
+def worst_case_nanos(price: Price, demand: Demand, quota: Quota = NO_QUOTA) -> int:
+    """``prompt_bound × input + output_bound × output`` (MONEY.md, "Size"), + images, + parts beside tokens.
+
+    Whether tokens are cached is never assumed, nor trusted to be cheaper; of bands, the dearest that the prompt can reach.
+    """
+    plain = price.plain
+    if plain is not None and quota is NO_QUOTA:
+        fresh, cached, output = plain
+        return price.of(demand.input_tokens * (max(cached, fresh)) + demand.output_tokens * output)
+    reachable = [price.rates, *(band.rates for band in price.bands if demand.input_tokens > band.above_tokens)]
+    return price.of(max(_worst_rated(rates, demand, quota) for rates in reachable))
+
+
+def _worst_rated(rates: Rates, demand: Demand, quota: Quota) -> int:
+    fresh, cached, creation, image, audio, output, reasoning, *_ = rates.resolved
+    text = max(fresh, cached, creation)
+    inputs = [
+        (text, demand.input_tokens - demand.image_tokens - demand.audio_tokens),
+        (max(text, image), demand.image_tokens),
+        (max(text, audio), demand.audio_tokens),
+    ]
+    return (
+        _beyond(inputs, quota.input_tokens)
+        + _beyond([(max(output, reasoning), demand.output_tokens)], quota.output_tokens)
+        + rates.calls
+        + rates.images * demand.images
+        + rates.audio_ms * demand.audio_ms
+        + rates.input_characters * demand.input_characters
+        + rates.input_words * demand.input_words
+        + (rates.output_characters * CHARACTERS_PER_TOKEN_MAX + rates.output_words) * demand.output_tokens
+    )
+
+
+def _beyond(parts: list[tuple[int, int]], free_tokens: int) -> int:
+    """Σ rate × tokens beyond the free ones, if those are the cheapest: a quota may cover what costs least."""
+    total = 0
+    for rate, tokens in sorted(parts):
+        free = min(tokens, free_tokens)
+        free_tokens -= free
+        total += rate * (tokens - free)
+    return total
+
+
+def quote(price: Price, demand: Demand, terms: Terms = Terms.PAID, quota: Quota = NO_QUOTA) -> Quote:
     """The worst case, and what of it these terms hold and charge at most."""
     nanos = worst_case_nanos(price, demand)
+    due = nanos if quota is NO_QUOTA else worst_case_nanos(price, demand, quota)
     if terms is Terms.PAID:
-        return Quote(reserved_nanos=nanos, cap_nanos=nanos, list_nanos=nanos)
+        return Quote(reserved_nanos=due, cap_nanos=due, list_nanos=nanos)
     return Quote(reserved_nanos=0, cap_nanos=nanos if terms is Terms.LENT else 0, list_nanos=nanos)
 
 
-def affordable_output_tokens(price: Price, *, input_tokens: int, spendable_nanos: int) -> int:
-    """The most output tokens (sum over choices) whose worst case still fits; −1 if not even the prompt does.
+def affordable_output_tokens(price: Price, demand: Demand, *, spendable_nanos: int, quota: Quota = NO_QUOTA) -> int:
+    """The most output tokens (sum over choices) whose worst case still fits beside the rest of ``demand``; −1 if not even that does.
 
     By bisection over :func:`worst_case_nanos`, so that rounding and factors can never disagree with the hold itself.
     """
 
     def fits(output_tokens: int) -> bool:
-        return worst_case_nanos(price, Demand(input_tokens=input_tokens, output_tokens=output_tokens)) <= spendable_nanos
+        return worst_case_nanos(price, msgspec.structs.replace(demand, output_tokens=output_tokens), quota) <= spendable_nanos
 
     if not fits(0):
         return -1

@@ -1,4 +1,4 @@
-"""How many tokens a request used, and who says so."""
+"""How much a request used, and who says so."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from enum import StrEnum
 import msgspec
 
 TOKENS_MAX = 2**31 - 1  # what PostgreSQL's integer holds; more than any model can give
+CHARACTERS_PER_TOKEN_MAX = 8
+"""So many characters of the answer are charged for each of its tokens at most, where characters are priced. English has 4 to 5, code 3; a
+token may be 128 blanks, and a hold that allowed for those would keep twenty times the charge."""
 
 
 class UsageSource(StrEnum):
@@ -20,25 +23,58 @@ class UsageSource(StrEnum):
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """Tokens of one request. ``cached_tokens`` are part of ``input_tokens``; ``reasoning_tokens`` part of ``output_tokens``.
+    """What one request used. Cached, cache creation, image and audio tokens are parts of ``input_tokens``, reasoning of ``output_tokens``.
 
+    Image and audio tokens may be among the cached ones; cached and cache creation are apart. The other units are there if the price of
+    the model asks for them: ``images`` of the prompt, ``audio_ms`` of what was transcribed, characters (code points) and words (what
+    blanks divide) of prompt and answer; of the answer at most :data:`CHARACTERS_PER_TOKEN_MAX` and one a token.
     ``flags`` name what was impossible in the figures of the backend and therefore clamped.
     """
 
     input_tokens: int = 0
     cached_tokens: int = 0
+    cache_creation_tokens: int = 0
+    image_tokens: int = 0
+    audio_tokens: int = 0
     output_tokens: int = 0
     reasoning_tokens: int = 0
+    images: int = 0
+    audio_ms: int = 0
+    input_characters: int = 0
+    output_characters: int = 0
+    input_words: int = 0
+    output_words: int = 0
     source: UsageSource = UsageSource.NONE
     flags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        assert 0 <= self.cached_tokens <= self.input_tokens <= TOKENS_MAX
+        assert self.cached_tokens >= 0
+        assert self.cache_creation_tokens >= 0
+        assert self.cached_tokens + self.cache_creation_tokens <= self.input_tokens <= TOKENS_MAX
         assert 0 <= self.reasoning_tokens <= self.output_tokens <= TOKENS_MAX
 
     @property
     def total_tokens(self) -> int:
         return self.input_tokens + self.output_tokens
 
+    @property
+    def is_nothing(self) -> bool:
+        """Neither tokens nor anything else: nothing is charged, not even the call."""
+        return not (self.input_tokens or self.output_tokens or self.audio_ms)
+
 
 NO_USAGE = Usage()
+
+
+class Quota(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Tokens that a grant pays for before money does: of prompts, and of answers."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        assert self.input_tokens >= 0
+        assert self.output_tokens >= 0
+
+
+NO_QUOTA = Quota()

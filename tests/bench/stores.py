@@ -26,7 +26,7 @@ from extproc.ledger.port import START, EventType, Grant
 from extproc.ledger.postgres import PostgresLedger
 from extproc.local import valkey as valkey_engine
 from extproc.money.hold import NO_LIMITS, Admission, Amendment, Ending, EndKind, EndResult, Granted, uuid7
-from extproc.money.price import Price
+from extproc.money.price import Price, Rates
 from extproc.money.receipt import receipt
 from extproc.money.usage import Usage
 from extproc.settlement.meter import Series
@@ -39,7 +39,7 @@ from extproc.stores.shards import SHARDS, TAGS, shard_of
 FLIGHTS = 64  # exchanges at the same time: calls that meet in a tick share a write, as they do in a busy worker
 PAYERS = 64
 RESERVED, CHARGE = 200_000, 100_000  # nanos
-PRICE = Price(model="m", priority="standard", tier="t", currency="EUR", input_rate=500_000, cached_input_rate=0, output_rate=1_000_000)
+PRICE = Price(model="m", priority="standard", tier="t", currency="EUR", rates=Rates(input=500_000, cached_input=0, output=1_000_000))
 PG_WARM_ROWS = 100  # before the clock runs: connections, prepared statements, the price
 PG_PAYERS = 256  # about four a shard
 PG_WRITE_ROWS = 1_000  # sent to Redis at once

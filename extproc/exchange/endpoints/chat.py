@@ -7,6 +7,7 @@ from typing import Any
 
 from extproc.errors import ClientError
 from extproc.exchange.ask import Ask, Prompt
+from extproc.exchange.endpoints import fields as read
 from extproc.exchange.endpoints import openai
 
 MESSAGES_MAX = 2_048  # longer than any conversation; each costs a call of the tokenizer
@@ -14,7 +15,7 @@ ROLE_BYTES_MAX = 16  # the longest that any template knows is `developer`; templ
 
 _OWN = frozenset({"model", "messages", "stream", "stream_options", "n", "max_tokens", "max_completion_tokens"})
 _PROMPT_FIELDS = frozenset({"tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "reasoning_effort"})
-_KNOWN = openai.SAMPLING_FIELDS | _PROMPT_FIELDS | {"top_logprobs"}
+_KNOWN = read.SAMPLING_FIELDS | _PROMPT_FIELDS | {"top_logprobs"}
 _TEXT_PARTS = ("text", "refusal")  # the member with the text has the name of the type
 _PRINTED = ("tools", "functions")  # by templates, into the prompt
 
@@ -28,19 +29,19 @@ class ChatCompletions(openai.Answers):
 
     def parse(self, body: Mapping[str, Any], *, reject_unknown: bool) -> Ask:
         """See :class:`~extproc.exchange.ask.Endpoint`."""
-        fields = openai.allowed(body, _KNOWN, _OWN, reject_unknown=reject_unknown)
-        openai.check_stop(body)
+        fields = read.allowed(body, _KNOWN, _OWN, reject_unknown=reject_unknown)
+        read.check_stop(body)
         fields["messages"], prompt = _messages(body, fields)
-        choices = openai.whole(body, "n", low=1, high=openai.CHOICES_MAX) or 1
+        choices = read.whole(body, "n", low=1, high=read.CHOICES_MAX) or 1
         if choices > 1:
             fields["n"] = choices
-        stream, usage, continuous = openai.stream_options(body)
+        stream, usage, continuous = read.stream_options(body)
         return Ask(
             endpoint=self,
-            model=openai.model_name(body),
+            model=read.model_name(body),
             stream=stream,
             choices=choices,
-            output_max=openai.output_max(body, "max_completion_tokens", "max_tokens"),
+            output_max=read.output_max(body, "max_completion_tokens", "max_tokens"),
             prompt=prompt,
             wants_usage=usage,
             wants_continuous_usage=continuous,
@@ -69,7 +70,7 @@ def _messages(body: Mapping[str, Any], fields: Mapping[str, Any]) -> tuple[list[
         content, text = _content(message.get("content"), param)
         pairs.append((message["role"], text))
         forwarded.append({"role": message["role"], "content": content, **others})
-    compact, wide = openai.printed(extras)
+    compact, wide = read.printed(extras)
     return forwarded, Prompt(messages=tuple(pairs), extra_bytes=compact, extra_bytes_max=wide)
 
 

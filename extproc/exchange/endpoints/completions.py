@@ -7,10 +7,11 @@ from typing import Any
 
 from extproc.errors import ClientError
 from extproc.exchange.ask import Ask, Prompt
+from extproc.exchange.endpoints import fields as read
 from extproc.exchange.endpoints import openai
 
 _OWN = frozenset({"model", "prompt", "stream", "stream_options", "n", "max_tokens", "best_of", "echo", "suffix"})
-_KNOWN = openai.SAMPLING_FIELDS
+_KNOWN = read.SAMPLING_FIELDS
 
 
 class Completions(openai.Answers):
@@ -22,27 +23,27 @@ class Completions(openai.Answers):
 
     def parse(self, body: Mapping[str, Any], *, reject_unknown: bool) -> Ask:
         """See :class:`~extproc.exchange.ask.Endpoint`."""
-        fields = openai.allowed(body, _KNOWN, _OWN, reject_unknown=reject_unknown)
-        openai.check_stop(body)
+        fields = read.allowed(body, _KNOWN, _OWN, reject_unknown=reject_unknown)
+        read.check_stop(body)
         prompt = _prompt(body.get("prompt"))
         fields["prompt"] = body["prompt"]
-        if openai.truth(body, "echo"):
+        if read.truth(body, "echo"):
             raise ClientError("`echo` is not offered here.", param="echo", code="unsupported_parameter")
         if body.get("suffix"):
             raise ClientError("`suffix` is not offered here.", param="suffix", code="unsupported_parameter")
-        choices = openai.whole(body, "n", low=1, high=openai.CHOICES_MAX) or 1
-        best_of = openai.whole(body, "best_of", low=1, high=openai.CHOICES_MAX)
+        choices = read.whole(body, "n", low=1, high=read.CHOICES_MAX) or 1
+        best_of = read.whole(body, "best_of", low=1, high=read.CHOICES_MAX)
         if best_of is not None and best_of != choices:
             raise ClientError("`best_of` other than `n` is not offered here.", param="best_of", code="unsupported_parameter")
         if choices > 1:
             fields["n"] = choices
-        stream, usage, continuous = openai.stream_options(body)
+        stream, usage, continuous = read.stream_options(body)
         return Ask(
             endpoint=self,
-            model=openai.model_name(body),
+            model=read.model_name(body),
             stream=stream,
             choices=choices * prompt.prompts,
-            output_max=openai.output_max(body, "max_tokens"),
+            output_max=read.output_max(body, "max_tokens"),
             prompt=prompt,
             wants_usage=usage,
             wants_continuous_usage=continuous,
@@ -53,8 +54,8 @@ class Completions(openai.Answers):
 def _prompt(value: Any) -> Prompt:
     """A text, tokens, or a list of either."""
     prompts = value if isinstance(value, list) and value and not _are_tokens(value) else [value]
-    if len(prompts) > openai.PROMPTS_MAX:
-        raise ClientError(f"`prompt` has more than {openai.PROMPTS_MAX} prompts.", param="prompt", code="invalid_value")
+    if len(prompts) > read.PROMPTS_MAX:
+        raise ClientError(f"`prompt` has more than {read.PROMPTS_MAX} prompts.", param="prompt", code="invalid_value")
     texts, token_ids = [], 0
     for prompt in prompts:
         if isinstance(prompt, str):

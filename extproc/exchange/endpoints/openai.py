@@ -1,149 +1,17 @@
-"""What OpenAI's chat and completions bodies and answers have in common: lenient numbers, choices, usage.
-
-vLLM takes ``"3"`` and ``2.0`` for 3, ``"true"`` and ``1`` for true (VLLM.md); so do we, and forward plain JSON types.
-"""
+"""What OpenAI's chat and completions answers have in common: choices, usage, and how they are read."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from extproc.errors import ClientError
 from extproc.exchange.ask import NOTHING, Ask, Piece
-from extproc.money.usage import TOKENS_MAX
-
-CHOICES_MAX = 128  # OpenAI's bound of n; vLLM would take 16,384 and bill them all
-STOPS_MAX = 16
-STOP_CHARS_MAX = 256
-NFC_GROWTH = 3  # UTF-8 grows at most so much under NFC
-PROMPTS_MAX = 2_048  # prompts of one completions request
-
-# Sampling and shape of the answer: they change neither the price nor the queue.
-SAMPLING_FIELDS = frozenset(
-    {
-        *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "stop_token_ids", "bad_words", "ignore_eos", "min_tokens"),
-        *("repetition_penalty", "presence_penalty", "frequency_penalty", "length_penalty", "logit_bias", "allowed_token_ids"),
-        *("logprobs", "return_tokens_as_token_ids", "skip_special_tokens", "spaces_between_special_tokens"),
-        *("include_stop_str_in_output", "response_format", "structured_outputs"),
-    }
-)
-# Known, and without meaning for the backend: dropped under both policies.
-IGNORED_FIELDS = frozenset(
-    {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "verbosity"},
-)
-
-
-_WHOLE = re.compile(r"\s{0,8}[+-]?[0-9]{1,18}\s{0,8}", re.ASCII)
-
-
-def whole(body: Mapping[str, Any], name: str, *, low: int, high: int) -> int | None:
-    """An integer member, as leniently as vLLM reads it; values above ``high`` are refused, not wrapped."""
-    value = body.get(name)
-    if value is None:
-        return None
-    if isinstance(value, str) and _WHOLE.fullmatch(value):
-        value = int(value)
-    if isinstance(value, float) and value.is_integer() and abs(value) < TOKENS_MAX:
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ClientError(f"`{name}` must be an integer.", param=name, code="invalid_type")
-    if not low <= value <= high:
-        raise ClientError(f"`{name}` must be between {low} and {high}.", param=name, code="invalid_value")
-    return value
-
-
-def truth(body: Mapping[str, Any], name: str) -> bool:
-    """A boolean member, as leniently as vLLM reads it."""
-    value = body.get(name)
-    if value is None:
-        return False
-    if isinstance(value, str):
-        value = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}.get(value.lower())
-    if isinstance(value, float | int) and value in (0, 1):
-        return bool(value)
-    raise ClientError(f"`{name}` must be true or false.", param=name, code="invalid_type")
-
-
-def model_name(body: Mapping[str, Any]) -> str:
-    """The member ``model``; vLLM would serve a default one without it, we cannot bill that."""
-    value = body.get("model")
-    if not isinstance(value, str) or not value:
-        raise ClientError("`model` must name a model.", param="model", code="missing_required_parameter")
-    if len(value) > 256:
-        raise ClientError("`model` is too long to be the name of a model.", param="model", status=404, code="model_not_found")
-    return value
-
-
-def stream_options(body: Mapping[str, Any]) -> tuple[bool, bool, bool]:
-    """(stream, the client wants usage, on every chunk)."""
-    stream = truth(body, "stream")
-    options = body.get("stream_options")
-    if options is None or not stream:
-        return stream, False, False
-    if not isinstance(options, dict):
-        raise ClientError("`stream_options` must be an object.", param="stream_options", code="invalid_type")
-    usage = truth(options, "include_usage")
-    return stream, usage, usage and truth(options, "continuous_usage_stats")
-
-
-def output_max(body: Mapping[str, Any], *names: str) -> int | None:
-    """The first of these members that is set: the maximum of output tokens for a choice."""
-    for name in names:
-        value = whole(body, name, low=1, high=TOKENS_MAX)
-        if value is not None:
-            return value
-    return None
-
-
-def check_stop(body: Mapping[str, Any]) -> None:
-    """A backend keeps back as much text as its longest stop string has: a long one would let a client read nothing and owe nothing."""
-    stop = body.get("stop")
-    strings = stop if isinstance(stop, list) else [stop]
-    if stop is None:
-        return
-    if len(strings) > STOPS_MAX or not all(isinstance(string, str) and len(string) <= STOP_CHARS_MAX for string in strings):
-        raise ClientError(
-            f"`stop` must be at most {STOPS_MAX} strings of at most {STOP_CHARS_MAX} characters.", param="stop", code="invalid_value"
-        )
-
-
-def printed(extras: list[Any]) -> tuple[int, int]:
-    """Bytes of JSON that a template prints: (compact, as widely as any does: Llama 3.1 indents by four, Qwen normalises to NFC)."""
-    if not extras:
-        return 0, 0
-    wide = json.dumps(extras, indent=4, ensure_ascii=False)
-    size = len(wide.encode("utf-8", "replace"))
-    return len(msgspec.json.encode(extras)), size if wide.isascii() else NFC_GROWTH * size
-
-
-def allowed(body: Mapping[str, Any], known: frozenset[str], own: frozenset[str], *, reject_unknown: bool) -> dict[str, Any]:
-    """The members of ``known``; ``own`` are understood and written by us. Others are stripped, or refused by policy."""
-    fields = {}
-    for name, value in body.items():
-        if name in known:
-            if value is not None:
-                fields[name] = value
-        elif reject_unknown and name not in own and name not in IGNORED_FIELDS:
-            raise ClientError(f"`{name[:64]}` is not known here.", param=name[:64], code="unknown_parameter")
-    return fields
-
-
-def canonical(fields: Mapping[str, Any], own: Mapping[str, Any], *, stream: bool, usage: bool, continuous: bool) -> bytes:
-    """The forwarded body: what the client may say, overwritten by what we say."""
-    body = dict(fields)
-    body.update(own)
-    if stream:
-        body["stream"] = True
-        if usage or continuous:
-            body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True} if continuous else {"include_usage": True}
-    return _ENCODER.encode(body)
-
-
-_ENCODER = msgspec.json.Encoder()
+from extproc.exchange.endpoints.fields import canonical, json_object
+from extproc.exchange.meter import Expected, Figures
+from extproc.money.usage import Usage, UsageSource
 
 
 class Answers:
@@ -154,6 +22,15 @@ class Answers:
         own = {"model": served_name, "max_tokens": output_max}
         return canonical(ask.fields, own, stream=ask.stream, usage=usage, continuous=continuous)
 
+    def members(self, data: bytes, content_type: str) -> Mapping[str, Any]:
+        """See :class:`~extproc.exchange.ask.Endpoint`."""
+        del content_type
+        return json_object(data)
+
+    def usage(self, raw: Any, source: UsageSource, expected: Expected) -> Usage | None:
+        """See :class:`~extproc.exchange.ask.Endpoint`."""
+        return usage_of(raw, source, expected)
+
     def read_event(self, data: bytes) -> Piece:
         """See :class:`~extproc.exchange.ask.Endpoint`."""
         return read(data, whole_answer=False)
@@ -161,6 +38,27 @@ class Answers:
     def read_answer(self, body: bytes) -> Piece:
         """See :class:`~extproc.exchange.ask.Endpoint`."""
         return read(body, whole_answer=True)
+
+
+def usage_of(raw: Any, source: UsageSource, expected: Expected) -> Usage | None:
+    """OpenAI's usage object → a usage; ``None`` if it has no figures."""
+    if not isinstance(raw, dict):
+        return None
+    figure = Figures()
+    prompt = figure(raw, "prompt_tokens", expected.input_tokens_max)
+    output = figure(raw, "completion_tokens", expected.output_tokens_max)
+    if prompt is None or (output is None and figure.flags):
+        return None
+    cached = figure(raw.get("prompt_tokens_details"), "cached_tokens", prompt) or 0
+    reasoning = figure(raw.get("completion_tokens_details"), "reasoning_tokens", output or 0) or 0
+    return Usage(
+        input_tokens=prompt,
+        cached_tokens=cached,
+        output_tokens=output or 0,
+        reasoning_tokens=reasoning,
+        source=source,
+        flags=tuple(figure.flags),
+    )
 
 
 class _Function(msgspec.Struct, gc=False):

@@ -15,12 +15,12 @@ from extproc.ledger.port import EventType, Grant
 from extproc.ledger.postgres import PostgresLedger
 from extproc.money.hold import uuid7
 from extproc.money.posting import Posting
-from extproc.money.price import Price
+from extproc.money.price import Price, Rates
 from extproc.money.receipt import receipt
 from extproc.money.usage import Usage
 from extproc.stores.postgres import Database
 
-PRICE = Price(model="m", priority="standard", tier="t", currency="EUR", input_rate=1_000_000, cached_input_rate=0, output_rate=2_000_000)
+PRICE = Price(model="m", priority="standard", tier="t", currency="EUR", rates=Rates(input=1_000_000, cached_input=0, output=2_000_000))
 
 
 def new_id() -> str:

@@ -23,7 +23,7 @@ from extproc.ledger.leadership import PostgresLeadership
 from extproc.ledger.postgres import PostgresLedger
 from extproc.ledger.rebuild import PostgresEpochs
 from extproc.money.hold import NO_LIMITS, Admission, Amendment, Ending, EndKind, EndResult, Granted, uuid7
-from extproc.money.price import Price
+from extproc.money.price import Price, Rates
 from extproc.money.receipt import receipt
 from extproc.money.usage import Usage
 from extproc.settlement.deposit import Deposits
@@ -38,7 +38,7 @@ from extproc.stores.shards import SHARDS
 # The ledger's invariants are said once, beside its tests.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "ledger"))
 
-PRICE = Price(model="m", priority="standard", tier="t", currency="EUR", input_rate=1_000_000, cached_input_rate=0, output_rate=2_000_000)
+PRICE = Price(model="m", priority="standard", tier="t", currency="EUR", rates=Rates(input=1_000_000, cached_input=0, output=2_000_000))
 CAP = 1_000
 
 

@@ -48,25 +48,29 @@ def test_the_example():
     assert (catalog.tier("business").price_factor, catalog.tier("internal").price_factor) == (850_000, 0)
     assert catalog.tier("gone").name == "default"
     qwen = catalog.models["qwen2.5-14b"]
-    assert (qwen.input_rate, qwen.cached_input_rate, qwen.output_rate) == (1_000_000_000, 250_000_000, 3_000_000_000)
+    assert (qwen.tariffs[0].rates.input, qwen.tariffs[0].rates.cached_input, qwen.tariffs[0].rates.output) == (
+        1_000_000_000,
+        250_000_000,
+        3_000_000_000,
+    )
     assert qwen.priority_factors == {"standard": 1_000_000, "spot": 500_000}
-    assert (qwen.sticky, qwen.usage, qwen.method, qwen.free) == ("prefix", "inject", "per_token", False)
+    assert (qwen.sticky, qwen.usage, qwen.tariffs[0].method, qwen.free) == ("prefix", "inject", "per_token", False)
     assert qwen.endpoints == {"chat.completions", "completions"}
     assert catalog.models["gpt-3.5-turbo"] is catalog.models["qwen2.5-7b"]
     assert catalog.models["qwen-coder-7b"].served_name == "Qwen/Qwen2.5-Coder-7B-Instruct"
-    assert catalog.models["deepseek-coder-lite"].cached_input_rate == 700_000_000
+    assert catalog.models["deepseek-coder-lite"].tariffs[0].rates.resolved[1] == 700_000_000
     assert (catalog.models["qwen2-vl-7b"].image_formula, catalog.models["qwen2-vl-7b"].image_tokens_max) == ("qwen2-vl", 16_384)
-    assert (catalog.models["bge-m3"].endpoints, catalog.models["bge-m3"].output_rate) == ({"embeddings"}, 0)
+    assert (catalog.models["bge-m3"].endpoints, catalog.models["bge-m3"].tariffs[0].rates.output) == ({"embeddings"}, 0)
 
 
 def test_a_price_of_the_example_is_resolved_and_remembered():
     catalog = load_catalog(EXAMPLE)
     model, tier = catalog.models["qwen2.5-14b"], catalog.tier("business")
-    price = catalog.price(model, priority="spot", tier=tier)
-    assert price.of(1_000_000 * model.input_rate) == 425_000_000  # 1.00 × 0.5 × 0.85
-    assert catalog.price(model, priority="spot", tier=tier) is price
-    assert catalog.price(model, priority="standard", tier=catalog.tier("default")).factors == ()
-    assert catalog.price(model, priority="standard", tier=catalog.tier("internal")).is_free
+    price = catalog.price(model, priority="spot", tier=tier, at_ms=0)
+    assert price.of(1_000_000 * model.tariffs[0].rates.input) == 425_000_000  # 1.00 × 0.5 × 0.85
+    assert catalog.price(model, priority="spot", tier=tier, at_ms=0) is price
+    assert catalog.price(model, priority="standard", tier=catalog.tier("default"), at_ms=0).factors == ()
+    assert catalog.price(model, priority="standard", tier=catalog.tier("internal"), at_ms=0).of(10**18) == 0
 
 
 def test_defaults_are_merged_and_a_model_overrides_each():
@@ -100,17 +104,17 @@ def test_an_inherited_default_is_capped_by_the_model():
 
 def test_a_free_model_has_no_price():
     model = load(text_of(free="true", price=None)).models["m"]
-    assert (model.free, model.input_rate, model.output_rate) == (True, 0, 0)
+    assert (model.free, model.tariffs[0].rates.input, model.tariffs[0].rates.output) == (True, 0, 0)
 
 
 def test_a_missing_price_of_cached_input_is_that_of_input():
     model = load(text_of(price='{input: "0.70", output: "1.40"}')).models["m"]
-    assert model.cached_input_rate == model.input_rate == 700_000_000
+    assert model.tariffs[0].rates.resolved[1] == model.tariffs[0].rates.input == 700_000_000
 
 
 def test_the_largest_and_the_smallest_price():
     model = load(text_of(price='{input: "0.000000001", output: "1000000"}')).models["m"]
-    assert (model.input_rate, model.output_rate) == (1, 10**15)
+    assert (model.tariffs[0].rates.input, model.tariffs[0].rates.output) == (1, 10**15)
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def watch(path, log) -> CatalogWatch:
 
 
 def rate(watch: CatalogWatch) -> int:
-    return watch.current.models["m"].input_rate // 10**9
+    return watch.current.models["m"].tariffs[0].rates.input // 10**9
 
 
 def test_a_bad_file_at_start_is_refused(path, log):
@@ -75,7 +75,7 @@ def test_a_change_is_loaded_once_it_stays(watch, path, log):
     assert watch.current is before
     assert watch.poll() is True
     assert rate(watch) == 2
-    assert before.models["m"].input_rate == 10**9, "a request keeps the snapshot that it pinned"
+    assert before.models["m"].tariffs[0].rates.input == 10**9, "a request keeps the snapshot that it pinned"
     assert watch.poll() is False
     assert log.loaded == [watch.current.version]
 
@@ -176,7 +176,7 @@ def test_the_currency_cannot_change(watch, path, log):
 def test_a_change_during_the_load_is_seen_by_the_next_poll(path, log):
     def load_slowly(file: Path):
         catalog = load_catalog(file)
-        if catalog.models["m"].input_rate == 2 * 10**9:
+        if catalog.models["m"].tariffs[0].rates.input == 2 * 10**9:
             path.write_text(text_of("3"))
         return catalog
 

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from extproc.accounts.model import Key
-from extproc.catalog.model import Catalog, Model, Tier
+from extproc.catalog.model import Catalog, Model, Tariff, Tier
 from extproc.exchange import actions as act
 from extproc.exchange import events as ev
 from extproc.exchange.machine import Exchange
 from extproc.exchange.policy import Bounds, Policy
 from extproc.exchange.tab import Pinned
 from extproc.money.hold import NO_LIMITS, Granted
+from extproc.money.price import Rates
 
 HOLD = "018bcfe5-6800-7000-8000-000000000001"
 PAYER = "018bcfe5-6800-7000-8000-00000000000a"
@@ -61,7 +62,7 @@ def model(name: str = "m", **changes: Any) -> Model:
     values: dict[str, Any] = {
         "name": name, "served_name": name, "endpoints": frozenset({"chat.completions", "completions"}), "tokenizer": "words",
         "chat_template": "none", "context_tokens": 10_000, "output_tokens_max": 1_000, "output_tokens_default": 100, "free": False,
-        "input_rate": RATE, "cached_input_rate": RATE // 2, "output_rate": 2 * RATE, "priority_factors": {"standard": 1_000_000},
+        "tariffs": (Tariff(rates=Rates(input=RATE, cached_input=RATE // 2, output=2 * RATE)),), "priority_factors": {"standard": 1_000_000},
     }  # fmt: skip
     return Model(**(values | changes))
 

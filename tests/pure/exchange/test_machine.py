@@ -24,6 +24,7 @@ from stage import (
     usage_event,
 )  # fmt: skip
 
+from extproc.catalog.model import FREE
 from extproc.errors import IllegalEvent
 from extproc.exchange import actions as act
 from extproc.exchange import events as ev
@@ -385,7 +386,7 @@ def test_store_failures_are_503_and_void_what_may_have_been_held():
 
 
 def test_free_models_ask_for_no_money_on_the_headers():
-    free = model("free", free=True, input_rate=0, cached_input_rate=0, output_rate=0)
+    free = model("free", free=True, tariffs=(FREE,))
     exchange = Exchange(pinned(free))
     exchange.receive(headers())
     (admit,) = exchange.receive(ev.KeyRead(key=key()))

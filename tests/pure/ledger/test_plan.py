@@ -10,12 +10,12 @@ from extproc.exchange.record import Record
 from extproc.ledger.plan import REFUSALS_PER_MINUTE, Ended, Funds, Planner, refusal_key, screen
 from extproc.money.hold import uuid7
 from extproc.money.posting import Posting
-from extproc.money.price import Price
+from extproc.money.price import Price, Rates
 
 NOW = 1_760_000_000_000
 PAYER, OTHER, KEY = (uuid7(unix_ms=NOW, random_bits=n) for n in (1, 2, 3))
 HOLD = uuid7(unix_ms=NOW, random_bits=9)
-PRICE = Price(model="m", priority="standard", tier="t", currency="EUR", input_rate=1, cached_input_rate=1, output_rate=1)
+PRICE = Price(model="m", priority="standard", tier="t", currency="EUR", rates=Rates(input=1, cached_input=1, output=1))
 
 
 def posting(kind: str = "settle", charge: int = 70, *, seq: int = 1, **fields: object) -> Posting:

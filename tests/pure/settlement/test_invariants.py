@@ -11,7 +11,7 @@ import pytest
 from extproc.holds.facts import BudgetFacts, HoldFacts, PayerFacts, ShardFacts, Waiting
 from extproc.ledger.facts import AccountMoney, AccountSum, BookedEvent, Orphan, ShardMoney
 from extproc.ledger.port import Cursor
-from extproc.money.price import Price
+from extproc.money.price import Price, Rates
 from extproc.settlement.invariants import (
     INVARIANTS,
     Finding,
@@ -26,7 +26,7 @@ from extproc.settlement.invariants import (
 )
 from extproc.settlement.reconciler import last_due_ms
 
-PRICE = Price(model="m", priority="p", tier="t", currency="EUR", input_rate=1_000_000, cached_input_rate=0, output_rate=2_000_000)
+PRICE = Price(model="m", priority="p", tier="t", currency="EUR", rates=Rates(input=1_000_000, cached_input=0, output=2_000_000))
 PAYER, OTHER, KEY, HOLD = "payer-1", "payer-2", "key-1", "hold-1"
 NOW_MS, GRACE_MS = 1_000_000, 8_000
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from extproc.holds.port import Sighted
-from extproc.money.price import Price
+from extproc.money.price import Price, Rates
 from extproc.settlement.witness_lines import Figures, Statement, Terms, read_lines, reason_of
 from extproc.settlement.witnessed import price_of, witnessed_by
 
@@ -139,7 +139,7 @@ def hold(
 
 # --- what came after the last figure
 
-PRICE = Price(model="m", priority="standard", tier="t", currency="EUR", input_rate=1_000_000, cached_input_rate=0, output_rate=2_000_000)
+PRICE = Price(model="m", priority="standard", tier="t", currency="EUR", rates=Rates(input=1_000_000, cached_input=0, output=2_000_000))
 LATER = FIGURES | {"delivered": "5000/250/1"}  # 100 of input, 300 of output: 700 nanos
 
 

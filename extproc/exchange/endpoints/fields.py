@@ -1,0 +1,156 @@
+"""What the bodies of all endpoints have in common: JSON or nothing, lenient numbers, allow-listed members, a canonical body.
+
+vLLM takes ``"3"`` and ``2.0`` for 3, ``"true"`` and ``1`` for true (VLLM.md); so do we, and forward plain JSON types.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from extproc.errors import ClientError
+from extproc.money.usage import TOKENS_MAX
+
+CHOICES_MAX = 128  # OpenAI's bound of n; vLLM would take 16,384 and bill them all
+STOPS_MAX = 16
+STOP_CHARS_MAX = 256
+NFC_GROWTH = 3  # UTF-8 grows at most so much under NFC
+PROMPTS_MAX = 2_048  # prompts of one completions request
+
+# Sampling and shape of the answer: they change neither the price nor the queue.
+SAMPLING_FIELDS = frozenset(
+    {
+        *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "stop_token_ids", "bad_words", "ignore_eos", "min_tokens"),
+        *("repetition_penalty", "presence_penalty", "frequency_penalty", "length_penalty", "logit_bias", "allowed_token_ids"),
+        *("logprobs", "return_tokens_as_token_ids", "skip_special_tokens", "spaces_between_special_tokens"),
+        *("include_stop_str_in_output", "response_format", "structured_outputs"),
+    }
+)
+# Known, and without meaning for the backend: dropped under both policies.
+IGNORED_FIELDS = frozenset(
+    {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "verbosity"},
+)
+
+
+_WHOLE = re.compile(r"\s{0,8}[+-]?[0-9]{1,18}\s{0,8}", re.ASCII)
+
+
+def json_object(data: bytes) -> dict[str, Any]:
+    """Strict JSON (RFC 8259): UTF-8, no NaN; of doubled keys the last wins, and only that one is forwarded."""
+    try:
+        body = msgspec.json.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise ClientError("The request body is not valid JSON.", code="invalid_json") from error
+    if not isinstance(body, dict):
+        raise ClientError("The request body must be a JSON object.", code="invalid_json")
+    return body
+
+
+def whole(body: Mapping[str, Any], name: str, *, low: int, high: int) -> int | None:
+    """An integer member, as leniently as vLLM reads it; values above ``high`` are refused, not wrapped."""
+    value = body.get(name)
+    if value is None:
+        return None
+    if isinstance(value, str) and _WHOLE.fullmatch(value):
+        value = int(value)
+    if isinstance(value, float) and value.is_integer() and abs(value) < TOKENS_MAX:
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ClientError(f"`{name}` must be an integer.", param=name, code="invalid_type")
+    if not low <= value <= high:
+        raise ClientError(f"`{name}` must be between {low} and {high}.", param=name, code="invalid_value")
+    return value
+
+
+def truth(body: Mapping[str, Any], name: str) -> bool:
+    """A boolean member, as leniently as vLLM reads it."""
+    value = body.get(name)
+    if value is None:
+        return False
+    if isinstance(value, str):
+        value = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}.get(value.lower())
+    if isinstance(value, float | int) and value in (0, 1):
+        return bool(value)
+    raise ClientError(f"`{name}` must be true or false.", param=name, code="invalid_type")
+
+
+def model_name(body: Mapping[str, Any]) -> str:
+    """The member ``model``; vLLM would serve a default one without it, we cannot bill that."""
+    value = body.get("model")
+    if not isinstance(value, str) or not value:
+        raise ClientError("`model` must name a model.", param="model", code="missing_required_parameter")
+    if len(value) > 256:
+        raise ClientError("`model` is too long to be the name of a model.", param="model", status=404, code="model_not_found")
+    return value
+
+
+def stream_options(body: Mapping[str, Any]) -> tuple[bool, bool, bool]:
+    """(stream, the client wants usage, on every chunk)."""
+    stream = truth(body, "stream")
+    options = body.get("stream_options")
+    if options is None or not stream:
+        return stream, False, False
+    if not isinstance(options, dict):
+        raise ClientError("`stream_options` must be an object.", param="stream_options", code="invalid_type")
+    usage = truth(options, "include_usage")
+    return stream, usage, usage and truth(options, "continuous_usage_stats")
+
+
+def output_max(body: Mapping[str, Any], *names: str) -> int | None:
+    """The first of these members that is set: the maximum of output tokens for a choice."""
+    for name in names:
+        value = whole(body, name, low=1, high=TOKENS_MAX)
+        if value is not None:
+            return value
+    return None
+
+
+def check_stop(body: Mapping[str, Any]) -> None:
+    """A backend keeps back as much text as its longest stop string has: a long one would let a client read nothing and owe nothing."""
+    stop = body.get("stop")
+    strings = stop if isinstance(stop, list) else [stop]
+    if stop is None:
+        return
+    if len(strings) > STOPS_MAX or not all(isinstance(string, str) and len(string) <= STOP_CHARS_MAX for string in strings):
+        raise ClientError(
+            f"`stop` must be at most {STOPS_MAX} strings of at most {STOP_CHARS_MAX} characters.", param="stop", code="invalid_value"
+        )
+
+
+def printed(extras: list[Any]) -> tuple[int, int]:
+    """Bytes of JSON that a template prints: (compact, as widely as any does: Llama 3.1 indents by four, Qwen normalises to NFC)."""
+    if not extras:
+        return 0, 0
+    wide = json.dumps(extras, indent=4, ensure_ascii=False)
+    size = len(wide.encode("utf-8", "replace"))
+    return len(msgspec.json.encode(extras)), size if wide.isascii() else NFC_GROWTH * size
+
+
+def allowed(body: Mapping[str, Any], known: frozenset[str], own: frozenset[str], *, reject_unknown: bool) -> dict[str, Any]:
+    """The members of ``known``; ``own`` are understood and written by us. Others are stripped, or refused by policy."""
+    fields = {}
+    for name, value in body.items():
+        if name in known:
+            if value is not None:
+                fields[name] = value
+        elif reject_unknown and name not in own and name not in IGNORED_FIELDS:
+            raise ClientError(f"`{name[:64]}` is not known here.", param=name[:64], code="unknown_parameter")
+    return fields
+
+
+def canonical(fields: Mapping[str, Any], own: Mapping[str, Any], *, stream: bool, usage: bool, continuous: bool) -> bytes:
+    """The forwarded body: what the client may say, overwritten by what we say."""
+    body = dict(fields)
+    body.update(own)
+    if stream:
+        body["stream"] = True
+        if usage or continuous:
+            body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True} if continuous else {"include_usage": True}
+    return _ENCODER.encode(body)
+
+
+_ENCODER = msgspec.json.Encoder()
