@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from extproc.money.usage import Usage, UsageSource
+from extproc.money.usage import CHARACTERS_PER_TOKEN_MAX, Usage, UsageSource
 from extproc.tokens.counter import Counter
 
 if TYPE_CHECKING:
@@ -32,44 +32,63 @@ BYTES_PER_TOKEN = 4  # of an estimate: English and JSON have about this many
 class Prompt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What will be read by the model. Either ``messages`` (role, content) or ``texts``, one for each prompt.
 
-    ``images``: (width, height) of each, ``None`` where that is not known (a URL). ``audio_ms``: of what is to be transcribed, at most.
-    ``prompts``: how many, each with a context window of its own. ``token_ids``: tokens that came as ids. ``extra_bytes``: JSON of tools
-    and of message fields that templates print, compact; ``extra_bytes_max``: printed as widely as any template does.
+    ``shared``: a text that every prompt begins with (the query of documents). ``param``: the member of the body that it came in.
+    ``images``: (width, height) of each, ``None`` where that is not known (a URL). ``audio_ms``: of what is to be transcribed, at most;
+    ``audio_ms_likely``: what it has if nobody says (the same, if the file tells). ``prompts``: how many, each with a context window of
+    its own; ``tokens_each``: what a backend adds to each by itself, at most. ``token_ids``: tokens that came as ids. ``extra_bytes``: JSON
+    of tools and of message fields that templates print, compact; ``extra_bytes_max``: printed as widely as any template does.
     """
 
+    param: str = "messages"
     messages: tuple[tuple[str, str], ...] = ()
     texts: tuple[str, ...] = ()
+    shared: str = ""
     token_ids: int = 0
     extra_bytes: int = 0
     extra_bytes_max: int = 0
     prompts: int = 1
+    tokens_each: int = 2  # the beginning and the end of a text
     images: tuple[tuple[int, int] | None, ...] = ()
     audio_ms: int = 0
-    text_bytes: int = 0  # worked out, whatever is said
+    audio_ms_likely: int = 0
+    text_bytes: int = 0  # worked out, whatever is said: what is to be read, ``shared`` once
 
     def __post_init__(self) -> None:
         size = sum([_utf8_bytes(text) for text in self.texts]) + sum([_utf8_bytes(content) for _, content in self.messages])
-        msgspec.structs.force_setattr(self, "text_bytes", size)
+        msgspec.structs.force_setattr(self, "text_bytes", size + _utf8_bytes(self.shared))
 
     def count(self, counter: Counter) -> int:
         """Tokens as the backend will count them; tools and odd message fields are estimated (:attr:`exact`)."""
         tokens = self.token_ids + self.extra_bytes // BYTES_PER_TOKEN
         if self.messages:
             tokens += counter.count_chat(self.messages)
+        if self.shared:
+            tokens += counter.count(self.shared) * self.prompts
         return tokens + sum(counter.count(text) for text in self.texts)
 
     def bound(self, counter: Counter | None) -> int:
         """An upper bound from sizes alone. Without a vocabulary: three tokens a byte cover every byte-level BPE under NFC."""
+        repeated = _utf8_bytes(self.shared) * (self.prompts - 1)
         if counter is None:
-            return self.token_ids + self.extra_bound + 3 * self.text_bytes + 16 * (len(self.messages) + 1)
+            return self.token_ids + self.extra_bound + 3 * (self.text_bytes + repeated) + 16 * (len(self.messages) + 1)
         tokens = self.token_ids + self.extra_bound
         if self.messages:
             tokens += counter.bound_chat(self.text_bytes, len(self.messages))
+        if self.shared:
+            tokens += counter.bound(_utf8_bytes(self.shared)) * self.prompts
         return tokens + sum(counter.bound(_utf8_bytes(text)) for text in self.texts)
 
     def estimate(self) -> int:
         """When nothing better is known and a bound would be unfair."""
-        return self.token_ids + (self.text_bytes + self.extra_bytes) // BYTES_PER_TOKEN
+        repeated = _utf8_bytes(self.shared) * (self.prompts - 1)
+        return self.token_ids + (self.text_bytes + repeated + self.extra_bytes) // BYTES_PER_TOKEN
+
+    def characters_and_words(self) -> tuple[int, int]:
+        """Of everything that is text, as prices count them (:class:`~extproc.money.usage.Usage`); a token that came as an id is a word."""
+        shared = self.shared, self.prompts
+        texts = [shared, *((text, 1) for text in self.texts), *((content, 1) for _, content in self.messages)]
+        characters = sum(len(text) * times for text, times in texts) + CHARACTERS_PER_TOKEN_MAX * self.token_ids
+        return characters + self.extra_bytes, sum(len(text.split()) * times for text, times in texts) + self.token_ids
 
     @property
     def work_bytes(self) -> int:
@@ -96,7 +115,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A parsed body. ``choices`` = n × prompts; ``output_max`` per choice, ``None`` if the client named none.
 
     ``fields`` are the members that may go to the backend; what the bill depends on is typed, the rest is for the backend to judge.
-    ``is_free``: nothing is held and nothing charged, whatever the model costs (counting tokens). ``content_type`` of the canonical body.
+    ``is_free``: nothing is held and nothing charged, whatever the model costs (counting tokens). ``echoes``: answers begin with their
+    prompts, which are no output. ``content_type`` of the canonical body.
     """
 
     endpoint: Endpoint
@@ -109,6 +129,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     wants_continuous_usage: bool
     fields: Mapping[str, Any]
     is_free: bool = False
+    echoes: bool = False
     content_type: str = JSON
 
 
@@ -143,8 +164,12 @@ class Endpoint(Protocol):
     """One way to ask: everything about it in one file."""
 
     name: str
-    path: str
-    output_default: int | None  # the maximum of this endpoint when the client names none; None = the model's
+    is_listed: bool  # the catalog lists it for the models that serve it; otherwise it goes with every model, and costs nothing
+    output_default: int | None  # the maximum of this endpoint when the client names none; None = the model's, 0 = it has no output
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Each of them leads here, and to the same path of a backend."""
 
     def members(self, data: bytes, content_type: str) -> Mapping[str, Any]:
         """The bytes of a body as members: a JSON object, or a form."""

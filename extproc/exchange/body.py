@@ -22,8 +22,9 @@ def understand(tab: Tab, data: bytes) -> None:
     tab.model = model
     if model is not None:
         _check_scope(tab, model)
-        if tab.door.endpoint.name not in model.endpoints:
-            raise _not_found(f"{model.name} does not serve {tab.door.endpoint.path}.")
+        endpoint = tab.door.endpoint
+        if endpoint.is_listed and endpoint.name not in model.endpoints:
+            raise _not_found(f"{model.name} does not serve {tab.door.path}.")
     ask = tab.door.endpoint.parse(body, reject_unknown=pinned.policy.unknown_fields == "reject")
     assert model is not None, "the endpoint has refused a body without a model"
     if tab.priority not in model.priority_factors:

@@ -23,27 +23,31 @@ REASONS = {"stop": EndReason.STOP, "tool_calls": EndReason.STOP, "function_call"
 
 
 class Expected(msgspec.Struct, frozen=True, kw_only=True):
-    """What the ask says about its answer. ``prompt_tokens``: our own count, for when nobody else says.
+    """What the ask says about its answer. ``prompt``: our own count of the prompt, for when nobody else says; and what nobody else can
+    say of it (images, seconds, characters).
 
     ``…_tokens_max``: more than that the model cannot use, over all prompts and choices. ``output_tokens_held``: what was asked for at most.
+    ``echoed_tokens``: of the prompts, once for each choice, that the answer repeats before its output.
     ``choices``: over all ``prompts``. ``trust_usage`` False: the model's figures are not to be relied on (catalog, ``usage: counted``).
     ``hide_final``: withhold the usage event that we asked for and the client did not. ``hide_running``: likewise per-chunk usage.
-    ``rename``: (name in the answer, name that the client asked for), both as JSON, or ``None``.
+    ``rename``: (name in the answer, name that the client asked for), both as JSON, or ``None``. ``tells_cost``: in the last usage that the
+    client gets to see.
     """
 
     endpoint: Endpoint
     counter: Counter | None
-    prompt_tokens: int
-    prompt_estimated: bool
+    prompt: Usage
     input_tokens_max: int
     output_tokens_max: int
     output_tokens_held: int
     choices: int
     prompts: int = 1
+    echoed_tokens: int = 0
     trust_usage: bool = True
     hide_final: bool = False
     hide_running: bool = False
     rename: tuple[bytes, bytes] | None = None
+    tells_cost: bool = False
 
 
 class Meter(Protocol):
@@ -63,6 +67,9 @@ class Meter(Protocol):
     @property
     def complete(self) -> bool:
         """Final usage or ``[DONE]`` has been seen: nothing that can follow changes the bill."""
+
+    def priced(self, shown: bytes, cost_nanos: int) -> bytes:
+        """The last thing that :meth:`feed` has returned, with the cost where it is to be told."""
 
     def usage(self, *, ended_early: bool) -> Usage:
         """The best figures so far."""
@@ -95,6 +102,11 @@ class OpaqueMeter:
         self._ended = end_of_stream
         return chunk
 
+    def priced(self, shown: bytes, cost_nanos: int) -> bytes:
+        """Unchanged."""
+        del cost_nanos
+        return shown
+
     def usage(self, *, ended_early: bool) -> Usage:
         """Everything that was held for."""
         del ended_early
@@ -108,12 +120,11 @@ class OpaqueMeter:
 
 def counted(expected: Expected, output_tokens: int, source: UsageSource) -> Usage:
     """Our own figures, within what was held for."""
-    flags = ("prompt_estimated",) if expected.prompt_estimated else ()
-    return Usage(
-        input_tokens=min(expected.prompt_tokens, expected.input_tokens_max),
-        output_tokens=min(output_tokens, expected.output_tokens_held),
+    return structs.replace(
+        expected.prompt,
+        input_tokens=min(expected.prompt.input_tokens, expected.input_tokens_max),
+        output_tokens=min(max(0, output_tokens - expected.echoed_tokens), expected.output_tokens_held),
         source=source,
-        flags=flags,
     )
 
 

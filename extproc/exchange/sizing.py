@@ -7,68 +7,139 @@ from msgspec import structs
 
 from extproc.catalog.model import Model
 from extproc.errors import ClientError
-from extproc.exchange.ask import Ask
+from extproc.exchange.ask import Ask, Prompt
+from extproc.money.price import Price
 from extproc.money.quote import Demand
-from extproc.money.usage import TOKENS_MAX
+from extproc.money.usage import NO_USAGE, TOKENS_MAX, Usage, UsageSource
 from extproc.tokens.counter import Counter
+from extproc.tokens.images import image_tokens
 
-# Tokens that a backend adds to each prompt by itself (a BOS).
-PROMPT_TOKENS_EACH = 2
+AUDIO_TOKENS_PER_S = 100
+"""Of transcription: vLLM counts Whisper's spectrogram (a frame is 10 ms of sound); other models have 7 to 50."""
+
+UNKNOWN_IMAGE = (1_024, 1_024)
+"""What an image by URL is taken for when nobody else counts it; it is held at the model's ``tokens_max``."""
 
 
 class Size(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """``prompt_tokens`` is what we would charge for the prompt if nobody else counts it; ``estimated``: not or not wholly counted.
+    """``prompt`` is what we would charge for the prompt if nobody else counts it; ``estimated``: not or not wholly counted.
 
     ``output_each`` is the maximum per choice that is held for and written into the body; ``demand`` the bounds over all choices.
+    ``input_tokens_max``: more than that the model cannot read.
     """
 
-    prompt_tokens: int
+    prompt: Usage
     estimated: bool
     output_each: int
     demand: Demand
+    input_tokens_max: int
+
+
+NOTHING = Size(prompt=NO_USAGE, estimated=False, output_each=0, demand=Demand(input_tokens=0, output_tokens=0), input_tokens_max=0)
+"""Of what is free."""
 
 
 def size(ask: Ask, model: Model, counter: Counter | None, *, counted: int | None) -> Size:
-    """``counted``: exact prompt tokens, ``None`` = not counted (no vocabulary, or too large). 400 if the prompt cannot fit."""
-    prompts = ask.prompt.prompts
-    window = model.context_tokens * prompts
+    """``counted``: exact tokens of the prompt's text, ``None`` = not counted (no vocabulary, or too large). 400 if it cannot fit."""
+    if ask.is_free:
+        return NOTHING
+    prompt = ask.prompt
+    if ask.echoes and counter is None:
+        raise ClientError(f"`echo` is not offered for {model.name}.", param="echo", code="unsupported_parameter")
+    window = model.context_tokens * prompt.prompts
+    images = _images(prompt, model)
     if counted is None:
-        tokens = min(ask.prompt.estimate(), window)
-        bound = min(ask.prompt.bound(counter), window)
+        text, bound = prompt.estimate(), prompt.bound(counter)
     else:
-        tokens = counted
-        bound = min(counted + ask.prompt.allowance + PROMPT_TOKENS_EACH * prompts, window)
-        if prompts == 1 and ask.prompt.exact and counted >= model.context_tokens:
-            raise ClientError(
-                f"The prompt has {counted} tokens; the context window of {model.name} has {model.context_tokens}.",
-                param="messages" if ask.prompt.messages else "prompt",
-                code="context_length_exceeded",
-            )
+        text, bound = counted, counted + prompt.allowance + prompt.tokens_each * prompt.prompts
+    is_exact = counted is not None and prompt.exact and not images.unknown
+    bound = min(bound + images.tokens_max, window)
+    least = text + images.tokens  # that is read for certain
+    if prompt.prompts == 1 and is_exact and least >= model.context_tokens:
+        words = f"The prompt has {least} tokens; the context window of {model.name} has {model.context_tokens}."
+        raise ClientError(words, param=prompt.param, code="context_length_exceeded")
     output_each = min(_wanted(ask, model), model.output_tokens_max)
-    if prompts == 1 and counted is not None:
-        # Tools are bounded by the byte: what that leaves of the window is no measure of what fits.
-        output_each = min(output_each, max(1, model.context_tokens - (bound if ask.prompt.exact else counted)))
-    if output_each * ask.choices > TOKENS_MAX:
-        raise ClientError(
-            f"{ask.choices} answers of up to {output_each} tokens are too many for one request.", param="n", code="invalid_value"
-        )
+    if prompt.prompts == 1 and counted is not None:
+        # Tools are bounded by the byte, images by their largest: what that leaves of the window is no measure of what fits.
+        output_each = min(output_each, max(1, model.context_tokens - (bound if is_exact else least)))
+    _check_output(output_each, ask.choices)
+    audio_max, audio = (_audio_tokens(ms) for ms in (prompt.audio_ms, prompt.audio_ms_likely))
+    estimated = not is_exact or prompt.audio_ms != prompt.audio_ms_likely
     return Size(
-        prompt_tokens=tokens,
-        estimated=counted is None or not ask.prompt.exact,
+        prompt=Usage(
+            input_tokens=min(least + images.likely, window) + audio,
+            image_tokens=images.tokens + images.likely,
+            audio_tokens=audio,
+            images=len(prompt.images),
+            audio_ms=prompt.audio_ms_likely,
+            source=UsageSource.COUNTED,
+            flags=("prompt_estimated",) if estimated else (),
+        ),
+        estimated=estimated,
         output_each=output_each,
-        demand=Demand(input_tokens=bound, output_tokens=output_each * ask.choices),
+        demand=Demand(
+            input_tokens=bound + audio_max,
+            output_tokens=output_each * ask.choices,
+            image_tokens=min(images.tokens_max, bound),
+            audio_tokens=audio_max,
+            images=len(prompt.images),
+            audio_ms=prompt.audio_ms,
+        ),
+        input_tokens_max=min(window + audio_max, TOKENS_MAX),
+    )
+
+
+def with_text(sized: Size, prompt: Prompt, price: Price) -> Size:
+    """The same with characters and words, if the price asks for them. Nobody else counts those: what is held is what is charged."""
+    if not price.needs_text or sized.demand.input_characters:
+        return sized
+    characters, words = prompt.characters_and_words()
+    return structs.replace(
+        sized,
+        prompt=structs.replace(sized.prompt, input_characters=characters, input_words=words),
+        demand=structs.replace(sized.demand, input_characters=characters, input_words=words),
     )
 
 
 def clamped(sized: Size, *, output_total: int, choices: int) -> Size:
     """The same demand with fewer output tokens (sum over choices), rounded down per choice."""
     each = min(sized.output_each, output_total // choices)
-    return Size(
-        prompt_tokens=sized.prompt_tokens,
-        estimated=sized.estimated,
-        output_each=each,
-        demand=structs.replace(sized.demand, output_tokens=each * choices),
+    return structs.replace(sized, output_each=each, demand=structs.replace(sized.demand, output_tokens=each * choices))
+
+
+class _Images(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """``tokens`` of those whose size is known; of the others ``likely``; ``tokens_max`` of all."""
+
+    tokens: int = 0
+    likely: int = 0
+    tokens_max: int = 0
+    unknown: bool = False
+
+
+_NO_IMAGES = _Images()
+
+
+def _images(prompt: Prompt, model: Model) -> _Images:
+    if not prompt.images:
+        return _NO_IMAGES
+    if not model.image_formula:
+        raise ClientError(f"{model.name} takes text only, no images.", param=prompt.param, code="images_not_supported")
+
+    def tokens(image: tuple[int, int] | None) -> int:
+        return image_tokens(model.image_formula, image, model.image_tokens_max)
+
+    known = sum(tokens(image) for image in prompt.images if image is not None)
+    unknown = prompt.images.count(None)
+    return _Images(
+        tokens=known,
+        likely=unknown * tokens(UNKNOWN_IMAGE),
+        tokens_max=known + unknown * tokens(None),
+        unknown=unknown > 0,
     )
+
+
+def _audio_tokens(audio_ms: int) -> int:
+    return -(-audio_ms * AUDIO_TOKENS_PER_S // 1_000)
 
 
 def _wanted(ask: Ask, model: Model) -> int:
@@ -76,3 +147,9 @@ def _wanted(ask: Ask, model: Model) -> int:
         return ask.output_max
     default = ask.endpoint.output_default
     return model.output_tokens_default if default is None else default
+
+
+def _check_output(each: int, choices: int) -> None:
+    if each * choices > TOKENS_MAX:
+        words = f"{choices} answers of up to {each} tokens are too many for one request."
+        raise ClientError(words, param="n", code="invalid_value")

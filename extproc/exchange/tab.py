@@ -24,12 +24,12 @@ from extproc.exchange.meter import Expected, Meter
 from extproc.exchange.meter_stream import StreamMeter
 from extproc.exchange.policy import Bounds, Policy
 from extproc.exchange.record import Record
-from extproc.exchange.sizing import Size
-from extproc.money.hold import Admission, Amendment, Checkpoint, Ending, EndKind, EndReason
+from extproc.exchange.sizing import Size, with_text
+from extproc.money.hold import Admission, Amendment, Checkpoint, Ending, EndKind, EndReason, Window
 from extproc.money.price import FACTOR_ONE, Price
 from extproc.money.quote import NOTHING_DUE, Quote, Terms, quote
 from extproc.money.receipt import cost_nanos
-from extproc.money.usage import NO_USAGE, TOKENS_MAX, Usage, UsageSource
+from extproc.money.usage import CHARACTERS_PER_TOKEN_MAX, NO_USAGE, TOKENS_MAX, Usage, UsageSource, rare_of
 from extproc.tokens.counter import Counter, Counters
 
 STANDARD = "standard"
@@ -84,6 +84,7 @@ class Tab:
         "quote",
         "remarks",
         "request_id",
+        "requests_left",
         "sized",
         "spendable_nanos",
         "started_ns",
@@ -91,6 +92,7 @@ class Tab:
         "stream",
         "terms",
         "tier",
+        "tokens_left",
         "told",
         "ttft_ns",
         "upstream",
@@ -109,6 +111,8 @@ class Tab:
         self.terms = Terms.SHADOW if self.is_shadow else Terms.PAID
         self.remarks: dict[str, Any] = {"shadow": True} if self.is_shadow else {}  # fields of the record that are rarely there
         self.spendable_nanos = 0  # when it was admitted
+        self.requests_left: Window | None = None  # of the tightest limit, this request counted
+        self.tokens_left: Window | None = None
         self.body = b""  # as it came: what a shadow request forwards
         self.door: Door | None = None
         self.key: Key | None = None
@@ -191,8 +195,8 @@ class Tab:
         model, tier, ask = self._model(), self._tier(), self.ask
         assert ask is not None
         factor = self.key.price_factor if self.key else FACTOR_ONE
-        self.sized = sized
         self.price = self.pinned.catalog.price(model, priority=self.priority, tier=tier, at_ms=self.created_ms, account_factor=factor)
+        self.sized = sized = with_text(sized, ask.prompt, self.price)
         self.quote = NOTHING_DUE if ask.is_free else quote(self.price, sized.demand, self.terms)
 
     def amend(self) -> Amend | Lend:
@@ -290,17 +294,25 @@ class Tab:
             return Note(record=record)
         return Note(record=record, row=record.to_row(), payer_id=self.key.payer_id)
 
+    def answered(self, at_ns: int) -> Note:
+        """We have answered it ourselves: a metric, and no row."""
+        self.status = 200
+        duration_ms = max(0, at_ns - self.started_ns) // NANOS_PER_MS
+        return Note(record=Record(id=self.hold_id, request_id=self.request_id, status=self.status, duration_ms=duration_ms))
+
     def prompt_usage(self) -> Usage:
         """The prompt alone, by our own count."""
         assert self.sized is not None
-        flags = ("prompt_estimated",) if self.sized.estimated else ()
-        return Usage(input_tokens=self.sized.prompt_tokens, source=UsageSource.COUNTED, flags=flags)
+        return self.sized.prompt
 
     def held_usage(self) -> Usage:
         """Everything that was held for: where the policy charges the hold, the row says so as a usage and can be recomputed."""
         assert self.sized is not None
-        demand = self.sized.demand
-        return Usage(input_tokens=demand.input_tokens, output_tokens=demand.output_tokens, source=UsageSource.NONE, flags=("held",))
+        held = Usage(**structs.asdict(self.sized.demand), source=UsageSource.NONE, flags=("held",))
+        if self.price is None or not self.price.needs_text:
+            return held
+        words = held.output_tokens
+        return structs.replace(held, output_characters=CHARACTERS_PER_TOKEN_MAX * words, output_words=words)
 
     def forward(self) -> bytes:
         """The body for the backend. Only what the meter must know is kept of the ask: a prompt need not live as long as its answer."""
@@ -323,17 +335,18 @@ class Tab:
         return Expected(
             endpoint=ask.endpoint,
             counter=self.counter,
-            prompt_tokens=sized.prompt_tokens,
-            prompt_estimated=sized.estimated,
-            input_tokens_max=min(model.context_tokens * ask.prompt.prompts, TOKENS_MAX),
+            prompt=sized.prompt,
+            input_tokens_max=sized.input_tokens_max,
             output_tokens_max=min(max(model.output_tokens_max, sized.output_each) * ask.choices, TOKENS_MAX),
             output_tokens_held=sized.demand.output_tokens,
             choices=ask.choices,
             prompts=ask.prompt.prompts,
+            echoed_tokens=sized.prompt.input_tokens * ask.choices // ask.prompt.prompts if ask.echoes else 0,
             trust_usage=self.trusts_usage,
             hide_final=not ask.wants_usage and (forced or self.injects_usage),
             hide_running=not ask.wants_continuous_usage and (forced or self.injects_continuous),
             rename=(_quoted(rename[0]), _quoted(rename[1])) if rename else None,
+            tells_cost=not self.is_shadow and (not ask.stream or (ask.wants_usage and self.trusts_usage)),
         )
 
     def sticky(self) -> str:
@@ -347,6 +360,11 @@ class Tab:
             return payer_id
         beginning = "".join([content for _, content in ask.prompt.messages[:2]] + list(ask.prompt.texts[:1]))[:STICKY_CHARS]
         return sha256(f"{payer_id}/{beginning}".encode("utf-8", "replace")).hexdigest()[:32]
+
+    @property
+    def is_question(self) -> bool:
+        """We answer it ourselves: nothing is ever held for it."""
+        return self.door is not None and self.door.question is not None
 
     @property
     def is_forwarded(self) -> bool:
@@ -406,7 +424,7 @@ class Tab:
         error: str = "",
     ) -> Record:
         """The row as things stand at ``at_ns``."""
-        return structs.replace(
+        record = structs.replace(
             self._begun(end_reason),
             input_tokens=usage.input_tokens,
             cached_tokens=usage.cached_tokens,
@@ -426,6 +444,7 @@ class Tab:
             duration_ms=max(0, at_ns - self.started_ns) // NANOS_PER_MS,
             ttft_ms=max(0, self.ttft_ns - self.started_ns) // NANOS_PER_MS if self.ttft_ns else 0,
         )
+        return record if usage.is_ordinary else structs.replace(record, **rare_of(usage))
 
     def _cost_and_charge(self, usage: Usage) -> tuple[int, int]:
         """What a usage costs, and what of it is charged: at most the cap (MONEY.md, "Size")."""

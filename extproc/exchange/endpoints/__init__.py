@@ -8,4 +8,6 @@ from extproc.exchange.ask import Endpoint
 from extproc.exchange.endpoints.chat import ChatCompletions
 from extproc.exchange.endpoints.completions import Completions
 
-BY_PATH: Mapping[str, Endpoint] = {endpoint.path: endpoint for endpoint in (ChatCompletions(), Completions())}
+ENDPOINTS: tuple[Endpoint, ...] = (ChatCompletions(), Completions())
+
+BY_PATH: Mapping[str, Endpoint] = {path: endpoint for endpoint in ENDPOINTS for path in endpoint.paths}

@@ -17,6 +17,7 @@ _OWN = frozenset({"model", "messages", "stream", "stream_options", "n", "max_tok
 _PROMPT_FIELDS = frozenset({"tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "reasoning_effort"})
 _KNOWN = read.SAMPLING_FIELDS | _PROMPT_FIELDS | {"top_logprobs"}
 _TEXT_PARTS = ("text", "refusal")  # the member with the text has the name of the type
+_DETAILS = ("auto", "low", "high")
 _PRINTED = ("tools", "functions")  # by templates, into the prompt
 
 
@@ -24,7 +25,8 @@ class ChatCompletions(openai.Answers):
     """The endpoint that nearly everybody uses."""
 
     name = "chat.completions"
-    path = "/v1/chat/completions"
+    paths = ("/v1/chat/completions",)
+    is_listed = True
     output_default: int | None = None
 
     def parse(self, body: Mapping[str, Any], *, reject_unknown: bool) -> Ask:
@@ -57,6 +59,7 @@ def _messages(body: Mapping[str, Any], fields: Mapping[str, Any]) -> tuple[list[
     if len(messages) > MESSAGES_MAX:
         raise ClientError(f"`messages` has more than {MESSAGES_MAX} messages.", param="messages", code="invalid_value")
     pairs, forwarded = [], []
+    images: list[tuple[int, int] | None] = []
     extras: list[Any] = [fields[name] for name in _PRINTED if name in fields]
     for position, message in enumerate(messages):
         param = f"messages[{position}]"
@@ -67,15 +70,15 @@ def _messages(body: Mapping[str, Any], fields: Mapping[str, Any]) -> tuple[list[
         others = {name: value for name, value in message.items() if name not in ("role", "content") and value is not None}
         if others:
             extras.append(others)
-        content, text = _content(message.get("content"), param)
+        content, text = _content(message.get("content"), param, images)
         pairs.append((message["role"], text))
         forwarded.append({"role": message["role"], "content": content, **others})
     compact, wide = read.printed(extras)
-    return forwarded, Prompt(messages=tuple(pairs), extra_bytes=compact, extra_bytes_max=wide)
+    return forwarded, Prompt(messages=tuple(pairs), extra_bytes=compact, extra_bytes_max=wide, images=tuple(images))
 
 
-def _content(content: Any, param: str) -> tuple[Any, str]:
-    """What is forwarded (parts with nothing but their text), and its text."""
+def _content(content: Any, param: str, images: list[tuple[int, int] | None]) -> tuple[Any, str]:
+    """What is forwarded (parts with nothing but their text or image), and its text; the sizes of images are added to ``images``."""
     if content is None or isinstance(content, str):
         return content, content or ""
     if not isinstance(content, list):
@@ -84,10 +87,22 @@ def _content(content: Any, param: str) -> tuple[Any, str]:
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
         text = part.get(kind) if kind in _TEXT_PARTS else None
-        if not isinstance(text, str):
-            raise ClientError(
-                f"`{param}.content` has a part that is no text; this model takes text only.", param=f"{param}.content", code="invalid_value"
-            )
-        parts.append({"type": kind, kind: text})
-        texts.append(text)
+        if kind == "image_url":
+            image, size = _image(part.get("image_url"), f"{param}.content")
+            parts.append({"type": kind, kind: image})
+            images.append(size)
+        elif isinstance(text, str):
+            parts.append({"type": kind, kind: text})
+            texts.append(text)
+        else:
+            words = f"`{param}.content` has a part of type {str(kind)[:64]!r} that cannot be read here; text and image_url can."
+            raise ClientError(words, param=f"{param}.content", code="invalid_value")
     return parts, "\n".join(texts)
+
+
+def _image(value: Any, param: str) -> tuple[dict[str, str], tuple[int, int] | None]:
+    """``{"url": …, "detail": …}``, or the URL alone, as vLLM takes it too."""
+    members = value if isinstance(value, dict) else {"url": value}
+    url, size = read.image(members.get("url"), f"{param}.image_url.url")
+    detail = members.get("detail")
+    return ({"url": url, "detail": detail} if detail in _DETAILS else {"url": url}), size

@@ -18,7 +18,8 @@ class Completions(openai.Answers):
     """Text in, text out, without a template."""
 
     name = "completions"
-    path = "/v1/completions"
+    paths = ("/v1/completions",)
+    is_listed = True
     output_default: int | None = 16  # OpenAI's and vLLM's default of max_tokens here
 
     def parse(self, body: Mapping[str, Any], *, reject_unknown: bool) -> Ask:
@@ -66,7 +67,7 @@ def _prompt(value: Any) -> Prompt:
             raise ClientError(
                 "`prompt` must be a string, a list of strings, or lists of tokens.", param="prompt", code="missing_required_parameter"
             )
-    return Prompt(texts=tuple(texts), token_ids=token_ids, prompts=len(prompts))
+    return Prompt(param="prompt", texts=tuple(texts), token_ids=token_ids, prompts=len(prompts))
 
 
 def _are_tokens(value: list[Any]) -> bool:

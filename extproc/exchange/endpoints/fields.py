@@ -14,12 +14,15 @@ import msgspec
 
 from extproc.errors import ClientError
 from extproc.money.usage import TOKENS_MAX
+from extproc.tokens.images import image_size
 
 CHOICES_MAX = 128  # OpenAI's bound of n; vLLM would take 16,384 and bill them all
 STOPS_MAX = 16
 STOP_CHARS_MAX = 256
 NFC_GROWTH = 3  # UTF-8 grows at most so much under NFC
 PROMPTS_MAX = 2_048  # prompts of one completions request
+ID_CHARS_MAX = 128  # of what names a call, an item or a message, as an earlier answer had it; some templates print it
+URL_CHARS_MAX = 8_192  # of an image that a backend is to fetch
 
 # Sampling and shape of the answer: they change neither the price nor the queue.
 SAMPLING_FIELDS = frozenset(
@@ -109,15 +112,34 @@ def output_max(body: Mapping[str, Any], *names: str) -> int | None:
     return None
 
 
-def check_stop(body: Mapping[str, Any]) -> None:
+def string(value: Any, param: str, *, chars_max: int | None = None) -> str:
+    """A member that must be a string."""
+    if not isinstance(value, str):
+        raise ClientError(f"`{param}` must be a string.", param=param, code="invalid_type")
+    if chars_max is not None and len(value) > chars_max:
+        raise ClientError(f"`{param}` is longer than {chars_max} characters.", param=param, code="invalid_value")
+    return value
+
+
+def image(url: Any, param: str) -> tuple[str, tuple[int, int] | None]:
+    """An image as a prompt has it: a data URL, or one that the backend fetches; and its size, if that can be seen from here."""
+    value = string(url, param)
+    if value[:5].lower() == "data:":
+        return value, image_size(value)
+    if len(value) > URL_CHARS_MAX or not value.lower().startswith(("https://", "http://")):
+        raise ClientError(f"`{param}` must be a data URL with base64, or an https URL.", param=param, code="invalid_value")
+    return value, None
+
+
+def check_stop(body: Mapping[str, Any], name: str = "stop") -> None:
     """A backend keeps back as much text as its longest stop string has: a long one would let a client read nothing and owe nothing."""
-    stop = body.get("stop")
+    stop = body.get(name)
     strings = stop if isinstance(stop, list) else [stop]
     if stop is None:
         return
     if len(strings) > STOPS_MAX or not all(isinstance(string, str) and len(string) <= STOP_CHARS_MAX for string in strings):
         raise ClientError(
-            f"`stop` must be at most {STOPS_MAX} strings of at most {STOP_CHARS_MAX} characters.", param="stop", code="invalid_value"
+            f"`{name}` must be at most {STOPS_MAX} strings of at most {STOP_CHARS_MAX} characters.", param=name, code="invalid_value"
         )
 
 

@@ -18,11 +18,12 @@ from extproc.exchange.endpoints.chat import ChatCompletions
 from extproc.exchange.meter import Expected
 from extproc.exchange.meter_stream import KEPT_BYTES_MAX, SHAPES_TRIED_MAX, StreamMeter
 from extproc.exchange.shape import AROUND_BYTES_MAX
+from extproc.money.usage import Usage
 
 
 def expected(**changes: Any) -> Expected:
     values: dict[str, Any] = {
-        "endpoint": ChatCompletions(), "counter": Words(), "prompt_tokens": 11, "prompt_estimated": False, "input_tokens_max": 10_000,
+        "endpoint": ChatCompletions(), "counter": Words(), "prompt": Usage(input_tokens=11), "input_tokens_max": 10_000,
         "output_tokens_max": 100_000, "output_tokens_held": 100_000, "choices": 1, "hide_final": True,
     }  # fmt: skip
     return Expected(**(values | changes))
