@@ -9,7 +9,7 @@ from extproc.ledger.port import Explanation
 from extproc.money.amount import format_amount
 from extproc.money.price import FACTOR_DECIMALS, RATE_DECIMALS, Price, Rates
 from extproc.money.receipt import Line, Receipt, receipt
-from extproc.money.usage import Usage, UsageSource
+from extproc.money.usage import used
 
 LINE_DECIMALS: Final = 15
 """Of ``tokens × rate`` before the rounding: nanos (9 decimals) per million (6)."""
@@ -19,14 +19,8 @@ def explained(found: Explanation) -> dict[str, Any]:
     """``price`` in full, ``sum`` with its lines, ``entries_sum_nanos``, and whether everything ``agrees`` (else: ``faults``)."""
     row = found.request
     price = Price.parse(found.price) if found.price else None
-    usage = Usage(
-        input_tokens=row["input_tokens"],
-        cached_tokens=row["cached_tokens"],
-        output_tokens=row["output_tokens"],
-        reasoning_tokens=row["reasoning_tokens"],
-        source=UsageSource(row["usage_source"]),
-    )
-    total = receipt(usage, price, cap_nanos=_cap_nanos(row)) if price else None
+    usage, quota = used(row)
+    total = receipt(usage, price, cap_nanos=_cap_nanos(row), quota=quota) if price else None
     entries_sum = sum(entry["amount"] for entry in found.entries if entry["unit"] == "nanos")
     faults = _faults(found, price, total, entries_sum)
     return {

@@ -10,6 +10,7 @@ import click
 
 from extproc.cli.deployment import at_desk, of_deployment
 from extproc.cli.output import print_json, table
+from extproc.money.usage import RARE
 
 
 @click.command()
@@ -76,24 +77,37 @@ def _usage(row: dict[str, Any]) -> list[str]:
     flags = f"; {', '.join(row['usage_flags'])}" if row["usage_flags"] else ""
     given = f"input {row['input_tokens']} (cached {row['cached_tokens']})"
     made = f"output {row['output_tokens']} (reasoning {row['reasoning_tokens']})"
-    return [f"usage       {given}, {made}; source: {row['usage_source']}{flags}"]
+    lines = [f"usage       {given}, {made}; source: {row['usage_source']}{flags}"]
+    if rest := [f"{_words(name)} {row[name]}" for name in RARE if row[name]]:
+        lines.append(f"            {', '.join(rest)}")
+    if row["free_input"] or row["free_output"]:
+        lines.append(f"free quota  paid for {row['free_input']} tokens of the input and {row['free_output']} of the output")
+    return lines
 
 
 def _price(facts: dict[str, Any]) -> list[str]:
     price = facts["price"]
     if price is None:
         return ["price       none: it was refused before it was priced"]
-    rates = " · ".join(f"{name.replace('_', ' ')} {rate}" for name, rate in price["per_million_tokens"].items())
-    factors = [f"            {factor['name']} × {factor['factor']}" for factor in price["factors"]]
-    return [f"price       {price['price_id']}", f"            {rates} {facts['currency']} per 1,000,000 tokens", *factors]
+    lines = [f"price       {price['price_id']}", f"            {_rates(price['per_million'])} {facts['currency']} per 1,000,000"]
+    lines += [f"            above {band['input_tokens']} tokens of input: {_rates(band['per_million'])}" for band in price["above"]]
+    return lines + [f"            {factor['name']} × {factor['factor']}" for factor in price["factors"]]
+
+
+def _rates(per_million: dict[str, str]) -> str:
+    return " · ".join(f"{_words(name)} {rate}" for name, rate in per_million.items())
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _sum(facts: dict[str, Any]) -> list[str]:
     total = facts["sum"]
     if total is None:
         return []
-    rows = [{**line, "times": "×", "is": "=", "name": f"            {line['name']}"} for line in total["lines"]]
-    lines = table(rows, {"name": "", "tokens": "tokens", "times": "", "per_million": "per million", "is": "", "amount": "amount"})
+    rows = [{**line, "times": "×", "is": "=", "name": f"            {_words(line['name'])}"} for line in total["lines"]]
+    lines = table(rows, {"name": "", "quantity": "quantity", "times": "", "per_million": "per million", "is": "", "amount": "amount"})
     lines.append(f"            sum {total['subtotal']}")
     lines += [f"            × {factor['factor']} ({factor['name']})" for factor in total["factors"]]
     return [*lines, f"            rounded up to {total['cost']}, at most the hold: {total['charge']} {facts['currency']}"]

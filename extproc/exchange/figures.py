@@ -7,7 +7,7 @@ merges, so the line has the newest figure of each kind. The reply that ends the 
 from __future__ import annotations
 
 from extproc.exchange.meter_stream import Delivered
-from extproc.money.usage import Usage
+from extproc.money.usage import Usage, rare_of
 
 FIGURES_EVERY_NS = 250_000_000  # what a killed worker may have passed and not told; a figure costs 6 µs, or a quarter of an event's
 
@@ -33,6 +33,8 @@ def figures(usage: Usage, *, cost_nanos: int, charge_nanos: int, delivered: Deli
         told += (("cached_tokens", str(usage.cached_tokens)),)
     if usage.reasoning_tokens:
         told += (("reasoning_tokens", str(usage.reasoning_tokens)),)
+    if rare := rare_of(usage):
+        told += tuple([(name, str(quantity)) for name, quantity in rare.items()])
     if cost_nanos != charge_nanos:
         told += (("list_nanos", str(cost_nanos)),)
     return told

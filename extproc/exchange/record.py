@@ -28,6 +28,17 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     cached_tokens: int = 0
     output_tokens: int = 0
     reasoning_tokens: int = 0
+    cache_creation_tokens: int = 0
+    image_tokens: int = 0
+    audio_tokens: int = 0
+    images: int = 0
+    audio_ms: int = 0
+    input_characters: int = 0
+    output_characters: int = 0
+    input_words: int = 0
+    output_words: int = 0
+    free_input: int = 0  # tokens that a free quota has paid for
+    free_output: int = 0
     usage_source: str = "none"
     usage_flags: tuple[str, ...] = ()
     events: int = 0  # SSE events with output that passed: a cross-check of the counts

@@ -12,9 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from typing import Any, TypeVar
 
-from extproc.ledger.lines import entry_lines, event_lines, request_lines
+from extproc.ledger.lines import entry_lines, event_lines, rare_request_lines, request_lines
 from extproc.ledger.plan import Record
 from extproc.ledger.port import midnight
+from extproc.ledger.rows import is_rare
 from extproc.stores.postgres import Params, Row, Transaction
 from extproc.stores.queries import Queries, Query
 
@@ -48,10 +49,14 @@ class Journal:
     ) -> None:
         """Rows for the three large tables. ``open_month`` is the answer to the last statement of :meth:`begin`."""
         _mark_late(events, open_month[0]["month"])
+        rare = [row for row in requests if is_rare(row)]
+        if rare:
+            requests = [row for row in requests if not is_rare(row)]
         for name, rows, lines in (
             ("copy_events", events, event_lines),
             ("copy_entries", entries, entry_lines),
             ("copy_requests", requests, request_lines),
+            ("copy_rare_requests", rare, rare_request_lines),
         ):
             if rows:
                 await transaction.copy(self._queries[name], map(lines, pieces(rows)))

@@ -11,6 +11,8 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, Final
 
+from extproc.ledger.rows import RARE
+
 NULL: Final = r"\N"
 MOMENTS_MAX: Final = 4_096  # remembered as text: milliseconds of a backlog repeat themselves
 
@@ -33,6 +35,11 @@ def entry_lines(entries: Iterable[Record]) -> bytes:
 def request_lines(requests: Iterable[Record]) -> bytes:
     """Of ``requests``."""
     return "".join([_request(request) for request in requests]).encode()
+
+
+def rare_request_lines(requests: Iterable[Record]) -> bytes:
+    """The same of rows that have columns which most have not: these come first."""
+    return "".join(["\t".join([str(request[name]) for name in RARE]) + "\t" + _request(request) for request in requests]).encode()
 
 
 def _event(e: Record) -> str:

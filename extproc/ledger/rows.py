@@ -3,15 +3,18 @@
 What is too long is cut, because a long error message must not cost a charge its row; what has the wrong type or sign is a ``ValueError``.
 The fields are those of ``extproc.exchange.record.Record``; a field of a newer program is ignored, so rollouts may overlap.
 
-An ordinary row is recognised as a whole, by a few looks at all its values together; only any other is looked at field by field.
+An ordinary row is recognised as a whole, by a few looks at all its values together; only any other is looked at field by field. Nor does it
+have the columns of :data:`RARE`: a row has all of them if it says one.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeGuard
+
+from extproc.money import usage
 
 TEXT_MAX = 200  # names, codes, ids of others
 MESSAGE_MAX = 1_000  # an error message: enough to understand, too little to hold a prompt
@@ -54,6 +57,8 @@ _LONG_INTS = {
     "overage_nanos": INT8_MAX,
     "created_ms": UNIX_MS_MAX,
 }
+RARE: Final = (*usage.RARE, "free_input", "free_output")
+_NOTHING_RARE: Final = dict.fromkeys(RARE, 0)
 _BOOLS = ("stream", "sandbox", "shadow")
 _IDS = ("id", "user_id", "creds_id")
 _LISTS = ("usage_flags", "policies")
@@ -87,14 +92,24 @@ def empty_row() -> Row:
 
 def parse_row(data: bytes) -> Row:
     """Every known field, checked, defaults filled in. ``ValueError`` says which field is wrong."""
-    row = {**_DEFAULTS, **_object(data)}
+    row, rare = {**_DEFAULTS, **_object(data)}, {}
     if len(row) > len(_DEFAULTS):
+        rare = {name: _integer(name, row[name]) for name in RARE if name in row}
         row = {name: row[name] for name in _DEFAULTS}
     if not _is_ordinary(row):
         row = {name: _CHECKS[name](name, value) for name, value in row.items()}
     if row["cached_tokens"] > row["input_tokens"] or row["reasoning_tokens"] > row["output_tokens"]:
         raise ValueError("cached or reasoning tokens are more than their whole")
-    return row
+    if not rare:
+        return row
+    if row["cached_tokens"] + rare.get("cache_creation_tokens", 0) > row["input_tokens"]:
+        raise ValueError("tokens read from a cache and written to it are more than the input")
+    return row | _NOTHING_RARE | rare
+
+
+def is_rare(row: Mapping[str, Any]) -> bool:
+    """It has the columns of :data:`RARE`."""
+    return RARE[0] in row
 
 
 def _object(data: bytes) -> Row:
@@ -129,7 +144,7 @@ def _is_ordinary(row: Row) -> bool:
 
 
 def _integer(name: str, value: object) -> int:
-    limit = _INTS.get(name) or _LONG_INTS[name]
+    limit = _INTS.get(name) or _LONG_INTS.get(name, INT4_MAX)
     if type(value) is not int or not 0 <= value <= limit:
         raise ValueError(f"{name} is not an integer from 0 to {limit}")
     return value

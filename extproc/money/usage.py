@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
+from typing import Any
 
 import msgspec
 
@@ -58,12 +60,38 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return self.input_tokens + self.output_tokens
 
     @property
+    def is_ordinary(self) -> bool:
+        """Nothing of :data:`RARE`: nearly every usage."""
+        return not (
+            self.cache_creation_tokens
+            or self.image_tokens
+            or self.audio_tokens
+            or self.images
+            or self.audio_ms
+            or self.input_characters
+            or self.output_characters
+            or self.input_words
+            or self.output_words
+        )
+
+    @property
     def is_nothing(self) -> bool:
         """Neither tokens nor anything else: nothing is charged, not even the call."""
         return not (self.input_tokens or self.output_tokens or self.audio_ms)
 
 
 NO_USAGE = Usage()
+QUANTITIES = Usage.__struct_fields__[:-2]
+"""All but source and flags: fields of a record and columns of ``requests`` as well."""
+RARE = tuple(name for name in QUANTITIES if name not in ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens"))
+"""What most requests have nothing of: carried and stored only where there is something."""
+
+
+def rare_of(usage: Usage) -> dict[str, int]:
+    """What there is of :data:`RARE`, by name."""
+    if usage.is_ordinary:
+        return {}
+    return {name: quantity for name in RARE if (quantity := getattr(usage, name))}
 
 
 class Quota(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -78,3 +106,9 @@ class Quota(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 NO_QUOTA = Quota()
+
+
+def used(row: Mapping[str, Any]) -> tuple[Usage, Quota]:
+    """What a row of ``requests`` says that was used, and what of it a free quota has paid for: with its price, its charge follows."""
+    quota = Quota(input_tokens=row.get("free_input", 0), output_tokens=row.get("free_output", 0))
+    return Usage(**{name: row.get(name, 0) for name in QUANTITIES}), quota if quota != NO_QUOTA else NO_QUOTA

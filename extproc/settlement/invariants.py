@@ -34,7 +34,7 @@ from extproc.ledger.facts import AccountMoney, AccountSum, BookedEvent, Orphan, 
 from extproc.ledger.port import ENDINGS, EventType, OutboxRow
 from extproc.money.price import Price
 from extproc.money.receipt import cost_nanos
-from extproc.money.usage import Usage
+from extproc.money.usage import used
 
 PRICES_MAX: Final = 512  # parsed prices that are remembered: more than a catalog has
 
@@ -71,7 +71,7 @@ INVARIANTS: Final[Mapping[int, Invariant]] = {
         Invariant(number=6, sentence="A hold ends once; at most one adjust, only after an expire.", advice=_EXPLAIN),
         Invariant(number=8, sentence="A charge is at most the cap of its hold.", advice=_EXPLAIN),
         Invariant(number=9, sentence="Given back is what was reserved less the charge.", advice=_EXPLAIN),
-        Invariant(number=10, sentence="A charge follows from its usage and its price.", advice=_EXPLAIN),
+        Invariant(number=10, sentence="A charge follows from its usage, its free quota and its price.", advice=_EXPLAIN),
         Invariant(
             number=11,
             sentence="No hold outlives its lease; the lease set is the set of open holds.",
@@ -250,7 +250,7 @@ def rest_is_given_back(one: BookedEvent) -> Found:
 
 
 def charge_follows_from_usage(one: BookedEvent) -> Found:
-    """10. What is borne by the payer and by the operator is what the usage costs; a void bears nothing."""
+    """10. What is borne by the payer and by the operator is what the usage costs beyond its free quota; a void bears nothing."""
     row = one.request
     if row is None:
         return
@@ -264,19 +264,11 @@ def charge_follows_from_usage(one: BookedEvent) -> Found:
     if price is None or price.price_id != row["price_id"]:
         yield from _texts(10, "price", one.id, one.account, expected=row["price_id"], found=price.price_id if price else "none")
         return
-    worth = cost_nanos(_usage(row), price)
+    usage, quota = used(row)
+    worth = cost_nanos(usage, price, quota)
     yield from _amounts(10, "list price", one.id, one.account, expected=worth, found=row["list_nanos"])
     expected = 0 if row["sandbox"] or row["shadow"] else worth
     yield from _amounts(10, "charge", one.id, one.account, expected=expected, found=borne)
-
-
-def _usage(row: Mapping[str, Any]) -> Usage:
-    return Usage(
-        input_tokens=row["input_tokens"],
-        cached_tokens=row["cached_tokens"],
-        output_tokens=row["output_tokens"],
-        reasoning_tokens=row["reasoning_tokens"],
-    )
 
 
 @lru_cache(PRICES_MAX)

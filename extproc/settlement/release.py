@@ -15,12 +15,12 @@ from extproc.errors import UsageError
 from extproc.holds.port import OpenHold, Releasing
 from extproc.ledger.port import Audit
 from extproc.money.hold import EndReason, EndResult
+from extproc.money.usage import QUANTITIES
 
 NOTHING_USED: Final[dict[str, Any]] = {
-    "input_tokens": 0,
-    "cached_tokens": 0,
-    "output_tokens": 0,
-    "reasoning_tokens": 0,
+    **dict.fromkeys(QUANTITIES, 0),
+    "free_input": 0,
+    "free_output": 0,
     "usage_source": "none",
     "usage_flags": [],
     "cost_nanos": 0,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from extproc.money.hold import EndReason
-from extproc.money.usage import TOKENS_MAX, UsageSource
+from extproc.money.usage import RARE, TOKENS_MAX, UsageSource
 
 _UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.ASCII).fullmatch
 _PRICE_ID = re.compile(r"[0-9a-f]{64}", re.ASCII).fullmatch
@@ -31,6 +31,7 @@ class Figures(NamedTuple):
     """What the gate had counted when it said something for the last time, and what of it came later.
 
     ``later_bytes`` went to the client after that; an event has ``event_bytes`` and ``event_tokens``. 0 bytes an event: nobody can tell.
+    ``rare``: quantities of ``money.usage.RARE`` that are not nothing, by name.
     """
 
     charge_nanos: int
@@ -43,6 +44,7 @@ class Figures(NamedTuple):
     later_bytes: int = 0
     event_bytes: int = 0
     event_tokens: int = 1
+    rare: Sequence[tuple[str, int]] = ()
 
     @property
     def later_tokens(self) -> int:
@@ -140,6 +142,7 @@ def _figures(billing: Mapping[str, str], sent_bytes: int) -> Figures | None:
         later_bytes=max(0, sent - body_bytes),
         event_bytes=event_bytes,
         event_tokens=event_tokens,
+        rare=tuple([(name, _tokens(billing[name])) for name in RARE if name in billing]),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from extproc.holds.port import Sighted
 from extproc.money.price import Price
 from extproc.money.receipt import cost_nanos
-from extproc.money.usage import Usage, UsageSource
+from extproc.money.usage import RARE, Usage, used
 from extproc.settlement.witness_lines import Figures
 
 
@@ -63,12 +63,11 @@ def _with_later(figures: Figures, price: Price, cap_nanos: int) -> Figures:
 
 def usage_of(figures: Figures, output_tokens: int) -> Usage:
     """With that many tokens of output."""
-    return Usage(
-        input_tokens=figures.input_tokens,
-        cached_tokens=min(figures.cached_tokens, figures.input_tokens),
-        output_tokens=output_tokens,
-        source=UsageSource(figures.usage_source),
-    )
+    rare, cached = dict(figures.rare), min(figures.cached_tokens, figures.input_tokens)
+    creation = min(rare.get("cache_creation_tokens", 0), figures.input_tokens - cached)
+    of_input = {"input_tokens": figures.input_tokens, "cached_tokens": cached, "cache_creation_tokens": creation}
+    usage, _ = used(rare | of_input | {"output_tokens": output_tokens})
+    return usage
 
 
 def _row(row: bytes, figures: Figures, charge_nanos: int, flags: list[str]) -> bytes:
@@ -79,6 +78,8 @@ def _row(row: bytes, figures: Figures, charge_nanos: int, flags: list[str]) -> b
         return row
     list_nanos = max(figures.list_nanos, charge_nanos)
     fields |= {
+        **{name: 0 for name in RARE if name in fields},
+        **dict(figures.rare),
         "input_tokens": figures.input_tokens,
         "cached_tokens": figures.cached_tokens,
         "output_tokens": figures.output_tokens,

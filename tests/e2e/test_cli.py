@@ -320,10 +320,10 @@ def test_explain_shows_every_line_of_the_sum(operator):
     assert (row["model"], row["priority"], row["usage_source"], row["ending"]) == (MODEL, "spot", "upstream", "settle")
     assert [(line["name"], line["per_million"]) for line in total["lines"]] == [
         ("input", "0.50"),
-        ("cached input", "0.125"),
+        ("cached_input", "0.125"),
         ("output", "1.00"),
     ]
-    assert sum(line["tokens"] for line in total["lines"]) == row["input_tokens"] + 30
+    assert sum(line["quantity"] for line in total["lines"]) == row["input_tokens"] + 30
     assert total["factors"] == [{"name": "priority spot", "factor": "0.50"}]
     assert row["cost_nanos"] == (500 * row["input_tokens"] + 1_000 * 30) // 2
     assert row["hold_nanos"] - row["cost_nanos"] == row["given_back_nanos"]

@@ -78,19 +78,36 @@ COPY requests (
     loss_nanos, price_id, status, error_code, error_msg, upstream, attempts, duration_ms, ttft_ms, sandbox, shadow, would_deny, policies,
     times, created_at, occurred_at) FROM STDIN;
 
+-- name: copy_rare_requests
+-- The same of those that used what most do not (ledger/rows.py: RARE); the others do not pay for these columns.
+COPY requests (
+    cache_creation_tokens, image_tokens, audio_tokens, images, audio_ms, input_characters, output_characters, input_words, output_words,
+    free_input, free_output,
+    id, request_id, user_id, creds_id, model, endpoint, priority, tier, stream, input_tokens, cached_tokens, output_tokens,
+    reasoning_tokens, usage_source, usage_flags, events, ending, end_reason, hold_nanos, cost, refund_nanos, list_nanos, overage_nanos,
+    loss_nanos, price_id, status, error_code, error_msg, upstream, attempts, duration_ms, ttft_ms, sandbox, shadow, would_deny, policies,
+    times, created_at, occurred_at) FROM STDIN;
+
 -- name: replace_requests
 -- After an adjust the row is the settle's: what the request really used. Its ending, hold and first moment stay; so does a reason that a
--- witness has told, where the settle knows none.
+-- witness has told, where the settle knows none. What it does not name is nothing.
 UPDATE requests AS q SET
     model = r.model, input_tokens = r.input_tokens, cached_tokens = r.cached_tokens, output_tokens = r.output_tokens,
-    reasoning_tokens = r.reasoning_tokens, usage_source = r.usage_source, usage_flags = r.usage_flags, events = r.events,
+    reasoning_tokens = r.reasoning_tokens, cache_creation_tokens = coalesce(r.cache_creation_tokens, 0),
+    image_tokens = coalesce(r.image_tokens, 0), audio_tokens = coalesce(r.audio_tokens, 0), images = coalesce(r.images, 0),
+    audio_ms = coalesce(r.audio_ms, 0), input_characters = coalesce(r.input_characters, 0),
+    output_characters = coalesce(r.output_characters, 0), input_words = coalesce(r.input_words, 0),
+    output_words = coalesce(r.output_words, 0), free_input = coalesce(r.free_input, 0), free_output = coalesce(r.free_output, 0),
+    usage_source = r.usage_source, usage_flags = r.usage_flags, events = r.events,
     end_reason = CASE WHEN r.end_reason = 'cut' AND q.end_reason NOT IN ('', 'sidecar_lost') THEN q.end_reason ELSE r.end_reason END,
     cost = r.cost, refund_nanos = q.hold_nanos - least(r.cost + r.loss_nanos, q.hold_nanos),
     list_nanos = r.list_nanos, overage_nanos = greatest(q.overage_nanos, r.overage_nanos), loss_nanos = r.loss_nanos,
     price_id = r.price_id, status = r.status, error_code = r.error_code, error_msg = r.error_msg, duration_ms = r.duration_ms,
     ttft_ms = r.ttft_ms, policies = r.policies, posted_at = now()
 FROM json_to_recordset(%(rows)s::json) AS r (
-    id uuid, model text, input_tokens integer, cached_tokens integer, output_tokens integer, reasoning_tokens integer, usage_source text,
+    id uuid, model text, input_tokens integer, cached_tokens integer, output_tokens integer, reasoning_tokens integer,
+    cache_creation_tokens integer, image_tokens integer, audio_tokens integer, images integer, audio_ms integer, input_characters integer,
+    output_characters integer, input_words integer, output_words integer, free_input integer, free_output integer, usage_source text,
     usage_flags text[], events integer, end_reason text, cost bigint, list_nanos bigint, overage_nanos bigint, loss_nanos bigint,
     price_id text, status integer, error_code text, error_msg text, duration_ms integer, ttft_ms integer, policies text[])
 WHERE q.id = r.id;
@@ -119,11 +136,10 @@ FROM json_to_recordset(%(rows)s::json) AS r (user_id uuid, amount bigint, credit
 WHERE b.user_id = r.user_id;
 
 -- name: add_spend
--- What keys with a budget have spent, by the day of the hold; other keys are passed over.
+-- What keys have spent, by the day of the hold; rotated keys together.
 INSERT INTO budget_spend AS b (budget_id, day, nanos)
 SELECT coalesce(c.budget_id, c.id), ((timestamptz 'epoch' + r.quarter * interval '15 minutes') AT TIME ZONE 'UTC')::date, sum(r.nanos)::bigint
 FROM json_to_recordset(%(rows)s::json) AS r (key uuid, quarter bigint, nanos bigint) JOIN credentials AS c ON c.id = r.key
-WHERE c.budget_nanos IS NOT NULL
 GROUP BY 1, 2 ORDER BY 1, 2
 ON CONFLICT (budget_id, day) DO UPDATE SET nanos = b.nanos + excluded.nanos;
 

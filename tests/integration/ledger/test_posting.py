@@ -12,7 +12,9 @@ from ledger_invariants import ledger_faults
 
 from extproc.errors import StoreRefused, StoreRejected
 from extproc.ledger.port import derived_id
+from extproc.ledger.rows import RARE
 from extproc.money.posting import Posting
+from extproc.money.usage import QUANTITIES, Quota, used
 from extproc.stores.queries import Query
 
 
@@ -44,6 +46,26 @@ async def test_an_event_applied_k_times_is_applied_once(bench, past_redis):
     assert (bench.count("billing_events", "event_type = 'settle'"), bench.count("requests")) == (5, 5)
     assert await balance(bench, payer) == 1_000 - 5 * 25
     assert ledger_faults(bench.dsn) == []
+
+
+async def test_every_unit_has_its_column_and_only_who_used_it_fills_it(bench):
+    """Beside ordinary rows in one batch; what an adjust does not name any more is nothing."""
+    payer = await bench.account(1_000)
+    units = {name: number for number, name in enumerate(RARE, 1)} | {"input_tokens": 50, "output_tokens": 70, "cached_tokens": 9}
+    _, rare, _ = batch = [bench.posting(payer), bench.posting(payer, 2, kind="expire", record=units), bench.posting(payer)]
+    await bench.ledger.post(batch)
+    columns = ", ".join(RARE)
+    assert bench.sql(f"SELECT {columns} FROM requests WHERE id = %s", rare.hold_id) == [tuple(units[name] for name in RARE)]
+    assert bench.sql(f"SELECT DISTINCT {columns} FROM requests WHERE id <> %s", rare.hold_id) == [(0,) * len(RARE)]
+    found = await bench.ledger.explain(rare.hold_id)
+    assert found is not None
+    usage, quota = used(found.request)
+    assert ({name: getattr(usage, name) for name in QUANTITIES} | {"free_input": 10, "free_output": 11}).items() >= units.items()
+    assert quota == Quota(input_tokens=10, output_tokens=11)
+    more = {"images": 7, "free_output": 3}
+    await bench.ledger.post([bench.posting(payer, 40, past_redis=True, hold_id=rare.hold_id, record=more)])
+    expected = dict.fromkeys(RARE, 0) | more
+    assert bench.sql(f"SELECT {columns} FROM requests WHERE id = %s", rare.hold_id) == [tuple(expected.values())]
 
 
 async def test_the_stream_and_the_outbox_at_once(bench):

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.ledger.lines import entry_lines, event_lines, request_lines
-from extproc.ledger.rows import UNIX_MS_MAX, empty_row
+from extproc.ledger.lines import entry_lines, event_lines, rare_request_lines, request_lines
+from extproc.ledger.rows import RARE, UNIX_MS_MAX, empty_row
 
 ID = "018f0000-0000-7000-8000-000000000001"
 ENTRY = {"event_id": ID, "line": 0, "kind": "revenue", "name": "m", "user_id": None, "unit": "nanos", "amount": 7}
@@ -68,6 +68,12 @@ def test_no_text_leaves_its_column(name, message, flags):
     assert len(second) == REQUEST_COLUMNS
     ((*_, written, _, _, _),) = columns(entry_lines([{**ENTRY, "name": name}]))
     assert written == name
+
+
+def test_rare_columns_come_first():
+    quantities = {name: number for number, name in enumerate(RARE, 1)}
+    (rare,), (ordinary,) = columns(rare_request_lines([{**REQUEST, **quantities}])), columns(request_lines([REQUEST]))
+    assert rare == [*map(str, quantities.values()), *ordinary]
 
 
 @pytest.mark.parametrize("text", [r"\N", r"\.", "None", "", "\r\n"])

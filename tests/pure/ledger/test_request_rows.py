@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.exchange.record import Record
-from extproc.ledger.rows import MESSAGE_MAX, TEXT_MAX, UNIX_MS_MAX, empty_row, is_uuid, parse_row
+from extproc.ledger.rows import MESSAGE_MAX, RARE, TEXT_MAX, UNIX_MS_MAX, empty_row, is_rare, is_uuid, parse_row
 
 ID = "018f0000-0000-7000-8000-000000000001"
 json_values = st.recursive(
@@ -21,7 +21,7 @@ json_values = st.recursive(
 
 def test_every_field_of_a_record_has_a_home():
     record = Record(id=ID)
-    assert set(Record.__struct_fields__) == set(empty_row())
+    assert set(Record.__struct_fields__) == {*empty_row(), *RARE}
     for name, default in ((name, getattr(record, name)) for name in empty_row() if name != "id"):
         column = empty_row()[name]
         assert (list(default) if isinstance(default, tuple) else default) == column, name
@@ -37,6 +37,15 @@ def test_a_record_comes_through_whole():
         assert row[name] == (list(said) if isinstance(said, tuple) else said)
 
 
+def test_rare_quantities_are_carried_where_there_is_one_of_them():
+    ordinary = parse_row(Record(id=ID, input_tokens=9, cached_tokens=4, output_tokens=3, reasoning_tokens=1).to_row())
+    assert not is_rare(ordinary)
+    row = parse_row(Record(id=ID, input_tokens=9, cached_tokens=4, cache_creation_tokens=5, images=2, free_output=1).to_row())
+    assert is_rare(row)
+    given = {"cache_creation_tokens": 5, "images": 2, "free_output": 1}
+    assert {name: row[name] for name in RARE} == dict.fromkeys(RARE, 0) | given
+
+
 FIELDS = st.fixed_dictionaries(
     {},
     optional={
@@ -47,6 +56,7 @@ FIELDS = st.fixed_dictionaries(
         "created_ms": st.sampled_from([0, UNIX_MS_MAX, UNIX_MS_MAX + 1]),
         "stream": st.booleans() | st.integers(0, 1),
         "user_id": st.sampled_from(["", ID, "me", f"{ID},"]),
+        "images": st.integers(-1, 2**31),
     },
 )
 
@@ -102,6 +112,10 @@ def test_any_bytes_are_a_row_or_a_value_error(data):
         b'{"user_id":",,"}',
         b"{} {}",
         b'{"input_tokens":1,"cached_tokens":2}',
+        b'{"input_tokens":2,"cached_tokens":1,"cache_creation_tokens":2}',
+        b'{"images":-1}',
+        b'{"free_input":true}',
+        b'{"output_words":2147483648}',
     ],
 )
 def test_rows_that_are_none(row):

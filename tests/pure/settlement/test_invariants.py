@@ -46,6 +46,12 @@ def row(**columns: Any) -> dict[str, Any]:
     return row | {"price": PRICE.text, "sandbox": False, "shadow": False} | columns
 
 
+RATES = Rates(input=1_000_000, cache_creation=3_000_000, output=2_000_000, images=4_000_000, output_words=1_000_000)
+OF_UNITS = Price(model="m", priority="p", tier="t", currency="EUR", rates=RATES)
+UNITS = {"cache_creation_tokens": 1, "images": 2, "output_words": 4, "free_input": 4, "free_output": 10}
+"""Of 5 tokens in, the 4 fresh ones and of 10 out all are free: 3 for what was cached, 8 for images, 4 for words."""
+
+
 SETTLE = BookedEvent(event=event(), entries=[line("customer", -25), line("revenue", 25)], request=row(), followers=[], base=None)
 VOIDED = row(ending="void", cost=0, list_nanos=0, refund_nanos=100, price=None, price_id="")
 VOID = BookedEvent(event=event("void", amount=0, charge_nanos=0), entries=[], request=VOIDED, followers=[], base=None)
@@ -64,6 +70,11 @@ def changed(one: BookedEvent = SETTLE, *, request: dict[str, Any] | None = None,
     return replace(one, request=row_now, event={**one.event, **columns})
 
 
+def units(**columns: Any) -> BookedEvent:
+    charge = {"cost": 15, "list_nanos": 15, "refund_nanos": 85, "price_id": OF_UNITS.price_id, "price": OF_UNITS.text}
+    return changed(request=charge | UNITS | columns, amount=-15, charge_nanos=15)
+
+
 @pytest.mark.parametrize(
     "sound",
     [
@@ -72,9 +83,10 @@ def changed(one: BookedEvent = SETTLE, *, request: dict[str, Any] | None = None,
         adjusted(),
         changed(request={"sandbox": True, "cost": 0, "hold_nanos": 0, "refund_nanos": 0}, amount=0, charge_nanos=0),
         changed(request={"hold_nanos": 0, "refund_nanos": 0}, seq=None),
+        units(),
         changed(request={"hold_nanos": 20, "cost": 20, "overage_nanos": 5, "refund_nanos": 0}, amount=-20, charge_nanos=20),
     ],
-    ids=["settle", "void", "expire and adjust", "sandbox", "lent", "overage"],
+    ids=["settle", "void", "expire and adjust", "sandbox", "lent", "units", "overage"],
 )
 def test_a_sound_event_passes(sound):
     if sound.event["amount"] != SETTLE.event["amount"]:
@@ -101,6 +113,8 @@ def test_a_sound_event_passes(sound):
         (changed(request={"cost": 24, "loss_nanos": 1}), [8]),
         (changed(request={"refund_nanos": 74}), [9]),
         (changed(request={"output_tokens": 11}), [10, 10]),
+        (replace(units(images=3), entries=[line("customer", -15), line("revenue", 15)]), [10, 10]),
+        (replace(units(free_output=9), entries=[line("customer", -15), line("revenue", 15)]), [10, 10]),
         (changed(request={"list_nanos": 26}), [10]),
         (changed(request={"overage_nanos": 1}), [10]),
         (changed(request={"price": None}), [10]),

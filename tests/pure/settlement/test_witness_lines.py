@@ -6,11 +6,14 @@ import json
 from typing import Any
 
 import pytest
+from msgspec import structs
 
+from extproc.exchange.figures import figures
 from extproc.holds.port import Sighted
 from extproc.money.price import Price, Rates
+from extproc.money.usage import RARE, Usage, UsageSource
 from extproc.settlement.witness_lines import Figures, Statement, Terms, read_lines, reason_of
-from extproc.settlement.witnessed import price_of, witnessed_by
+from extproc.settlement.witnessed import price_of, usage_of, witnessed_by
 
 HOLD, PAYER = "018bcfe5-6800-7000-8000-000000000001", "018bcfe5-6800-7000-8000-00000000000a"
 BILLING = {"hold_id": HOLD, "payer_id": PAYER, "cap_nanos": "9000", "price_id": "p"}
@@ -49,6 +52,19 @@ def test_figures_that_are_seldom_there():
     more = {"list_nanos": "900", "cached_tokens": "50", "reasoning_tokens": "7", "usage_source": "continuous"}
     figures = told(line(BILLING | FIGURES | more)).figures
     assert figures == Figures(700, 900, 100, 50, 300, 7, "continuous")
+
+
+def test_every_unit_is_told_and_read():
+    """What the gate says of a usage is what the witness works its charge out from."""
+    usage = Usage(input_tokens=100, output_tokens=300, source=UsageSource.COUNTED, **{name: number for number, name in enumerate(RARE, 1)})
+    pairs = figures(usage, cost_nanos=900, charge_nanos=700, delivered=None)
+    read = told(line(BILLING | dict(pairs))).figures
+    assert read is not None
+    assert structs.replace(usage_of(read, 300), source=UsageSource.COUNTED) == usage
+    kept = Figures(*json.loads(json.dumps(list(read))))  # as the ledger keeps it
+    assert usage_of(kept, 300) == usage_of(read, 300)
+    row = json.loads(witnessed_by(read, hold(5), None).row)
+    assert {name: row[name] for name in RARE} == {name: getattr(usage, name) for name in RARE}
 
 
 def test_what_the_hold_was_made_for():
