@@ -10,25 +10,31 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from extproc.catalog.model import CHAT_COMPLETIONS, COMPLETIONS, EMBEDDINGS, FREE, SANDBOX_TOKENS_PER_DAY, Catalog, Model, Tariff, Tier
+from extproc.catalog.model import (
+    CHARGEABLE,
+    CHAT_COMPLETIONS,
+    COMPLETIONS,
+    FREE,
+    SANDBOX_TOKENS_PER_DAY,
+    WITH_MESSAGES,
+    WITHOUT_OUTPUT,
+    Catalog,
+    Model,
+    Tariff,
+    Tier,
+)
+from extproc.catalog.prices import METHODS, Sale, factor, minimum_charge, off_peak, tariffs
 from extproc.errors import ConfigError, Fault
-from extproc.money.amount import NANOS_PER_UNIT, parse_scaled
 from extproc.money.hold import Limits
-from extproc.money.price import FACTOR_DECIMALS, FACTOR_ONE, RATE_DECIMALS, Rates
+from extproc.money.price import FACTOR_ONE, PER_TOKEN
 from extproc.yamlfile import BYTES_MAX, Cursor, Node, parse, refusal
 
-ENDPOINTS = (CHAT_COMPLETIONS, COMPLETIONS, EMBEDDINGS)
-WITHOUT_OUTPUT = frozenset({EMBEDDINGS})
-METHODS = ("per_token",)
-METHODS_TO_COME = ("per_call", "per_character", "per_word", "per_image", "per_second", "hybrid")
 CHAT_TEMPLATES = ("chatml", "chatml-default-system", "llama3", "gpt", "none")
 USAGE_MODES = ("inject", "continuous", "forced", "counted")
 STICKY = ("none", "account", "prefix")
-IMAGE_FORMULAS = ("qwen2-vl",)
+IMAGE_FORMULAS = ("qwen2-vl", "qwen3-vl")
 UPSTREAM = "upstream"  # the tokenizer of a model that has no vocabulary here
 
-RATE_MAX = 1_000_000 * NANOS_PER_UNIT  # units of currency for a million tokens; dearer is a slip of the decimal point
-FACTOR_MAX = 1_000 * FACTOR_ONE
 TOKENS_MAX = 100_000_000  # ten times the longest context that anybody offers
 LIMIT_MAX = 2**53 - 1  # what Lua can count exactly
 MODELS_MAX = 10_000
@@ -37,7 +43,9 @@ WORD = r"[a-z0-9][a-z0-9_-]{0,31}"
 
 _DEFAULTS: Mapping[str, Any] = {
     "endpoints": frozenset({CHAT_COMPLETIONS, COMPLETIONS}),
-    "method": "per_token",
+    "method": PER_TOKEN,
+    "minimum_charge": 0,
+    "off_peak": None,
     "free": False,
     "output_tokens_default": 4096,
     "priority_factor": {"standard": FACTOR_ONE},
@@ -121,31 +129,6 @@ def _check_name(at: Cursor, name: str, pattern: str) -> None:
     )
 
 
-def scaled(at: Cursor, *, decimals: int, high: int, unit: str) -> int:
-    """A quoted decimal as an int of ``10**-decimals``; 0 and a fault if it is none, or above ``high``."""
-    text = at.text("")
-    if not text:
-        return 0
-    try:
-        value = parse_scaled(text, decimals=decimals)
-    except ValueError as error:
-        at.fault(str(error))
-        return 0
-    if value > high:
-        at.fault(f"{text} is above {high // 10**decimals}{unit}: is the decimal point in its place?")
-    return value
-
-
-def factor(at: Cursor) -> int:
-    """A multiplier in millionths."""
-    return scaled(at, decimals=FACTOR_DECIMALS, high=FACTOR_MAX, unit="")
-
-
-def rate(at: Cursor) -> int:
-    """A price in nanos for a million tokens."""
-    return scaled(at, decimals=RATE_DECIMALS, high=RATE_MAX, unit=" for a million tokens")
-
-
 def _models(at: Cursor, reading: _Reading, defaults: Mapping[str, Any]) -> dict[str, Model]:
     """Every model under its name, and under each alias; no name may mean two."""
     entries = at.entries()
@@ -181,7 +164,9 @@ class _Reading:
     def _values(self, members: Mapping[str, Cursor]) -> dict[str, Any]:
         readers: Mapping[str, Callable[[Cursor], Any]] = {
             "endpoints": _endpoints,
-            "method": _method,
+            "method": lambda at: at.text("", choices=METHODS),
+            "minimum_charge": minimum_charge,
+            "off_peak": off_peak,
             "free": lambda at: at.boolean(default=False),
             "output_tokens_default": lambda at: at.integer(1, low=1, high=TOKENS_MAX),
             "priority_factor": self._priority_factors,
@@ -207,10 +192,16 @@ class _Reading:
         values = dict(defaults) | self._values(members)
         endpoints: frozenset[str] = values["endpoints"]
         context = members["context_tokens"].integer(TOKENS_MAX, low=1, high=TOKENS_MAX) if "context_tokens" in members else TOKENS_MAX
-        output_max = _output_tokens_max(at, members, context, has_output=not endpoints <= WITHOUT_OUTPUT)
+        output_max = _output_tokens_max(at, members, context, endpoints)
         if "output_tokens_default" in members and values["output_tokens_default"] > output_max > 0:
             members["output_tokens_default"].fault(f"is above output_tokens_max ({output_max})")
-        tariff = _tariff(at, members, free=values["free"], has_output=not endpoints <= WITHOUT_OUTPUT)
+        sale = Sale(
+            method=values["method"],
+            endpoints=endpoints,
+            has_images="image" in members,
+            context_tokens=context,
+            minimum_nanos=values["minimum_charge"],
+        )
         image_formula, image_tokens_max = _image(members.get("image"))
         tokenizer = members["tokenizer"].text(UPSTREAM, choices=self._tokenizers or ()) if "tokenizer" in members else UPSTREAM
         if tokenizer == UPSTREAM and values["usage"] == "counted":
@@ -223,12 +214,13 @@ class _Reading:
             else name,
             endpoints=endpoints,
             tokenizer=tokenizer,
-            chat_template=_chat_template(at, members, local_chat=tokenizer != UPSTREAM and CHAT_COMPLETIONS in endpoints),
+            chat_template=_chat_template(at, members, local_chat=tokenizer != UPSTREAM and bool(endpoints & WITH_MESSAGES)),
             context_tokens=context,
             output_tokens_max=output_max,
             output_tokens_default=min(values["output_tokens_default"], output_max),
             free=values["free"],
-            tariffs=(tariff,),
+            tariffs=_tariffs(at, members, sale, free=values["free"]),
+            off_peak=None if values["free"] else values["off_peak"],
             priority_factors=values["priority_factor"],
             usage=values["usage"],
             sticky=values["sticky"],
@@ -239,17 +231,10 @@ class _Reading:
 
 
 def _endpoints(at: Cursor) -> frozenset[str]:
-    found = frozenset(at.texts(choices=ENDPOINTS))
+    found = frozenset(at.texts(choices=tuple(CHARGEABLE)))
     if at.node.value == []:
         at.fault("at least one endpoint is needed")
     return found or frozenset({CHAT_COMPLETIONS})
-
-
-def _method(at: Cursor) -> str:
-    if at.node.value in METHODS_TO_COME:
-        at.fault(f"this version charges {', '.join(METHODS)} only, not {at.node.value}")
-        return METHODS[0]
-    return at.text(METHODS[0], choices=METHODS)
 
 
 def _aliases(at: Cursor | None) -> tuple[str, ...]:
@@ -264,11 +249,11 @@ def _chat_template(at: Cursor, members: Mapping[str, Cursor], *, local_chat: boo
     return "none"
 
 
-def _output_tokens_max(at: Cursor, members: Mapping[str, Cursor], context: int, *, has_output: bool) -> int:
+def _output_tokens_max(at: Cursor, members: Mapping[str, Cursor], context: int, endpoints: frozenset[str]) -> int:
     member = members.get("output_tokens_max")
-    if not has_output:
+    if endpoints <= WITHOUT_OUTPUT:
         if member is not None:
-            member.fault("an embedding has no output")
+            member.fault(f"no endpoint of this model ({', '.join(sorted(endpoints))}) has output")
         return 0
     if member is None:
         at.fault("output_tokens_max is missing: it is what holds are sized by")
@@ -279,25 +264,18 @@ def _output_tokens_max(at: Cursor, members: Mapping[str, Cursor], context: int, 
     return output_max
 
 
-def _tariff(at: Cursor, members: Mapping[str, Cursor], *, free: bool, has_output: bool) -> Tariff:
-    """What it costs."""
+def _tariffs(at: Cursor, members: Mapping[str, Cursor], sale: Sale, *, free: bool) -> tuple[Tariff, ...]:
+    """What it costs, and when."""
     price = members.get("price")
     if free:
-        if price is not None:
-            price.fault("a model with `free: true` has no price; leave one of both out")
-        return FREE
+        for key in ("price", "minimum_charge", "off_peak"):
+            if key in members:
+                members[key].fault(f"a model with `free: true` has no {key}; leave one of both out")
+        return (FREE,)
     if price is None:
         at.fault("price is missing; a model that costs nothing says `free: true`")
-        return FREE
-    found = price.members(("input", "cached_input", "output"), required=("input", "output") if has_output else ("input",))
-    rates = {key: rate(member) for key, member in found.items()}
-    if not has_output and "output" in found:
-        found["output"].fault("an embedding has no output, so it has no price for it")
-    input_rate = rates.get("input", 0)
-    cached_rate = rates.get("cached_input", input_rate)
-    if cached_rate > input_rate and "input" in found:
-        found["cached_input"].fault("is above the price of input: a cached token would cost more than a fresh one")
-    return Tariff(rates=Rates(input=input_rate, cached_input=rates.get("cached_input"), output=rates.get("output", 0)))
+        return (FREE,)
+    return tariffs(price, sale) if sale.method else (FREE,)  # of an unknown method nobody knows what its price looks like
 
 
 def _image(at: Cursor | None) -> tuple[str, int]:

@@ -11,7 +11,30 @@ from extproc.money.price import FACTOR_ONE, PER_TOKEN, Band, Factor, Price, Rate
 
 CHAT_COMPLETIONS = "chat.completions"
 COMPLETIONS = "completions"
+RESPONSES = "responses"
+MESSAGES = "messages"
 EMBEDDINGS = "embeddings"
+RERANK = "rerank"
+SCORE = "score"
+TRANSCRIPTIONS = "transcriptions"
+
+_PROMPT = frozenset({"calls", "input", "cached_input", "input_characters", "input_words"})
+_TEXT = _PROMPT | {"cache_creation", "output", "reasoning", "output_characters", "output_words"}
+_SEEN = _TEXT | {"images", "image_tokens"}
+CHARGEABLE: Mapping[str, frozenset[str]] = {
+    CHAT_COMPLETIONS: _SEEN | {"audio_tokens"},
+    COMPLETIONS: _TEXT,
+    RESPONSES: _SEEN | {"audio_tokens"},
+    MESSAGES: _SEEN,
+    EMBEDDINGS: _PROMPT,
+    RERANK: _PROMPT,
+    SCORE: _PROMPT,
+    TRANSCRIPTIONS: frozenset({"calls", "input", "audio_tokens", "audio_ms"}),
+}
+"""Every endpoint with the units (``money.price.UNITS``) that a request to it can use."""
+WITHOUT_OUTPUT = frozenset(endpoint for endpoint, units in CHARGEABLE.items() if "output" not in units)
+WITH_MESSAGES = frozenset({CHAT_COMPLETIONS, RESPONSES, MESSAGES})  # a chat template is laid around the prompt
+
 PRICES_MAX = 4_096  # resolved and remembered: models × priorities × tiers × the factors of accounts
 SANDBOX_TOKENS_PER_DAY = 100_000  # enough to try everything, too little to work with
 
@@ -124,7 +147,10 @@ class Catalog:
         return self.tiers.get(name) or self.tiers[self.default_tier]
 
     def price(self, model: Model, *, priority: str, tier: Tier, at_ms: int, account_factor: int = FACTOR_ONE) -> Price:
-        """The resolved price at a moment (unix ms); remembered per snapshot. The priority must be sold for the model."""
+        """The resolved price at a moment (unix ms); remembered per snapshot. The priority must be sold for the model.
+
+        A factor of 0 waives the minimum charge, too: who pays nothing pays nothing.
+        """
         tariff = model.tariff(at_ms)
         off_peak = model.off_peak if model.off_peak is not None and model.off_peak.covers(at_ms) else None
         key = (model.name, priority, tier.name, tariff.effective_ms, off_peak.name if off_peak else "", account_factor)
@@ -132,6 +158,7 @@ class Catalog:
         if price is None:
             if len(self._prices) >= PRICES_MAX:
                 self._prices.clear()
+            factors = _factors(model, priority, tier, off_peak, account_factor)
             price = self._prices[key] = Price(
                 model=model.name,
                 priority=priority,
@@ -139,8 +166,8 @@ class Catalog:
                 currency=self.currency,
                 rates=tariff.rates,
                 bands=tariff.bands,
-                factors=_factors(model, priority, tier, off_peak, account_factor),
-                minimum_nanos=tariff.minimum_nanos,
+                factors=factors,
+                minimum_nanos=tariff.minimum_nanos if all(factor.millionths for factor in factors) else 0,
                 method=tariff.method,
             )
         return price

@@ -109,15 +109,15 @@ class Price:
     def __post_init__(self) -> None:
         assert self.minimum_nanos >= 0
         assert list(self.bands) == sorted(self.bands, key=lambda band: band.above_tokens)
-        rates = self.rates
-        cached = rates.input if rates.cached_input is None else rates.cached_input
+        cached = self.rates.input if self.rates.cached_input is None else self.rates.cached_input
+        rates = msgspec.structs.replace(self.rates, cached_input=cached)  # as it stands in the text
         spec: dict[str, Any] = {
             "method": self.method,
             "model": self.model,
             "priority": self.priority,
             "tier": self.tier,
             "currency": self.currency,
-            "nanos_per_million": {**rates.spec(), "input": rates.input, "cached_input": cached, "output": rates.output},
+            "nanos_per_million": {**rates.spec(), "input": rates.input, "output": rates.output},
             "factors": [[factor.name, factor.millionths] for factor in self.factors],
             "minimum_nanos": self.minimum_nanos,
         }
@@ -130,6 +130,7 @@ class Price:
             denominator *= FACTOR_ONE
         is_plain = rates.is_plain and not self.bands
         for name, value in (
+            ("rates", rates),
             ("text", text),
             ("price_id", sha256(text.encode()).hexdigest()),
             ("plain", (rates.input, cached, rates.output) if is_plain else None),
@@ -157,6 +158,10 @@ class Price:
     def of(self, rated: int) -> int:
         """Σ quantity × rate (nanos per million) → nanos, factors applied, rounded up once, at least the minimum charge."""
         return max(self.minimum_nanos, ceil_nanos(rated * self._numerator, self._denominator))
+
+    def beyond(self, rated: int) -> int:
+        """The same of what a free quota has left over: if that is nothing, nothing is due, not even the minimum charge."""
+        return self.of(rated) if rated else 0
 
     @classmethod
     def parse(cls, text: str) -> Price:

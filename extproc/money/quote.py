@@ -75,7 +75,8 @@ def worst_case_nanos(price: Price, demand: Demand, quota: Quota = NO_QUOTA) -> i
         fresh, cached, output = plain
         return price.of(demand.input_tokens * (max(cached, fresh)) + demand.output_tokens * output)
     reachable = [price.rates, *(band.rates for band in price.bands if demand.input_tokens > band.above_tokens)]
-    return price.of(max(_worst_rated(rates, demand, quota) for rates in reachable))
+    worst = max(_worst_rated(rates, demand, quota) for rates in reachable)
+    return price.of(worst) if quota is NO_QUOTA else price.beyond(worst)
 
 
 def _worst_rated(rates: Rates, demand: Demand, quota: Quota) -> int:

@@ -81,7 +81,8 @@ def cost_nanos(usage: Usage, price: Price, quota: Quota = NO_QUOTA) -> int:
         return price.of((usage.input_tokens - cached) * plain[0] + cached * plain[1] + usage.output_tokens * plain[2])
     if usage.is_nothing:
         return 0
-    return price.of(sum(map(mul, quantities(usage, quota), price.rates_of(usage.input_tokens).resolved)))
+    rated = sum(map(mul, quantities(usage, quota), price.rates_of(usage.input_tokens).resolved))
+    return price.of(rated) if quota is NO_QUOTA else price.beyond(rated)
 
 
 def receipt(usage: Usage, price: Price, *, cap_nanos: int, quota: Quota = NO_QUOTA) -> Receipt:
