@@ -12,12 +12,15 @@ from extproc.accounts.keys import hash_of, hint_of, new_key
 from extproc.accounts.model import Account, FreezeDelivery, Key, KeyDelivery, Period
 from extproc.accounts.scopes import parse_networks
 from extproc.errors import StoreError, UsageError
+from extproc.money.amount import format_scaled
 from extproc.money.hold import NO_LIMITS, Limits
+from extproc.money.price import FACTOR_DECIMALS, FACTOR_ONE
 from extproc.stores.postgres import Params, Row, Transaction
 from extproc.stores.queries import Query, load_queries
 
 PAGE_MAX = 1_000  # rows of one answer
-KEYS_MAX = 1_000  # shown of one account
+KEYS_MAX = 1_000  # shown of one account, and brought to Redis while an operator waits; the sweep brings the rest
+PRICE_FACTOR_MAX = 1_000 * FACTOR_ONE  # as in the catalog; more is a slip of the decimal point
 
 
 class Deliveries(KeyDeliveries, Protocol):
@@ -135,6 +138,24 @@ class Registry:
             return await self.deliver_freeze(delivery)
         except StoreError:
             return False
+
+    async def set_price_factor(self, account_id: str, millionths: int, *, actor: str, reason: str) -> bool:
+        """What its prices are multiplied with, for requests that begin from now on: a worker that knows one of its keys goes on with the
+        old factor until it forgets it (``identity.cache_ttl_s``). True: Redis has it.
+        """
+        _require(bool(reason.strip()), "a price of its own needs a reason")
+        _require(0 <= millionths <= PRICE_FACTOR_MAX, f"a factor is at most {PRICE_FACTOR_MAX // FACTOR_ONE}")
+        async with self._database.transaction() as transaction:
+            rows = await transaction.fetch(self._queries["set_price_factor"], {"id": account_id, "price_factor": millionths})
+            if not rows:
+                raise UsageError(f"there is no account {account_id}")
+            keys = await transaction.fetch(self._queries["renew_keys"], {"user_id": account_id})
+            before, after = (format_scaled(factor, decimals=FACTOR_DECIMALS) for factor in (rows[0]["price_factor"], millionths))
+            why = f"{before} → {after}: {reason}"
+            query, params = self._audit(actor=actor, action="set_price_factor", subject=account_id, reason=why)
+            await transaction.fetch(query, params)
+        delivered = [await self._try_to_deliver(key["id"]) for key in keys[:KEYS_MAX]]
+        return all(delivered) and len(keys) <= KEYS_MAX
 
     # --- keys
 

@@ -22,6 +22,7 @@ from extproc.app.desk_facts import (
     account_facts,
     amount_of,
     expiry_ms,
+    factor_of,
     is_uuid,
     money,
     new_key_facts,
@@ -75,6 +76,12 @@ class Desk:
         account = await self._find(named)
         delivered = await self._stores.registry.freeze(account.id, frozen=frozen, actor=self._actor, reason=reason)
         return {**account_facts(account), "frozen": frozen, "in_force": delivered}
+
+    async def set_price_factor(self, named: str, factor: str, *, reason: str) -> Facts:
+        """What its prices are multiplied with, for requests that begin from now on."""
+        account = await self._find(named)
+        delivered = await self._stores.registry.set_price_factor(account.id, factor_of(factor), actor=self._actor, reason=reason)
+        return {**account_facts(await self._stores.registry.account(account.id)), "in_force": delivered}
 
     async def deposit(self, named: str, amount: str, *, method: str, reference: str | None) -> Facts:
         """Money in. With a reference it is booked once, however often it is told."""

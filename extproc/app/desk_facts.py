@@ -11,7 +11,8 @@ from uuid import UUID
 from extproc.accounts.model import Account
 from extproc.accounts.registry import NewKey
 from extproc.errors import UsageError
-from extproc.money.amount import format_amount, parse_amount
+from extproc.money.amount import format_amount, format_scaled, parse_amount, parse_scaled
+from extproc.money.price import FACTOR_DECIMALS
 from extproc.settlement.deposit import Receipt
 
 _SECONDS: Final = {"m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
@@ -74,6 +75,7 @@ def account_facts(account: Account) -> Facts:
         "name": account.name,
         "email": account.email,
         "tier": account.tier,
+        "price_factor": format_scaled(account.price_factor, decimals=FACTOR_DECIMALS),
         "frozen": account.frozen,
         "created_at": account.created_at,
     }
@@ -88,6 +90,14 @@ def amount_of(text: str) -> int:
     """Not negative. :class:`UsageError`."""
     try:
         return parse_amount(text)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def factor_of(text: str) -> int:
+    """In millionths. :class:`UsageError`."""
+    try:
+        return parse_scaled(text, decimals=FACTOR_DECIMALS)
     except ValueError as error:
         raise UsageError(str(error)) from error
 

@@ -10,7 +10,15 @@ import click
 from extproc.cli.deployment import at_desk, of_deployment
 from extproc.cli.output import print_facts, print_json, print_table
 
-COLUMNS = {"id": "id", "name": "name", "email": "e-mail", "tier": "tier", "frozen": "frozen", "created_at": "created"}
+COLUMNS = {
+    "id": "id",
+    "name": "name",
+    "email": "e-mail",
+    "tier": "tier",
+    "price_factor": "price factor",
+    "frozen": "frozen",
+    "created_at": "created",
+}
 
 because = click.option("--reason", required=True, help="For the audit.")
 once = click.option("--reference", help="A name of yours, such as a ticket's: with it, the same is booked once however often it is told.")
@@ -42,7 +50,7 @@ def show(*, account: str, config: Path | None, data: Path | None, as_json: bool)
         print_json(found)
         return
     shown = {**found, "available": (found["redis"] or {}).get("available")}
-    print_facts(shown, "id", "name", "email", "tier", "frozen", "created_at", "balance", "available", "credit", "currency")
+    print_facts(shown, "id", "name", "email", "tier", "price_factor", "frozen", "created_at", "balance", "available", "credit", "currency")
 
 
 @account.command("list")
@@ -76,6 +84,20 @@ def freeze(*, account: str, reason: str, thaw: bool, config: Path | None, data: 
     """Refuse an account's new requests from now on; running ones finish."""
     done = at_desk(config, data, lambda desk: desk.freeze(account, frozen=not thaw, reason=reason))
     print_json(done) if as_json else print_facts(done, "id", "name", "frozen", "in_force")
+
+
+@account.command("set-price-factor")
+@click.argument("account")
+@click.argument("factor")
+@because
+@of_deployment
+def set_price_factor(*, account: str, factor: str, reason: str, config: Path | None, data: Path | None, as_json: bool) -> None:
+    """Multiply the prices of an account with FACTOR (such as 0.85; 1: none of its own), beside those of tier and priority.
+
+    For requests that begin from now on, everywhere within identity.cache_ttl_s (a minute); running ones keep their price.
+    """
+    done = at_desk(config, data, lambda desk: desk.set_price_factor(account, factor, reason=reason))
+    print_json(done) if as_json else print_facts(done, "id", "name", "tier", "price_factor", "in_force")
 
 
 @account.command()

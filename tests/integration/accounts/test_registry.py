@@ -183,3 +183,49 @@ async def test_what_redis_did_not_hear_is_left_to_the_sweep(house):
     assert await house.registry.deliver_freeze(freeze)
     assert await house.registry.freeze(account.id, frozen=True, actor="test", reason="why"), "it was frozen already, everywhere"
     assert await house.registry.undelivered_freezes(after=None, limit=5) == []
+
+
+async def test_a_price_factor_reaches_every_process_within_its_cache(house):
+    account = await house.registry.create_account(name="n", tier="t", actor="test")
+    assert account.price_factor == 1_000_000
+    first, second, over = [
+        await house.registry.create_key(account.id, name="k", scopes=Scopes(budget_nanos=5), actor="test") for _ in range(3)
+    ]
+    await house.registry.revoke(over.id, actor="test")
+    other = house.new_process()
+    assert (await other.find(first.secret)).price_factor == 1_000_000
+    assert await house.registry.set_price_factor(account.id, 850_000, actor="test", reason="a contract")
+    assert (await house.registry.account(account.id)).price_factor == 850_000
+    assert (await other.find(second.secret)).price_factor == 850_000, "a key that it does not know yet"
+    assert (await other.find(first.secret)).price_factor == 1_000_000, "one that it remembers"
+    house.now_s += 60
+    assert (await other.find(first.secret)).price_factor == 850_000
+    assert rows(house, "SELECT actor, reason FROM audit WHERE action = 'set_price_factor'") == [("test", "1 → 0.85: a contract")]
+    assert rows(house, "SELECT revoked, version FROM credentials ORDER BY id") == [(False, 2), (False, 2), (True, 2)], (
+        "a revoked key is left alone"
+    )
+    assert (await enforced(house, account.id, first.id))["budget_nanos"] == "5"
+
+
+async def test_a_price_factor_that_redis_did_not_hear_of_is_brought_by_the_sweep(house):
+    account = await house.registry.create_account(name="n", tier="t", actor="test")
+    key = await house.registry.create_key(account.id, name="k", scopes=Scopes(), actor="test")
+    deaf = Registry(KeyStore(house.database, DeafRedis(), DeafRedis(), unix_ms=lambda: 0), DeafRedis(), new_id=house.registry._new_id)
+    assert not await deaf.set_price_factor(account.id, 0, actor="test", reason="why")
+    (waiting,) = await house.registry.undelivered_keys(after=None, limit=5)
+    assert (waiting.key.id, waiting.key.price_factor) == (key.id, 0)
+    await house.registry.deliver_key(waiting)
+    assert (await house.directory.find(key.secret)).price_factor == 0
+
+
+@pytest.mark.parametrize(("factor", "reason"), [(-1, "why"), (1_000_000_001, "why"), (500_000, ""), (500_000, " ")])
+async def test_a_price_factor_that_cannot_be(house, factor, reason):
+    account = await house.registry.create_account(name="n", tier="t", actor="test")
+    with pytest.raises(UsageError):
+        await house.registry.set_price_factor(account.id, factor, actor="test", reason=reason)
+    assert (await house.registry.account(account.id)).price_factor == 1_000_000
+
+
+async def test_a_price_factor_of_nobody(house):
+    with pytest.raises(UsageError, match="there is no account"):
+        await house.registry.set_price_factor(house.registry._new_id(), 1, actor="test", reason="why")

@@ -13,6 +13,7 @@ FULL = Key(
     payer_id="p",
     name="Schlüssel",
     tier="t",
+    price_factor=850_000,
     models=frozenset({"b", "a"}),
     networks=("10.0.0.0/8", "::/0"),
     expires_ms=17,
@@ -27,6 +28,11 @@ FULL = Key(
 @pytest.mark.parametrize("key", [FULL, Key(id="k", payer_id="p", name="", tier="t")])
 def test_there_and_back(key):
     assert from_json(to_json(Shared(key=key, loaded_ms=9))) == Shared(key=key, loaded_ms=9)
+
+
+def test_what_a_program_without_price_factors_has_written_is_understood():
+    plain = Key(id="k", payer_id="p", name="", tier="t")
+    assert from_json(to_json(Shared(key=plain, loaded_ms=9)).replace(b'"price_factor":1000000,', b"")) == Shared(key=plain, loaded_ms=9)
 
 
 @pytest.mark.parametrize(
