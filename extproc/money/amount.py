@@ -52,6 +52,13 @@ def format_amount(nanos: int) -> str:
     return f"{sign}{units}.{decimals}"
 
 
+def format_scaled(number: int, *, decimals: int) -> str:
+    """The other way round than :func:`parse_scaled`, as short as can be: ``1_500_000_000`` with ``decimals=9`` → ``"1.5"``."""
+    assert number >= 0
+    units, rest = divmod(number, 10**decimals)
+    return f"{units}.{rest:0{decimals}d}".rstrip("0") if rest else str(units)
+
+
 def ceil_nanos(numerator: int, denominator: int) -> int:
     """The one rounding of this project: a non-negative ratio, up to the next whole nano."""
     assert numerator >= 0
