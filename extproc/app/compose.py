@@ -22,6 +22,7 @@ from extproc.app.endpoint import listen_of
 from extproc.app.live import LiveCatalog, LivePolicy
 from extproc.app.undertaker import worker_name
 from extproc.edge.announced import Announced
+from extproc.edge.answering import Answering
 from extproc.edge.beats import Beats
 from extproc.edge.closing import Closing
 from extproc.edge.driver import Driver, Gate
@@ -41,6 +42,7 @@ from extproc.ledger.audit import PostgresAudit
 from extproc.ledger.periods import PostgresPeriods
 from extproc.ledger.postgres import PostgresLedger
 from extproc.ledger.rebuild import Keys, PostgresEpochs
+from extproc.ledger.spending import PostgresSpending
 from extproc.money.hold import uuid7
 from extproc.settings import Settings
 from extproc.settlement.deposit import Deposits
@@ -221,6 +223,7 @@ async def gate_worker(settings: Settings, slot: int, listen_fd: int | None) -> G
     )
     gate = Gate(
         directory=stores.directory,
+        answering=Answering(stores.holds, PostgresSpending(stores.database), now_s=time.monotonic),
         holds=stores.holds,
         lending=Lending(outbox, workers=settings.listen.worker_count, monotonic_s=time.monotonic),
         closing=Closing(stores.holds, outbox, meter, jitter=random.random, waits_for_disk=settings.outbox.reply_waits_for == "disk"),

@@ -20,6 +20,7 @@ from extproc.accounts.directory import Directory, Miss
 from extproc.accounts.model import Key
 from extproc.catalog.model import Catalog
 from extproc.edge.announced import Announced
+from extproc.edge.answering import Answering
 from extproc.edge.beats import Beats
 from extproc.edge.closing import Closing, Done
 from extproc.edge.envoy_codec import MalformedMessage, decode, encode
@@ -36,6 +37,7 @@ from extproc.exchange.tab import Pinned
 from extproc.holds.port import Holds
 from extproc.metrics import Metrics
 from extproc.money.hold import Denied, DenyReason, Granted, Loan, Verdict, uuid7
+from extproc.money.statement import Statement
 from extproc.tokens.counter import Counters
 
 log = logging.getLogger(__name__)
@@ -54,6 +56,7 @@ class Gate:
     """
 
     directory: Directory
+    answering: Answering
     holds: Holds
     lending: Lending
     closing: Closing
@@ -198,6 +201,14 @@ class Driver:
         answer.add_done_callback(self._looked_up)
         return False
 
+    def _find_answer(self, action: act.FindAnswer) -> bool:
+        answer = asyncio.ensure_future(asyncio.wait_for(self._gate.answering.find(action.enquiry), PHASE_S))
+        answer.add_done_callback(partial(self._answered, self._told))
+        return False
+
+    def _told(self, found: Statement | Denied) -> ev.Event:
+        return self._denied(found) if isinstance(found, Denied) else ev.Answered(at_ns=time.monotonic_ns(), statement=found)
+
     def _admit(self, action: act.Admit) -> bool:
         answer = asyncio.ensure_future(self._gate.holds.admit(action.admission))
         answer.add_done_callback(partial(self._answered, partial(self._verdict, ev.Admitted)))
@@ -311,19 +322,20 @@ class Driver:
         return self._exchange.tab.pinned.policy.stores_away_credit_nanos or 0
 
     def _verdict(self, granted: type[ev.Admitted | ev.Amended], verdict: Verdict) -> ev.Event:
-        at_ns = time.monotonic_ns()
         if isinstance(verdict, Granted):
             if granted is ev.Admitted and self._exchange.tab.key is not None:
                 self._gate.lending.saw(self._exchange.tab.key.payer_id, verdict.spendable_nanos)
-            return granted(at_ns=at_ns, granted=verdict)
-        assert isinstance(verdict, Denied)
+            return granted(at_ns=time.monotonic_ns(), granted=verdict)
+        return self._denied(verdict)
+
+    def _denied(self, verdict: Denied) -> ev.Event:
         if verdict.reason is DenyReason.MISSING:
             # Redis has lost this key or payer: what we remember of it is worth nothing, the next request reads it anew.
             self._gate.metrics.store_failed("redis_missing")
             self._gate.directory.forget(self._secret)
             if self._exchange.tab.key is not None:
                 self._gate.missed(self._exchange.tab.key.payer_id)
-        return ev.Refused(at_ns=at_ns, denied=verdict)
+        return ev.Refused(at_ns=time.monotonic_ns(), denied=verdict)
 
     # waiting for an ending: an exchange has one, so it waits at most once
 
@@ -357,6 +369,7 @@ def _place_of(error: Exception) -> str:
 _DEEDS: dict[type[act.Action], Callable[[Driver, Any], bool]] = {
     act.Answer: Driver._answer,  # noqa: SLF001
     act.LookUpKey: Driver._look_up,  # noqa: SLF001 - the table belongs to the class
+    act.FindAnswer: Driver._find_answer,  # noqa: SLF001
     act.Admit: Driver._admit,  # noqa: SLF001
     act.Amend: Driver._amend,  # noqa: SLF001
     act.Lend: Driver._lend,  # noqa: SLF001

@@ -8,6 +8,7 @@ import msgspec
 
 from extproc.exchange.record import Record
 from extproc.money.hold import Admission, Amendment, Checkpoint, Ending
+from extproc.money.statement import Enquiry
 
 
 class Action(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -18,6 +19,12 @@ class LookUpKey(Action, frozen=True, kw_only=True):
     """Ask the directory; it answers KeyRead or StoreFailed. ``secret`` is the client's key: never logged, hashed by the directory."""
 
     secret: str
+
+
+class FindAnswer(Action, frozen=True, kw_only=True):
+    """Ask the stores about somebody's money; they answer Answered, Refused or StoreFailed."""
+
+    enquiry: Enquiry
 
 
 class Admit(Action, frozen=True, kw_only=True):

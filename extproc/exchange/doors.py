@@ -8,13 +8,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from extproc.errors import ClientError
+from extproc.exchange.answers import Question, question_of, topic_of
 from extproc.exchange.ask import Endpoint
 from extproc.exchange.endpoints import BY_PATH
 from extproc.exchange.events import Headers
 from extproc.exchange.policy import Bounds
 from extproc.exchange.replies import unauthorized
 
-MODELS_PATH = "/v1/models"
 SECRET_CHARS_MAX = 256  # ours have 50; whatever is longer is nobody's key
 
 # Nothing of these reaches a backend: credentials, what chooses queue or rank in vLLM (VLLM.md), and what would make its answer unreadable.
@@ -25,11 +25,12 @@ FORBIDDEN_HEADERS = (
 
 
 class Door(NamedTuple):
-    """Where a request wants to go. ``endpoint`` ``None``: we answer it ourselves (the list of models)."""
+    """Where a request wants to go: to an endpoint of a backend, or nowhere, with a question that we answer ourselves."""
 
     endpoint: Endpoint | None
     path: str
     query: bool
+    question: Question | None = None
 
 
 def door_of(headers: Headers, bounds: Bounds) -> Door:
@@ -40,15 +41,16 @@ def door_of(headers: Headers, bounds: Bounds) -> Door:
     if "upgrade" in headers.headers or headers.method == "CONNECT" or _is_grpc(headers):
         raise ClientError("Only plain HTTP requests are served here.", code="unsupported_protocol")
     endpoint = BY_PATH.get(path)
-    if endpoint is None and path != MODELS_PATH:
+    topic = topic_of(path) if endpoint is None else None
+    if endpoint is None and topic is None:
         raise ClientError(f"Unknown request URL: {headers.method[:16]} {path[:128]}.", status=404, code="unknown_url")
     if headers.method != ("POST" if endpoint else "GET"):
         allowed = "POST" if endpoint else "GET"
         raise ClientError(f"{path} takes {allowed} only.", status=405, code="method_not_allowed")
-    if endpoint is None:
+    if topic is not None:
         if not headers.end_of_stream:
             raise ClientError("A GET has no body.", code="unexpected_body")
-        return Door(None, path, bool(mark))
+        return Door(None, path, bool(mark), question_of(topic, path, query))
     if headers.end_of_stream:
         raise ClientError("The request has no body; it must be a JSON object.", code="missing_body")
     _check_body_headers(headers, bounds)

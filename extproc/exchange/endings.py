@@ -7,7 +7,19 @@ from __future__ import annotations
 
 from extproc.exchange import replies
 from extproc.exchange.actions import Action, PassChunk, PassResponseHeaders
-from extproc.exchange.events import Admitted, Amended, Chunk, Counted, Gone, KeyRead, Refused, ResponseHeaders, Stopped, StoreFailed
+from extproc.exchange.events import (
+    Admitted,
+    Amended,
+    Answered,
+    Chunk,
+    Counted,
+    Gone,
+    KeyRead,
+    Refused,
+    ResponseHeaders,
+    Stopped,
+    StoreFailed,
+)
 from extproc.exchange.figures import ended
 from extproc.exchange.meter_stream import StreamMeter
 from extproc.exchange.response import FAILURES
@@ -15,7 +27,7 @@ from extproc.exchange.state import Outcome, State
 from extproc.exchange.tab import Tab
 from extproc.money.hold import EndReason
 
-StoreAnswer = KeyRead | Admitted | Amended | Refused | Counted | StoreFailed
+StoreAnswer = KeyRead | Answered | Admitted | Amended | Refused | Counted | StoreFailed
 
 
 def gone_forwarded(tab: Tab, event: Gone) -> Outcome:
@@ -96,7 +108,7 @@ def _let_go(tab: Tab, event: StoreAnswer) -> tuple[Action, ...]:
     """The answer that nobody waits for any more: void what may be held."""
     if isinstance(event, KeyRead):
         tab.key = event.key
-    if isinstance(event, KeyRead) or tab.key is None:
+    if isinstance(event, KeyRead) or tab.key is None or tab.is_question:
         return (tab.refused(event.at_ns, error_code=f"http_{tab.status}" if tab.status else "client_gone", error=""),)
     if isinstance(event, Admitted | Amended):
         tab.hold_id = event.granted.hold_id

@@ -6,6 +6,7 @@ import msgspec
 
 from extproc.accounts.model import Key
 from extproc.money.hold import Denied, Granted
+from extproc.money.statement import Statement
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -90,9 +91,15 @@ class Amended(Event, frozen=True, kw_only=True):
 
 
 class Refused(Event, frozen=True, kw_only=True):
-    """``admit`` or ``amend`` denied."""
+    """``admit`` or ``amend`` denied, or (of a key that is over) an answer."""
 
     denied: Denied
+
+
+class Answered(Event, frozen=True, kw_only=True):
+    """What the stores know about somebody's money."""
+
+    statement: Statement
 
 
 class Counted(Event, frozen=True, kw_only=True):

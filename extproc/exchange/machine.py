@@ -5,15 +5,16 @@ Envoy sends us one message after the other, and waits for our one reply to each:
     request headers ─ request body ─ response headers ─ response body × n ─ (end of stream)
 
 A request walks down these states. On its **headers** the key is looked up (``KEYING``) and an entry hold is asked for (``ADMITTING``);
-with the hold it is ``OPEN``. On its **body** the prompt is counted (``COUNTING``, long texts only), the worst case priced, and the exact
-hold asked for (``AMENDING``, or ``CLAMPING`` the second time, with fewer output tokens). Granted, it is ``FORWARDED``: Envoy chooses the
-route by the model and asks a backend. With the **response headers** of a success it is ``STREAMING``: chunks are passed, and looked at.
-The final usage, ``[DONE]``, the end of the stream, or somebody hanging up **ends the hold**, exactly once: ``ENDED`` (Envoy may still have
-messages for us) or ``CLOSED`` (it has none). Whoever leaves while a store is still thinking leaves an ``ORPHANED`` exchange, which waits
-for that one answer and voids. What Envoy answers by itself before it has asked us anything (a path that it rejects) is ``FOREIGN``:
-passed, and none of our business. A drain that has lost patience cuts the stream: ``CUTTING`` until the next chunk can be replaced by an
-error event, ``CUT`` afterwards. If Envoy answers while a store is still thinking (a body above its buffer), we are ``SIDELINED``: its
-answer passes, and the store's is waited for and voided. What shadow mode lets pass although nobody can price it is ``SPARED``.
+with the hold it is ``OPEN``. (Who asks about his money gets his answer from us, once the stores have told: ``ANSWERING``.) On its
+**body** the prompt is counted (``COUNTING``, long texts only), the worst case priced, and the exact hold asked for (``AMENDING``, or
+``CLAMPING`` the second time, with fewer output tokens). Granted, it is ``FORWARDED``: Envoy chooses the route by the model and asks a
+backend. With the **response headers** of a success it is ``STREAMING``: chunks are passed, and looked at. The final usage, ``[DONE]``,
+the end of the stream, or somebody hanging up **ends the hold**, exactly once: ``ENDED`` (Envoy may still have messages for us) or
+``CLOSED`` (it has none). Whoever leaves while a store is still thinking leaves an ``ORPHANED`` exchange, which waits for that one answer
+and voids. What Envoy answers by itself before it has asked us anything (a path that it rejects) is ``FOREIGN``: passed, and none of our
+business. A drain that has lost patience cuts the stream: ``CUTTING`` until the next chunk can be replaced by an error event, ``CUT``
+afterwards. If Envoy answers while a store is still thinking (a body above its buffer), we are ``SIDELINED``: its answer passes, and the
+store's is waited for and voided. What shadow mode lets pass although nobody can price it is ``SPARED``.
 
 Everything that can happen stands in one table, :data:`TRANSITIONS`, with late and doubled events as rows. What is not in it is
 illegal: the driver counts it and sends ``Gone(sidecar_error)``, which every state knows. The steps themselves stand in ``request.py``
@@ -36,6 +37,7 @@ from extproc.exchange.endings import StoreAnswer
 from extproc.exchange.events import (
     Admitted,
     Amended,
+    Answered,
     Body,
     Chunk,
     Counted,
@@ -80,6 +82,7 @@ class Exchange:
 S = State
 ORPHAN = to(S.ORPHANED)
 CLOSE = to(S.CLOSED)
+ASKING = (S.KEYING, S.ANSWERING, S.ADMITTING, S.COUNTING, S.AMENDING, S.CLAMPING)
 PASSING_TRAILERS = (S.OPEN, S.FORWARDED, S.ENDED, S.FOREIGN, S.SPARED, S.SIDELINED, S.CUTTING, S.CUT)
 
 TRANSITIONS: dict[tuple[State, type[Event]], Step] = {
@@ -89,6 +92,10 @@ TRANSITIONS: dict[tuple[State, type[Event]], Step] = {
     (S.KEYING, KeyRead): request.key_read,
     (S.KEYING, StoreFailed): request.look_up_failed,
     (S.KEYING, Gone): ORPHAN,
+    (S.ANSWERING, Answered): request.answered,
+    (S.ANSWERING, Refused): request.not_answered,
+    (S.ANSWERING, StoreFailed): request.answer_failed,
+    (S.ANSWERING, Gone): ORPHAN,
     (S.ADMITTING, Admitted): request.admitted,
     (S.ADMITTING, Refused): request.not_admitted,
     (S.ADMITTING, StoreFailed): request.admit_failed,
@@ -131,7 +138,7 @@ TRANSITIONS: dict[tuple[State, type[Event]], Step] = {
     (S.SPARED, ResponseHeaders): to(S.SPARED, PassResponseHeaders()),
     (S.SPARED, Chunk): to(S.SPARED, PASS),
     (S.SPARED, Gone): CLOSE,
-    **{(state, ResponseHeaders): endings.sidelined for state in (S.KEYING, S.ADMITTING, S.COUNTING, S.AMENDING, S.CLAMPING)},
+    **{(state, ResponseHeaders): endings.sidelined for state in ASKING},
     **{(S.SIDELINED, answer): endings.sidelined_answer for answer in get_args(StoreAnswer)},
     (S.SIDELINED, Chunk): to(S.SIDELINED, PASS),
     (S.SIDELINED, Gone): ORPHAN,

@@ -9,7 +9,8 @@ from typing import Any
 from msgspec import structs
 
 from extproc.exchange.ask import Piece
-from extproc.exchange.meter import REASONS, Expected, counted, renamed
+from extproc.exchange.meter import REASONS, Expected, counted, renamed, unreadable, with_units
+from extproc.exchange.splice import with_cost
 from extproc.money.hold import EndReason
 from extproc.money.usage import Usage, UsageSource
 
@@ -61,6 +62,12 @@ class AnswerMeter:
             self._ended = True
             self._piece = self._read()
         return renamed(chunk, self._expected.rename) if first else chunk
+    def priced(self, shown: bytes, cost_nanos: int) -> bytes:
+        """Of an answer that came in one piece."""
+        if not self._expected.tells_cost or self._piece is None:
+            return shown
+        return with_cost(shown, self._piece.usage, cost_nanos)
+
 
     def usage(self, *, ended_early: bool) -> Usage:
         """The answer's own usage, else a count of its text, or of what arrived of it; too large to be read: what was held."""

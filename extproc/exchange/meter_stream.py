@@ -16,6 +16,7 @@ from extproc.exchange.meter import REASONS, Expected, counted, renamed
 from extproc.exchange.shape import BETWEEN, Shape, events_of, shape_of, texts_of
 from extproc.exchange.sse import SseDecoder, SseEvent
 from extproc.money.hold import EndReason
+from extproc.exchange.splice import with_cost
 from extproc.money.usage import Usage, UsageSource
 from extproc.tokens.counter import Running
 
@@ -43,13 +44,13 @@ class StreamMeter:
     """Server-sent events. Memory: one running count a choice, one unfinished event, a shape, and what is kept."""
 
     __slots__ = (
-        "_counted", "_done", "_edits", "_error", "_events", "_expected", "_final", "_finish", "_kept", "_output_bytes", "_running",
-        "_shape", "_shown_bytes", "_sse", "_texts", "_tokens", "_tries", "complete",
+        "_begun", "_counted", "_done", "_edits", "_error", "_events", "_expected", "_final", "_finish", "_kept", "_output_bytes",
+        "_receipt", "_running", "_shape", "_shown_bytes", "_sse", "_texts", "_tokens", "_tries", "_units", "complete",
     )  # fmt: skip
 
     def __init__(self, expected: Expected) -> None:
         self._expected = expected
-        self._edits = expected.hide_final or expected.hide_running or expected.rename is not None
+        self._edits = expected.hide_final or expected.hide_running or expected.tells_cost or expected.rename is not None
         self._sse = SseDecoder()
         self._shape: Shape | None = None
         self._kept = bytearray()  # insides of events of this shape, each with BETWEEN behind it
@@ -58,10 +59,12 @@ class StreamMeter:
         self._tokens: dict[int, int] = {}  # of each choice, by its log-probabilities
         self._running: dict[int, Any] = {}  # last per-chunk usage of each choice
         self._final: Any = None
+        self._units: dict[int, TextUnits] = {}  # if they are priced
         self._finish = ""
         self._error = False
         self._done = False
         self._events = 0  # without what is kept
+        self._receipt: tuple[bytes, Any] | None = None  # the event with the final usage as the client gets it, and that usage
         self._shown_bytes = 0  # that the client has of whole events, without what is kept
         self._output_bytes = 0  # … of those with output
         self._counted = 0, 0  # tokens of the last count of ours, and of how many events that was
@@ -101,6 +104,14 @@ class StreamMeter:
         """Look at an event; what the client gets of it."""
         piece = self._look(event)
         shown = self._edit(event, piece) if self._edits else event.raw
+    def priced(self, shown: bytes, cost_nanos: int) -> bytes:
+        """The final usage event stands in it whole: where anything may be changed, events are not passed before they are complete."""
+        if self._receipt is None:
+            return shown
+        (event, usage), self._receipt = self._receipt, None
+        before, found, behind = shown.rpartition(event)
+        return before + with_cost(event, usage, cost_nanos) + behind if found else shown
+
         self._shown_bytes += len(shown)
         if piece is not None and (piece.texts or piece.tokens):
             self._output_bytes += len(shown)
@@ -259,7 +270,9 @@ class StreamMeter:
         if piece is None or piece.error:
             return event.raw
         if piece.final:
-            return b"" if expected.hide_final else renamed(event.raw, expected.rename)
+            shown = b"" if expected.hide_final else renamed(event.raw, expected.rename)
+            self._receipt = (shown, piece.usage) if shown and expected.tells_cost else None
+            return shown
         raw = without_usage(event) if expected.hide_running and b'"usage"' in event.data else event.raw
         return renamed(raw, expected.rename)
 

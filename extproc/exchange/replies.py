@@ -6,16 +6,13 @@ from typing import Any
 
 import msgspec
 
-from extproc.accounts.model import Key
-from extproc.accounts.scopes import may_use
-from extproc.catalog.model import Catalog
 from extproc.errors import ClientError
 from extproc.exchange.actions import Answer
 from extproc.exchange.policy import Policy
 from extproc.money.amount import format_amount
 from extproc.money.hold import Denied, DenyReason, Window
 
-_JSON = ("content-type", "application/json")
+JSON_TYPE = ("content-type", "application/json")
 # What a cut stream ends with: an SDK raises APIError on it; without it a cut stream looks like a success.
 CUT_EVENT = (
     b"\n\n"  # whatever half event went out before
@@ -39,7 +36,7 @@ def deny(
         status=error.status,
         code=error.code or "other",
         body=msgspec.json.encode({"error": body}),
-        headers=(_JSON, ("x-request-id", request_id), *headers) if request_id else (_JSON, *headers),
+        headers=(JSON_TYPE, ("x-request-id", request_id), *headers) if request_id else (JSON_TYPE, *headers),
     )
 
 
@@ -149,14 +146,3 @@ def rate_headers(kind: str, window: Window | None) -> Pairs:
         (f"x-ratelimit-remaining-{kind}", str(window.remaining)),
         (f"x-ratelimit-reset-{kind}", f"{-(-window.reset_ms // 1_000)}s"),
     )
-
-
-def model_list(catalog: Catalog, key: Key | None, *, request_id: str) -> Answer:
-    """``GET /v1/models``: the models that a key may use (all, if there is none), each once."""
-    rows = [
-        {"id": name, "object": "model", "created": 0, "owned_by": "extproc"}
-        for name, model in catalog.models.items()
-        if name == model.name and (key is None or may_use(key, name, open_to_sandbox=model.sandbox))
-    ]
-    body = msgspec.json.encode({"object": "list", "data": rows})
-    return Answer(status=200, body=body, headers=(_JSON, ("x-request-id", request_id)))

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from extproc.accounts.scopes import key_fault
 from extproc.errors import ClientError
-from extproc.exchange import replies
-from extproc.exchange.actions import Admit, Answer, Count, LookUpKey, PassBody, PassHeaders
+from extproc.exchange import answers, replies
+from extproc.exchange.actions import Admit, Answer, Count, FindAnswer, LookUpKey, PassBody, PassHeaders
+from extproc.exchange.answers import Question
 from extproc.exchange.ask import JSON
 from extproc.exchange.body import understand
 from extproc.exchange.doors import FORBIDDEN_HEADERS, door_of, secret_of, too_large
-from extproc.exchange.events import Admitted, Amended, Body, Counted, Headers, KeyRead, Refused, StoreFailed
+from extproc.exchange.events import Admitted, Amended, Answered, Body, Counted, Headers, KeyRead, Refused, StoreFailed
 from extproc.exchange.sizing import Size, clamped, size
 from extproc.exchange.state import Outcome, State
 from extproc.exchange.tab import Tab
@@ -57,15 +58,19 @@ def key_read(tab: Tab, event: KeyRead) -> Outcome:
         if not tab.spares(error.code or ""):
             return _refuse(tab, event.at_ns, error)
     assert tab.door is not None
-    if tab.door.endpoint is None:
-        return _model_list(tab)
-    return State.ADMITTING, (Admit(admission=tab.admission()),)
+    question = tab.door.question
+    if question is None:
+        return State.ADMITTING, (Admit(admission=tab.admission()),)
+    if question.is_about_models:
+        return _about_models(tab, question, event.at_ns)
+    return State.ANSWERING, (FindAnswer(enquiry=answers.enquiry(question, key, unix_ms=tab.created_ms)),)
 
 
 def admitted(tab: Tab, event: Admitted) -> Outcome:
     """The entry hold stands: let Envoy read the body."""
     granted = event.granted
     tab.hold_id, tab.spendable_nanos = granted.hold_id, granted.spendable_nanos
+    tab.requests_left, tab.tokens_left = granted.requests, granted.tokens
     if granted.would_deny is not None:
         tab.spares(granted.would_deny.value)
     return _let_in(tab)
@@ -95,11 +100,56 @@ def _stranger(tab: Tab, at_ns: int, error: ClientError) -> Outcome:
         return _refuse(tab, at_ns, error)
     tab.identify(None)
     assert tab.door is not None
-    return _let_in(tab) if tab.door.endpoint else _model_list(tab)
+    question = tab.door.question
+    if question is None:
+        return _let_in(tab)
+    return _about_models(tab, question, at_ns) if question.is_about_models else _refuse(tab, at_ns, error)
 
 
-def _model_list(tab: Tab) -> Outcome:
-    return State.CLOSED, (replies.model_list(tab.pinned.catalog, tab.key, request_id=tab.request_id),)
+# what we answer ourselves
+
+
+def _about_models(tab: Tab, question: Question, at_ns: int) -> Outcome:
+    assert tab.tier is not None
+    catalog = tab.pinned.catalog
+    try:
+        answer = answers.about_models(question, catalog, tab.tier, tab.key, at_ms=tab.created_ms, request_id=tab.request_id)
+    except ClientError as error:
+        return _refuse(tab, at_ns, error)
+    return State.CLOSED, (answer, tab.answered(at_ns))
+
+
+def answered(tab: Tab, event: Answered) -> Outcome:
+    """What the key's owner has, and has spent."""
+    assert tab.door is not None
+    assert tab.door.question is not None
+    assert tab.key is not None
+    assert tab.tier is not None
+    answer = answers.about_money(
+        tab.door.question,
+        tab.key,
+        tab.tier,
+        event.statement,
+        currency=tab.pinned.catalog.currency,
+        unix_ms=tab.created_ms,
+        request_id=tab.request_id,
+    )
+    return State.CLOSED, (answer, tab.answered(event.at_ns))
+
+
+def not_answered(tab: Tab, event: Refused) -> Outcome:
+    """The key has been revoked a moment ago, or has expired."""
+    if tab.spares(event.denied.reason.value):
+        return State.SPARED, (PassHeaders(), tab.refused(event.at_ns, error_code="", error=""))
+    reply, code = _refusal(tab, event)
+    return State.CLOSED, (reply, tab.refused(event.at_ns, error_code=code, error=event.denied.reason.value))
+
+
+def answer_failed(tab: Tab, event: StoreFailed) -> Outcome:
+    """What is not known is not guessed: 503, in shadow mode too."""
+    tab.status = 503
+    note = tab.refused(event.at_ns, error_code=UNAVAILABLE, error=event.what)
+    return State.CLOSED, (tab.said(replies.unavailable(tab.request_id)), note)
 
 
 # request body
@@ -145,6 +195,7 @@ def _amend(tab: Tab, counted: int | None) -> Outcome:
 def amended(tab: Tab, event: Amended) -> Outcome:
     """The exact hold stands, or (in shadow mode) would not: forward."""
     granted = event.granted
+    tab.tokens_left = granted.tokens or tab.tokens_left
     if granted.would_deny is not None and _lower(tab, granted.would_deny, granted.spendable_nanos) is None:
         tab.spares(granted.would_deny.value)
     return _forward(tab)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from msgspec import structs
+
 from extproc.exchange.actions import PassChunk, PassResponseHeaders, PassTrailers
 from extproc.exchange.events import Chunk, ResponseHeaders, Trailers
 from extproc.exchange.figures import Pairs, ended
 from extproc.exchange.meter import OpaqueMeter
 from extproc.exchange.meter_answer import AnswerMeter
 from extproc.exchange.meter_stream import StreamMeter
+from extproc.exchange.replies import rate_headers
 from extproc.exchange.state import PASS, Outcome, State
 from extproc.exchange.tab import Finish, Tab
 from extproc.money.amount import format_amount
@@ -32,6 +35,8 @@ def _begin(tab: Tab, event: ResponseHeaders) -> PassResponseHeaders:
     assert expected is not None
     assert tab.sized is not None
     headers: tuple[tuple[str, str], ...] = (("x-request-id", tab.request_id),) if tab.request_id else ()
+    if (tab.requests_left is not None or tab.tokens_left is not None) and not tab.is_shadow:
+        headers = (*headers, *rate_headers("requests", tab.requests_left), *rate_headers("tokens", tab.tokens_left))
     if tab.clamped:
         headers = (*headers, ("x-max-tokens-clamped", str(tab.sized.output_each)))
     if event.headers.get("content-encoding", "identity").lower() != "identity":
@@ -42,9 +47,9 @@ def _begin(tab: Tab, event: ResponseHeaders) -> PassResponseHeaders:
     if content_type.startswith("text/event-stream") or (tab.stream and "json" not in content_type):
         tab.meter = StreamMeter(expected)
         return PassResponseHeaders(set_headers=headers, remove_headers=("content-length",) if length else ())
-    tab.meter = AnswerMeter(expected)
     # A buffered answer can still get headers and another length; above half of Envoy's buffer it would hang (ENVOY.md).
     buffer = length.isdigit() and int(length) <= tab.pinned.bounds.body_bytes_max // 2
+    tab.meter = AnswerMeter(expected if buffer or not expected.tells_cost else structs.replace(expected, tells_cost=False))
     changed = length and not buffer and expected.rename is not None
     return PassResponseHeaders(buffer=buffer, set_headers=headers, remove_headers=("content-length",) if changed else ())
 
@@ -79,7 +84,10 @@ def _last_chunk(tab: Tab, event: Chunk, data: bytes) -> Outcome:
     whole = event.end_of_stream and not tab.ttft_ns
     tab.ttft_ns = tab.ttft_ns or event.at_ns
     *end, note = _final(tab, event.at_ns)
-    cost = (("x-request-cost", format_amount(note.record.cost_nanos)),) if whole else ()
+    cost_nanos = note.record.cost_nanos
+    assert tab.meter is not None
+    data = tab.meter.priced(data, cost_nanos)
+    cost = (("x-request-cost", format_amount(cost_nanos)),) if whole else ()
     return State.ENDED, (*end, _pass_chunk(event, data, ended(note.record.end_reason), cost), note)
 
 

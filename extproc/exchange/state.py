@@ -16,6 +16,7 @@ class State(StrEnum):
 
     FRESH = "fresh"
     KEYING = "keying"  # (headers)
+    ANSWERING = "answering"  # (headers)
     ADMITTING = "admitting"  # (headers)
     OPEN = "open"
     COUNTING = "counting"  # (body)

@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from extproc.money.hold import Admission, Amendment, Checkpoint, Ending, EndResult, Verdict
+from extproc.money.hold import Admission, Amendment, Checkpoint, Denied, Ending, EndResult, Verdict
 from extproc.money.posting import Posting
+from extproc.money.statement import Purse
 
 
 class Holds(Protocol):
@@ -34,6 +35,13 @@ class Holds(Protocol):
 
         ``StoreRefused`` as well when too many events wait for the ledger: the row is dropped.
         """
+
+
+class Purses(Protocol):
+    """What a client is told who asks about his money."""
+
+    def purse(self, payer_id: str, key_id: str) -> Awaitable[Purse | Denied]:
+        """As things stand now. Denied: the key is over, or one of them is missing. A future, as those of :class:`Holds`."""
 
 
 class EventStream(Protocol):

@@ -33,6 +33,7 @@ from extproc.holds.port import OpenHold, PayerView, Sight, Sighted
 from extproc.holds.shards import HOLD_AGE_MS_MAX, RedisShards, amount
 from extproc.money.amount import BALANCE_NANOS_MAX
 from extproc.money.hold import Admission, Amendment, Checkpoint, Denied, DenyReason, Ending, EndResult, Granted, Limits, Verdict, Window
+from extproc.money.statement import Purse
 from extproc.stores.pipeline import Client
 from extproc.stores.redis_link import as_it_is
 from extproc.stores.shards import SHARDS, TAGS, shard_of, tag_of
@@ -52,7 +53,7 @@ Words = tuple[Word, ...]
 
 
 class RedisHolds(RedisShards):
-    """The ports Holds, Reaping, Releasing, Witnessing and Delivery, besides those of :class:`RedisShards`, over one client.
+    """The ports Holds, Purses, Reaping, Releasing, Witnessing and Delivery, besides those of :class:`RedisShards`, over one client.
 
     (Its owner opens and closes it.) Every call carries the epoch that its shard is known to have. A shard is closed until ``states()`` has
     said that it is open: then calls are refused at once, as :class:`~extproc.errors.StoreFenced`.
@@ -150,6 +151,11 @@ class RedisHolds(RedisShards):
 
     def note(self, payer_id: str, row: bytes) -> Awaitable[None]:
         return self._call("note", shard_of(payer_id), (payer_id, row, NOTES_WAITING_MAX), _nothing)
+
+    # --- Purses
+
+    def purse(self, payer_id: str, key_id: str) -> Awaitable[Purse | Denied]:
+        return self._call("purse", shard_of(payer_id), (payer_id, key_id), _purse)
 
     # --- Reaping
 
@@ -293,6 +299,19 @@ def _verdict(reply: list[Any]) -> Verdict:
         spendable_nanos=int(spendable),
         retry_after_ms=retry_after_ms,
         window=_window(*window),
+    )
+
+
+def _purse(reply: list[Any]) -> Purse | Denied:
+    if reply[0] == b"denied":
+        return Denied(reason=DenyReason(reply[1].decode()), limit_source=reply[2].decode())
+    spendable, credit, held, total = map(int, reply[:4])
+    return Purse(
+        balance_nanos=spendable - credit + held,
+        held_nanos=held,
+        credit_nanos=credit,
+        total_nanos=total,
+        budget_used_nanos=int(reply[4]) if reply[4] else None,
     )
 
 

@@ -26,6 +26,7 @@ from extproc.accounts.model import Key
 from extproc.app.compose import outbox_of
 from extproc.app.live import LiveCatalog, LivePolicy
 from extproc.edge.announced import Announced
+from extproc.edge.answering import Answering
 from extproc.edge.beats import Beats
 from extproc.edge.closing import Closing
 from extproc.edge.driver import Driver, Gate
@@ -107,6 +108,7 @@ async def a_gate(directory: Path) -> Gate:
     await outbox.start()
     return Gate(
         directory=OneKey(),  # type: ignore[arg-type]
+        answering=Answering(OneKey(), OneKey(), now_s=time.monotonic),  # type: ignore[arg-type]  # nobody asks
         holds=holds,
         lending=Lending(outbox, workers=1, monotonic_s=time.monotonic),
         closing=Closing(holds, outbox, metrics, jitter=lambda: 0.0),

@@ -12,13 +12,16 @@ from extproc.exchange import events as ev
 from extproc.exchange.machine import Exchange, State
 from extproc.exchange.policy import Bounds, Policy
 from extproc.money.hold import Denied, DenyReason, EndKind, Granted
+from extproc.money.statement import Purse, Spent, Statement
 
 FAILED = ev.StoreFailed(what="redis")
 WOULD_DENY = Granted(hold_id=granted().hold_id, spendable_nanos=700_000, would_deny=DenyReason.INSUFFICIENT)
+TOLD = Statement(purse=Purse(balance_nanos=9, held_nanos=1, credit_nanos=0, total_nanos=9), spent=Spent(credits_nanos=9, told_nanos=9))
 ON_ITS_WAY = [headers(), ev.KeyRead(key=key()), ev.Admitted(granted=granted()), chat(stream=True, max_tokens=5)]
 EVENTS = st.sampled_from(
     [
         headers(), headers("/v1/nothing"), headers("/v1/models", method="GET", end=True), ev.KeyRead(key=None), ev.KeyRead(key=key()),
+        headers("/v1/credits", method="GET", end=True), headers("/v1/models/none", method="GET", end=True), ev.Answered(statement=TOLD),
         ev.KeyRead(key=key(revoked=True)), ev.KeyRead(key=key(sandbox=True)), headers(authorization="Basic x"), FAILED, FAILED,
         ev.Admitted(granted=granted()), ev.Admitted(granted=WOULD_DENY), ev.Refused(denied=Denied(reason=DenyReason.CONCURRENT)),
         ev.Refused(denied=Denied(reason=DenyReason.INSUFFICIENT, spendable_nanos=700_000)), ev.Amended(granted=WOULD_DENY),
@@ -41,18 +44,21 @@ POLICIES = st.sampled_from(
         Policy(over_balance="clamp", ended_early="full", abort_before_response="void", no_usage="hold"),
     ]
 )
-WALKS = st.tuples(st.integers(0, len(ON_ITS_WAY)), st.lists(EVENTS, min_size=4, max_size=60))
+ASKING = [headers("/v1/credits", method="GET", end=True), ev.KeyRead(key=key())]
+BEGINNINGS = st.builds(lambda way, length: way[:length], st.sampled_from([ON_ITS_WAY, ON_ITS_WAY, ASKING]), st.integers(0, len(ON_ITS_WAY)))
+WALKS = st.tuples(BEGINNINGS, st.lists(EVENTS, min_size=4, max_size=60))
 
 REPLIES = (act.PassHeaders, act.PassBody, act.PassResponseHeaders, act.PassChunk, act.PassTrailers, act.Answer)
 OF_ENVOY = (ev.Headers, ev.Body, ev.ResponseHeaders, ev.Chunk, ev.Trailers)
 ANSWERS = {  # a store answers what it was asked
     act.LookUpKey: (ev.KeyRead, ev.StoreFailed),
+    act.FindAnswer: (ev.Answered, ev.Refused, ev.StoreFailed),
     act.Admit: (ev.Admitted, ev.Refused, ev.StoreFailed),
     act.Amend: (ev.Amended, ev.Refused, ev.StoreFailed),
     act.Lend: (ev.Amended, ev.StoreFailed),
     act.Count: (ev.Counted, ev.StoreFailed),
 }
-ANY_ANSWER = (ev.KeyRead, ev.Admitted, ev.Refused, ev.StoreFailed, ev.Amended, ev.Counted)
+ANY_ANSWER = (ev.KeyRead, ev.Answered, ev.Admitted, ev.Refused, ev.StoreFailed, ev.Amended, ev.Counted)
 
 
 class Walk:
@@ -101,10 +107,10 @@ class Walk:
 
 @settings(max_examples=300)
 @given(POLICIES, WALKS)
-def test_random_walks(policy: Policy, walk: tuple[int, list[ev.Event]]):
-    prefix, events = walk
+def test_random_walks(policy: Policy, walk: tuple[list[ev.Event], list[ev.Event]]):
+    beginning, events = walk
     watched = Walk(policy)
-    for event in [*ON_ITS_WAY[:prefix], *events, ev.Gone(), FAILED, ev.Gone()]:
+    for event in [*beginning, *events, ev.Gone(), FAILED, ev.Gone()]:
         watched.go(event)
     if watched.asked is None:
         assert watched.exchange.state is State.CLOSED

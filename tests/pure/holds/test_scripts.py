@@ -13,7 +13,7 @@ from extproc.stores.scripts import load_scripts
 LUA = files("extproc.holds.lua")
 SCRIPTS = load_scripts("extproc.holds.lua")
 REBUILD = {"begin", "reassert", "count", "restore", "open"}
-READS = {"facts", "sight"}
+READS = {"facts", "purse", "sight"}
 ALLOW_OOM = {"settle", "expire", "release", "beat", "witness", "credit", "freeze"} | REBUILD
 
 
