@@ -15,6 +15,7 @@ from extproc.money.usage import CHARACTERS_PER_TOKEN_MAX, Usage, UsageSource
 from extproc.tokens.counter import Counter
 
 if TYPE_CHECKING:
+    from extproc.exchange.actions import Answer
     from extproc.exchange.meter import Expected
 
 JSON = "application/json"
@@ -37,6 +38,7 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     ``audio_ms_likely``: what it has if nobody says (the same, if the file tells). ``prompts``: how many, each with a context window of
     its own; ``tokens_each``: what a backend adds to each by itself, at most. ``token_ids``: tokens that came as ids. ``extra_bytes``: JSON
     of tools and of message fields that templates print, compact; ``extra_bytes_max``: printed as widely as any template does.
+    ``is_truncated``: the backend cuts what is longer than its window.
     """
 
     param: str = "messages"
@@ -51,6 +53,7 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     images: tuple[tuple[int, int] | None, ...] = ()
     audio_ms: int = 0
     audio_ms_likely: int = 0
+    is_truncated: bool = False
     text_bytes: int = 0  # worked out, whatever is said: what is to be read, ``shared`` once
 
     def __post_init__(self) -> None:
@@ -170,6 +173,11 @@ class Endpoint(Protocol):
     @property
     def paths(self) -> tuple[str, ...]:
         """Each of them leads here, and to the same path of a backend."""
+
+    cut_event: bytes  # what a stream ends with that we have to cut
+
+    def refusal(self, answer: Answer) -> Answer:
+        """An error of ours, which has OpenAI's shape, in the shape that its clients understand."""
 
     def members(self, data: bytes, content_type: str) -> Mapping[str, Any]:
         """The bytes of a body as members: a JSON object, or a form."""

@@ -14,9 +14,6 @@ from extproc.money.usage import NO_USAGE, TOKENS_MAX, Usage, UsageSource
 from extproc.tokens.counter import Counter
 from extproc.tokens.images import image_tokens
 
-AUDIO_TOKENS_PER_S = 100
-"""Of transcription: vLLM counts Whisper's spectrogram (a frame is 10 ms of sound); other models have 7 to 50."""
-
 UNKNOWN_IMAGE = (1_024, 1_024)
 """What an image by URL is taken for when nobody else counts it; it is held at the model's ``tokens_max``."""
 
@@ -55,7 +52,7 @@ def size(ask: Ask, model: Model, counter: Counter | None, *, counted: int | None
     is_exact = counted is not None and prompt.exact and not images.unknown
     bound = min(bound + images.tokens_max, window)
     least = text + images.tokens  # that is read for certain
-    if prompt.prompts == 1 and is_exact and least >= model.context_tokens:
+    if prompt.prompts == 1 and is_exact and not prompt.is_truncated and least >= model.context_tokens:
         words = f"The prompt has {least} tokens; the context window of {model.name} has {model.context_tokens}."
         raise ClientError(words, param=prompt.param, code="context_length_exceeded")
     output_each = min(_wanted(ask, model), model.output_tokens_max)
@@ -63,13 +60,11 @@ def size(ask: Ask, model: Model, counter: Counter | None, *, counted: int | None
         # Tools are bounded by the byte, images by their largest: what that leaves of the window is no measure of what fits.
         output_each = min(output_each, max(1, model.context_tokens - (bound if is_exact else least)))
     _check_output(output_each, ask.choices)
-    audio_max, audio = (_audio_tokens(ms) for ms in (prompt.audio_ms, prompt.audio_ms_likely))
     estimated = not is_exact or prompt.audio_ms != prompt.audio_ms_likely
     return Size(
         prompt=Usage(
-            input_tokens=min(least + images.likely, window) + audio,
+            input_tokens=min(least + images.likely, window),
             image_tokens=images.tokens + images.likely,
-            audio_tokens=audio,
             images=len(prompt.images),
             audio_ms=prompt.audio_ms_likely,
             source=UsageSource.COUNTED,
@@ -78,14 +73,13 @@ def size(ask: Ask, model: Model, counter: Counter | None, *, counted: int | None
         estimated=estimated,
         output_each=output_each,
         demand=Demand(
-            input_tokens=bound + audio_max,
+            input_tokens=bound,
             output_tokens=output_each * ask.choices,
             image_tokens=min(images.tokens_max, bound),
-            audio_tokens=audio_max,
             images=len(prompt.images),
             audio_ms=prompt.audio_ms,
         ),
-        input_tokens_max=min(window + audio_max, TOKENS_MAX),
+        input_tokens_max=min(window, TOKENS_MAX),
     )
 
 
@@ -136,10 +130,6 @@ def _images(prompt: Prompt, model: Model) -> _Images:
         tokens_max=known + unknown * tokens(None),
         unknown=unknown > 0,
     )
-
-
-def _audio_tokens(audio_ms: int) -> int:
-    return -(-audio_ms * AUDIO_TOKENS_PER_S // 1_000)
 
 
 def _wanted(ask: Ask, model: Model) -> int:

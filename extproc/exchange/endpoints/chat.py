@@ -33,7 +33,7 @@ class ChatCompletions(openai.Answers):
         """See :class:`~extproc.exchange.ask.Endpoint`."""
         fields = read.allowed(body, _KNOWN, _OWN, reject_unknown=reject_unknown)
         read.check_stop(body)
-        fields["messages"], prompt = _messages(body, fields)
+        fields["messages"], prompt = messages_of(body, fields)
         choices = read.whole(body, "n", low=1, high=read.CHOICES_MAX) or 1
         if choices > 1:
             fields["n"] = choices
@@ -51,7 +51,7 @@ class ChatCompletions(openai.Answers):
         )
 
 
-def _messages(body: Mapping[str, Any], fields: Mapping[str, Any]) -> tuple[list[Any], Prompt]:
+def messages_of(body: Mapping[str, Any], fields: Mapping[str, Any]) -> tuple[list[Any], Prompt]:
     """The messages as they are forwarded, and what of them is to be counted. What is not counted is not forwarded."""
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from extproc.errors import ClientError
-from extproc.exchange.ask import Ask, Prompt
+from extproc.exchange.ask import Ask
 from extproc.exchange.endpoints import fields as read
 from extproc.exchange.endpoints import openai
 
@@ -26,10 +26,11 @@ class Completions(openai.Answers):
         """See :class:`~extproc.exchange.ask.Endpoint`."""
         fields = read.allowed(body, _KNOWN, _OWN, reject_unknown=reject_unknown)
         read.check_stop(body)
-        prompt = _prompt(body.get("prompt"))
+        prompt = read.prompts(body.get("prompt"), "prompt")
         fields["prompt"] = body["prompt"]
-        if read.truth(body, "echo"):
-            raise ClientError("`echo` is not offered here.", param="echo", code="unsupported_parameter")
+        echoes = read.truth(body, "echo")
+        if echoes:
+            fields["echo"] = True
         if body.get("suffix"):
             raise ClientError("`suffix` is not offered here.", param="suffix", code="unsupported_parameter")
         choices = read.whole(body, "n", low=1, high=read.CHOICES_MAX) or 1
@@ -49,27 +50,5 @@ class Completions(openai.Answers):
             wants_usage=usage,
             wants_continuous_usage=continuous,
             fields=fields,
+            echoes=echoes,
         )
-
-
-def _prompt(value: Any) -> Prompt:
-    """A text, tokens, or a list of either."""
-    prompts = value if isinstance(value, list) and value and not _are_tokens(value) else [value]
-    if len(prompts) > read.PROMPTS_MAX:
-        raise ClientError(f"`prompt` has more than {read.PROMPTS_MAX} prompts.", param="prompt", code="invalid_value")
-    texts, token_ids = [], 0
-    for prompt in prompts:
-        if isinstance(prompt, str):
-            texts.append(prompt)
-        elif isinstance(prompt, list) and prompt and _are_tokens(prompt):
-            token_ids += len(prompt)
-        else:
-            raise ClientError(
-                "`prompt` must be a string, a list of strings, or lists of tokens.", param="prompt", code="missing_required_parameter"
-            )
-    return Prompt(param="prompt", texts=tuple(texts), token_ids=token_ids, prompts=len(prompts))
-
-
-def _are_tokens(value: list[Any]) -> bool:
-    # In C: half a million ids are legal, and a loop over them would stand in everybody's way. (`bool` is no `int` here.)
-    return set(map(type, value)) <= {int}

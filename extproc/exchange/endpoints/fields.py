@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from extproc.errors import ClientError
+from extproc.exchange.ask import Prompt
 from extproc.money.usage import TOKENS_MAX
 from extproc.tokens.images import image_size
 
@@ -20,7 +21,7 @@ CHOICES_MAX = 128  # OpenAI's bound of n; vLLM would take 16,384 and bill them a
 STOPS_MAX = 16
 STOP_CHARS_MAX = 256
 NFC_GROWTH = 3  # UTF-8 grows at most so much under NFC
-PROMPTS_MAX = 2_048  # prompts of one completions request
+PROMPTS_MAX = 2_048  # texts of one request
 ID_CHARS_MAX = 128  # of what names a call, an item or a message, as an earlier answer had it; some templates print it
 URL_CHARS_MAX = 8_192  # of an image that a backend is to fetch
 
@@ -101,6 +102,29 @@ def stream_options(body: Mapping[str, Any]) -> tuple[bool, bool, bool]:
         raise ClientError("`stream_options` must be an object.", param="stream_options", code="invalid_type")
     usage = truth(options, "include_usage")
     return stream, usage, usage and truth(options, "continuous_usage_stats")
+
+
+def prompts(value: Any, param: str) -> Prompt:
+    """A text, tokens, or a list of either."""
+    listed = value if isinstance(value, list) and value and not are_tokens(value) else [value]
+    if len(listed) > PROMPTS_MAX:
+        raise ClientError(f"`{param}` has more than {PROMPTS_MAX} prompts.", param=param, code="invalid_value")
+    texts, token_ids = [], 0
+    for prompt in listed:
+        if isinstance(prompt, str):
+            texts.append(prompt)
+        elif isinstance(prompt, list) and prompt and are_tokens(prompt):
+            token_ids += len(prompt)
+        else:
+            words = f"`{param}` must be a string, a list of strings, or lists of tokens."
+            raise ClientError(words, param=param, code="missing_required_parameter")
+    return Prompt(param=param, texts=tuple(texts), token_ids=token_ids, prompts=len(listed))
+
+
+def are_tokens(value: list[Any]) -> bool:
+    """Whether all are whole numbers."""
+    # In C: half a million ids are legal, and a loop over them would stand in everybody's way. (`bool` is no `int` here.)
+    return set(map(type, value)) <= {int}
 
 
 def output_max(body: Mapping[str, Any], *names: str) -> int | None:

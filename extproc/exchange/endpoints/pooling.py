@@ -1,0 +1,94 @@
+"""What answers without text have in common (embeddings, rerank, score): the prompt is all that they use, and they do not stream."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from extproc.errors import ClientError
+from extproc.exchange.ask import NOTHING, Ask, Piece, Prompt
+from extproc.exchange.endpoints import fields as read
+from extproc.exchange.endpoints.openai import Answers, decoded
+from extproc.exchange.meter import Expected, Figures
+from extproc.money.usage import TOKENS_MAX, Usage, UsageSource
+
+TOKENS_EACH = 4  # around a pair of texts: `<s> query </s></s> document </s>`
+
+
+class Pooling(Answers):
+    """All but the body."""
+
+    is_listed = True
+    output_default: int | None = 0
+
+    def canonical(self, ask: Ask, *, served_name: str, output_max: int, usage: bool, continuous: bool) -> bytes:
+        """See :class:`~extproc.exchange.ask.Endpoint`."""
+        del output_max, usage, continuous
+        return read.canonical(ask.fields, {"model": served_name}, stream=False, usage=False, continuous=False)
+
+    def usage(self, raw: Any, source: UsageSource, expected: Expected) -> Usage | None:
+        """See :class:`~extproc.exchange.ask.Endpoint`. Some rerankers tell the total alone, which is the same."""
+        figure, most = Figures(), expected.input_tokens_max
+        prompt = figure(raw, "prompt_tokens", most)
+        if prompt is None:
+            prompt = figure(raw, "total_tokens", most)
+        if prompt is None:
+            return None
+        details = raw.get("prompt_tokens_details")
+        cached = figure(details, "cached_tokens", prompt) if details else 0
+        return msgspec.structs.replace(
+            expected.prompt, input_tokens=prompt, cached_tokens=cached or 0, source=source, flags=tuple(figure.flags)
+        )
+
+    def read_event(self, data: bytes) -> Piece:
+        """See :class:`~extproc.exchange.ask.Endpoint`."""
+        return self.read_answer(data)
+
+    def read_answer(self, body: bytes) -> Piece:
+        """See :class:`~extproc.exchange.ask.Endpoint`. Numbers are no text, and yet an answer."""
+        answer = decoded(_ANSWER, body)
+        if answer is None:
+            return NOTHING
+        if answer.error is not None:
+            return Piece(error=True)
+        answered = answer.data is not None or answer.results is not None
+        return Piece(texts=((0, ""),) if answered else (), usage=answer.usage, final=answer.usage is not None, finish="stop")
+
+
+class _Answer(msgspec.Struct, gc=False):
+    data: msgspec.Raw | None = None
+    results: msgspec.Raw | None = None
+    usage: Any = None
+    error: Any = None
+
+
+_ANSWER = msgspec.json.Decoder(_Answer)
+
+
+def ask_of(endpoint: Any, body: Mapping[str, Any], fields: dict[str, Any], prompt: Prompt) -> Ask:
+    """The parts that never differ."""
+    truncate = read.whole(body, "truncate_prompt_tokens", low=-1, high=TOKENS_MAX)
+    if truncate is not None:
+        fields["truncate_prompt_tokens"] = truncate
+        prompt = msgspec.structs.replace(prompt, is_truncated=True)
+    return Ask(
+        endpoint=endpoint,
+        model=read.model_name(body),
+        stream=False,
+        choices=1,
+        output_max=None,
+        prompt=prompt,
+        wants_usage=True,
+        wants_continuous_usage=False,
+        fields=fields,
+    )
+
+
+def texts(value: Any, param: str) -> list[str]:
+    """A text or a list of texts. ``{"text": …}`` is a text, too (Cohere, Jina)."""
+    listed = value if isinstance(value, list) else [value]
+    if not listed or len(listed) > read.PROMPTS_MAX:
+        raise ClientError(f"`{param}` must have 1 to {read.PROMPTS_MAX} texts.", param=param, code="invalid_value")
+    return [read.string(entry.get("text") if isinstance(entry, dict) else entry, param) for entry in listed]
