@@ -34,7 +34,7 @@ TABLE = {
     "catalog": Room(("money", "yamlfile"), ("msgspec",)),
     "accounts": Room(("money", "stores")),
     # accounts.scopes is pure and named by the design's closure of pure modules; who refuses by scope is the exchange
-    "exchange": Room(("money", "tokens.counter", "tokens.images", "catalog.model", "accounts.model", "accounts.scopes"), ("msgspec",)),
+    "exchange": Room(("money", "tokens.counter", "tokens.images", "tokens.units", "catalog.model", "accounts.model", "accounts.scopes"), ("msgspec",)),
     "holds": Room(("money", "stores")),
     "ledger": Room(("money", "stores")),
     "settlement": Room(("money", "holds.port", "holds.facts", "ledger.port", "ledger.facts", "ledger.entries", "accounts.model", "metrics")),
@@ -55,7 +55,7 @@ TABLE = {
 }  # fmt: skip
 
 PURE_CLOSURE = (
-    "errors", "money", "exchange", "catalog.model", "accounts.model", "accounts.scopes", "tokens.counter", "tokens.images", "holds.port", "holds.facts",
+    "errors", "money", "exchange", "catalog.model", "accounts.model", "accounts.scopes", "tokens.counter", "tokens.images", "tokens.units", "holds.port", "holds.facts",
     "ledger.port", "ledger.facts",
     "ledger.entries", "ledger.rows", "ledger.plan", "settlement.invariants", "settlement.witness_lines", "settlement.witnessed",
 )  # fmt: skip

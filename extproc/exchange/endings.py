@@ -83,15 +83,16 @@ def stopped_unanswered(tab: Tab, event: Stopped) -> Outcome:
 def cut_answer(tab: Tab, event: ResponseHeaders) -> Outcome:
     """Cut before the backend had answered anything."""
     del event
-    return State.CLOSED, (replies.unavailable(tab.request_id),)
+    return State.CLOSED, (tab.said(replies.unavailable(tab.request_id)),)
 
 
 def cut(tab: Tab, event: Chunk) -> Outcome:
     """Cut: an error event in a stream, a 503 in place of an answer."""
     del event
     if isinstance(tab.meter, StreamMeter):
-        return State.CUT, (PassChunk(data=replies.CUT_EVENT, metadata=ended(EndReason.CUT)),)
-    return State.CLOSED, (replies.unavailable(tab.request_id),)
+        assert tab.expected is not None
+        return State.CUT, (PassChunk(data=tab.expected.endpoint.cut_event, metadata=ended(EndReason.CUT)),)
+    return State.CLOSED, (tab.said(replies.unavailable(tab.request_id)),)
 
 
 def gone_open(tab: Tab, event: Gone) -> Outcome:

@@ -1,7 +1,8 @@
 """How much a backend has delivered: usage, text and the end, out of response bytes; and what of them the client gets to see.
 
-Order of truth (VLLM.md): the final usage object; the last per-chunk usage, summed over choices; our own count of the delivered text;
-events. Last one wins, nothing is ever summed over time. Figures that cannot be are clamped and flagged.
+Order of truth (VLLM.md): the final usage object; the last per-chunk usage, summed over choices; our own count of the delivered text,
+beside the prompt that was told at the beginning, if it was; events. Last one wins, nothing is ever summed over time. Figures that
+cannot be are clamped and flagged.
 
 Here is what meters have in common; :class:`~extproc.exchange.meter_stream.StreamMeter` reads server-sent events,
 :class:`~extproc.exchange.meter_answer.AnswerMeter` a JSON answer, :class:`OpaqueMeter` what cannot be read.
@@ -16,7 +17,7 @@ from msgspec import structs
 
 from extproc.exchange.ask import Endpoint
 from extproc.money.hold import EndReason
-from extproc.money.usage import Usage, UsageSource
+from extproc.money.usage import CHARACTERS_PER_TOKEN_MAX, TOKENS_MAX, Usage, UsageSource
 from extproc.tokens.counter import Counter
 
 REASONS = {"stop": EndReason.STOP, "tool_calls": EndReason.STOP, "function_call": EndReason.STOP, "length": EndReason.LENGTH}
@@ -30,6 +31,7 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
     ``echoed_tokens``: of the prompts, once for each choice, that the answer repeats before its output.
     ``choices``: over all ``prompts``. ``trust_usage`` False: the model's figures are not to be relied on (catalog, ``usage: counted``).
     ``hide_final``: withhold the usage event that we asked for and the client did not. ``hide_running``: likewise per-chunk usage.
+    ``needs_text``: characters or words of the answer are priced, so its text is counted whatever its usage says.
     ``rename``: (name in the answer, name that the client asked for), both as JSON, or ``None``. ``tells_cost``: in the last usage that the
     client gets to see.
     """
@@ -44,6 +46,7 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
     prompts: int = 1
     echoed_tokens: int = 0
     trust_usage: bool = True
+    needs_text: bool = False
     hide_final: bool = False
     hide_running: bool = False
     rename: tuple[bytes, bytes] | None = None
@@ -110,8 +113,7 @@ class OpaqueMeter:
     def usage(self, *, ended_early: bool) -> Usage:
         """Everything that was held for."""
         del ended_early
-        usage = counted(self._expected, self._expected.output_tokens_held, UsageSource.CHUNKS)
-        return structs.replace(usage, flags=(*usage.flags, "unreadable"))
+        return unreadable(self._expected)
 
     def reason(self) -> EndReason | None:
         """Nobody can tell."""
@@ -125,6 +127,37 @@ def counted(expected: Expected, output_tokens: int, source: UsageSource) -> Usag
         input_tokens=min(expected.prompt.input_tokens, expected.input_tokens_max),
         output_tokens=min(max(0, output_tokens - expected.echoed_tokens), expected.output_tokens_held),
         source=source,
+    )
+
+
+def unreadable(expected: Expected) -> Usage:
+    """Everything that was held for: nobody can say what of it came."""
+    usage = counted(expected, expected.output_tokens_held, UsageSource.CHUNKS)
+    return with_units(structs.replace(usage, flags=(*usage.flags, "unreadable")), expected, TOKENS_MAX, TOKENS_MAX)
+
+
+def with_units(usage: Usage, expected: Expected, characters: int, words: int) -> Usage:
+    """The same with what no backend tells: units of the prompt, and of an answer with so much text (its echo of prompts included).
+
+    What a backend does tell of images and sound stands. Text is counted within what was held for it.
+    """
+    prompt = expected.prompt
+    if prompt.is_ordinary and not expected.needs_text:
+        return usage
+    image = min(usage.image_tokens or prompt.image_tokens, usage.input_tokens)
+    if expected.echoed_tokens:
+        each = expected.choices // expected.prompts
+        characters, words = characters - each * prompt.input_characters, words - each * prompt.input_words
+    return structs.replace(
+        usage,
+        image_tokens=image,
+        audio_tokens=min(usage.audio_tokens or prompt.audio_tokens, usage.input_tokens - image),
+        images=prompt.images,
+        audio_ms=usage.audio_ms or prompt.audio_ms,
+        input_characters=prompt.input_characters,
+        input_words=prompt.input_words,
+        output_characters=min(max(0, characters), CHARACTERS_PER_TOKEN_MAX * usage.output_tokens) if expected.needs_text else 0,
+        output_words=min(max(0, words), usage.output_tokens) if expected.needs_text else 0,
     )
 
 

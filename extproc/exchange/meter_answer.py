@@ -6,13 +6,12 @@ import json
 import re
 from typing import Any
 
-from msgspec import structs
-
 from extproc.exchange.ask import Piece
 from extproc.exchange.meter import REASONS, Expected, counted, renamed, unreadable, with_units
 from extproc.exchange.splice import with_cost
 from extproc.money.hold import EndReason
-from extproc.money.usage import Usage, UsageSource
+from extproc.money.usage import TOKENS_MAX, Usage, UsageSource
+from extproc.tokens.units import TextUnits
 
 # An answer up to this size is parsed whole, on the loop (8 ms at most). Log-probabilities make larger ones; of these the end is read.
 ANSWER_BYTES_MAX = 2 * 1_048_576
@@ -62,29 +61,48 @@ class AnswerMeter:
             self._ended = True
             self._piece = self._read()
         return renamed(chunk, self._expected.rename) if first else chunk
+
     def priced(self, shown: bytes, cost_nanos: int) -> bytes:
         """Of an answer that came in one piece."""
         if not self._expected.tells_cost or self._piece is None:
             return shown
         return with_cost(shown, self._piece.usage, cost_nanos)
 
-
     def usage(self, *, ended_early: bool) -> Usage:
         """The answer's own usage, else a count of its text, or of what arrived of it; too large to be read: what was held."""
-        expected, piece = self._expected, self._piece
-        if expected.trust_usage and piece is not None and piece.usage is not None:
-            usage = expected.endpoint.usage(piece.usage, UsageSource.UPSTREAM, expected)
-            if usage is not None:
-                return usage
-        if self._size > (TEXT_BYTES_MAX if ended_early else ANSWER_BYTES_MAX):
+        expected = self._expected
+        usage = self._said()
+        if usage is None and self._size > (TEXT_BYTES_MAX if ended_early else ANSWER_BYTES_MAX):
             # Only a client that wants it so takes most of a large answer and leaves before its end.
-            held = counted(expected, expected.output_tokens_held, UsageSource.CHUNKS)
-            return structs.replace(held, flags=(*held.flags, "unreadable"))
-        texts = [text for _, text in piece.texts] if piece is not None and piece.texts else [_text_so_far(bytes(self._body))]
+            return unreadable(expected)
+        if usage is None:
+            usage = self._counted()
+        return with_units(usage, expected, *self._units()) if expected.needs_text else with_units(usage, expected, 0, 0)
+
+    def _said(self) -> Usage | None:
+        expected, piece = self._expected, self._piece
+        if not expected.trust_usage or piece is None or piece.usage is None:
+            return None
+        return expected.endpoint.usage(piece.usage, UsageSource.UPSTREAM, expected)
+
+    def _texts(self) -> tuple[tuple[int, str], ...]:
+        return self._piece.texts if self._piece is not None and self._piece.texts else ((0, _text_so_far(bytes(self._body))),)
+
+    def _counted(self) -> Usage:
+        expected, texts = self._expected, [text for _, text in self._texts()]
         length = sum(map(len, texts))
         if expected.counter is None or length > COUNT_CHARS_MAX:
             return counted(expected, length // CHARS_PER_TOKEN, UsageSource.CHUNKS)
         return counted(expected, sum(map(expected.counter.count, texts)), UsageSource.COUNTED)
+
+    def _units(self) -> tuple[int, int]:
+        """Characters and words; as many as can be of an answer that was too large to be read."""
+        if self._size > ANSWER_BYTES_MAX:
+            return TOKENS_MAX, TOKENS_MAX
+        units: dict[int, TextUnits] = {}
+        for index, text in self._texts():
+            units.setdefault(index, TextUnits()).feed(text)
+        return sum(text.characters for text in units.values()), sum(text.words for text in units.values())
 
     def reason(self) -> EndReason | None:
         """As the answer says; one that says nothing is a failure of the backend."""
@@ -120,7 +138,7 @@ def usage_at_the_end(tail: bytes) -> Any:
     return usage
 
 
-_TEXT_MEMBER = re.compile(rb'"(?:content|text|reasoning_content|reasoning|arguments|name)":\s*"((?:[^"\\]|\\.)*)')
+_TEXT_MEMBER = re.compile(rb'"(?:content|text|reasoning_content|reasoning|thinking|refusal|arguments|name)":\s*"((?:[^"\\]|\\.)*)')
 
 
 def _text_so_far(body: bytes) -> str:

@@ -7,18 +7,21 @@ much of it. With the final usage nobody wants a count, and nothing is tokenized.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec import structs
 
 from extproc.exchange.ask import Piece
-from extproc.exchange.meter import REASONS, Expected, counted, renamed
+from extproc.exchange.meter import REASONS, Expected, counted, renamed, with_units
 from extproc.exchange.shape import BETWEEN, Shape, events_of, shape_of, texts_of
+from extproc.exchange.splice import with_cost
 from extproc.exchange.sse import SseDecoder, SseEvent
 from extproc.money.hold import EndReason
-from extproc.exchange.splice import with_cost
 from extproc.money.usage import Usage, UsageSource
 from extproc.tokens.counter import Running
+from extproc.tokens.units import TextUnits
 
 KEPT_BYTES_MAX = 2_048
 """Some 250 events of a word. More would save nothing (a reading costs 2 µs beside 0.02 µs an event), and open streams are many."""
@@ -56,15 +59,16 @@ class StreamMeter:
         self._kept = bytearray()  # insides of events of this shape, each with BETWEEN behind it
         self._tries = SHAPES_TRIED_MAX
         self._texts: dict[int, Running] = {}
+        self._units: dict[int, TextUnits] = {}  # if they are priced
         self._tokens: dict[int, int] = {}  # of each choice, by its log-probabilities
+        self._begun: Mapping[str, Any] = {}  # what was told of the usage before there was output
         self._running: dict[int, Any] = {}  # last per-chunk usage of each choice
         self._final: Any = None
-        self._units: dict[int, TextUnits] = {}  # if they are priced
+        self._receipt: tuple[bytes, Any] | None = None  # the event with the final usage as the client gets it, and that usage
         self._finish = ""
         self._error = False
         self._done = False
         self._events = 0  # without what is kept
-        self._receipt: tuple[bytes, Any] | None = None  # the event with the final usage as the client gets it, and that usage
         self._shown_bytes = 0  # that the client has of whole events, without what is kept
         self._output_bytes = 0  # … of those with output
         self._counted = 0, 0  # tokens of the last count of ours, and of how many events that was
@@ -100,10 +104,6 @@ class StreamMeter:
         shown = b"".join([self._show(event) for event in events])
         return shown if self._edits else chunk
 
-    def _show(self, event: SseEvent) -> bytes:
-        """Look at an event; what the client gets of it."""
-        piece = self._look(event)
-        shown = self._edit(event, piece) if self._edits else event.raw
     def priced(self, shown: bytes, cost_nanos: int) -> bytes:
         """The final usage event stands in it whole: where anything may be changed, events are not passed before they are complete."""
         if self._receipt is None:
@@ -112,6 +112,10 @@ class StreamMeter:
         before, found, behind = shown.rpartition(event)
         return before + with_cost(event, usage, cost_nanos) + behind if found else shown
 
+    def _show(self, event: SseEvent) -> bytes:
+        """Look at an event; what the client gets of it."""
+        piece = self._look(event)
+        shown = self._edit(event, piece) if self._edits else event.raw
         self._shown_bytes += len(shown)
         if piece is not None and (piece.texts or piece.tokens):
             self._output_bytes += len(shown)
@@ -149,28 +153,35 @@ class StreamMeter:
     def usage(self, *, ended_early: bool) -> Usage:
         """See the order of truth above. An early end never waits for the rest: what was delivered is what counts."""
         del ended_early
+        expected = self._expected
+        usage = self._tokens_used()
+        if not expected.needs_text:
+            return with_units(usage, expected, 0, 0)
+        self._read_kept()
+        units = self._units.values()
+        return with_units(usage, expected, sum(text.characters for text in units), sum(text.words for text in units))
+
+    def _tokens_used(self) -> Usage:
         said = self._said()
         if said is not None:
             return said
         expected = self._expected
         self._read_kept()
         if expected.counter is None:
-            return counted(expected, max(self.events, sum(self._tokens.values())), UsageSource.CHUNKS)
+            return self._counted_by_us(max(self.events, sum(self._tokens.values())), UsageSource.CHUNKS)
         texts = {index: text.total() for index, text in self._texts.items()}
         output = sum(max(texts.get(index, 0), self._tokens.get(index, 0)) for index in texts.keys() | self._tokens.keys())
         self._counted = output, self._events
-        return counted(expected, output, UsageSource.COUNTED)
+        return self._counted_by_us(output, UsageSource.COUNTED)
 
     def usage_at_least(self) -> Usage:
         """As :meth:`usage`, but little is tokenized for it: the last count, and a token for each event since, where that has been true."""
-        said = self._said()
-        if said is not None:
-            return said
         tokens, events = self._counted
-        if tokens != events or (events <= 1 and self._is_uneven()):
+        if self._final or self._running or self._expected.needs_text or tokens != events or (events <= 1 and self._is_uneven()):
             return self.usage(ended_early=True)
         events = self._events + self._kept.count(BETWEEN) - events
-        return counted(self._expected, tokens + events, UsageSource.COUNTED if self._expected.counter else UsageSource.CHUNKS)
+        usage = self._counted_by_us(tokens + events, UsageSource.COUNTED if self._expected.counter else UsageSource.CHUNKS)
+        return with_units(usage, self._expected, 0, 0)
 
     def delivered(self) -> Delivered:
         """What the client has of whole events."""
@@ -186,12 +197,36 @@ class StreamMeter:
         """What the backend says itself."""
         expected = self._expected
         if self._final is not None:
-            usage = expected.endpoint.usage(self._final, UsageSource.UPSTREAM, expected)
+            usage = expected.endpoint.usage(self._with_begun(self._final), UsageSource.UPSTREAM, expected)
             if usage is not None:
                 return usage
-        if self._running:
-            return expected.endpoint.usage(_summed(self._running, expected), UsageSource.CONTINUOUS, expected)
-        return None
+        running = {
+            index: usage
+            for index, raw in self._running.items()
+            if (usage := expected.endpoint.usage(self._with_begun(raw), UsageSource.CONTINUOUS, expected)) is not None
+        }
+        return _summed(running, expected) if running else None
+
+    def _with_begun(self, raw: Any) -> Any:
+        """What was told at the beginning stands where the end does not say otherwise."""
+        if not self._begun or not isinstance(raw, dict):
+            return raw
+        return {**self._begun, **{name: value for name, value in raw.items() if value is not None}}
+
+    def _counted_by_us(self, output_tokens: int, source: UsageSource) -> Usage:
+        """The prompt as it was told at the beginning, if it was. (Some backends say 0 until they know.)"""
+        expected = self._expected
+        usage = counted(expected, output_tokens, source)
+        begun = expected.endpoint.usage(self._begun, source, expected) if self._begun else None
+        if begun is None or not begun.input_tokens:
+            return usage
+        return structs.replace(
+            usage,
+            input_tokens=begun.input_tokens,
+            cached_tokens=begun.cached_tokens,
+            cache_creation_tokens=begun.cache_creation_tokens,
+            flags=begun.flags,
+        )
 
     def reason(self) -> EndReason | None:
         """An error event or ``abort`` wins over what else was said; ``[DONE]`` alone is no success (VLLM.md)."""
@@ -216,8 +251,13 @@ class StreamMeter:
             self._events += 1
             self._count(piece)
             self._learn(event.raw, piece)
-        if piece.usage is not None and self._expected.trust_usage:
-            self._remember(piece)
+        if self._expected.trust_usage:
+            if piece.begun is not None:
+                self._begun = piece.begun
+            if piece.usage is not None:
+                self._remember(piece)
+        if piece.done:
+            self._done = self.complete = True
         if piece.finish:
             self._finish = piece.finish
         self._error = self._error or piece.error
@@ -231,15 +271,22 @@ class StreamMeter:
             self._count_text(index, text)
 
     def _count_text(self, index: int, text: str) -> None:
-        counter = self._expected.counter
-        if counter is None:
+        expected = self._expected
+        if expected.needs_text:
+            units = self._units.get(index)
+            if units is None:
+                units = self._units.setdefault(self._known(index, self._units), TextUnits())
+            units.feed(text)
+        if expected.counter is None:
             return
         running = self._texts.get(index)
         if running is None:
-            # Indexes are the backend's: more of them than were asked for are counted as one text.
-            index = index if len(self._texts) < self._expected.choices else next(iter(self._texts))
-            running = self._texts.setdefault(index, counter.running())
+            running = self._texts.setdefault(self._known(index, self._texts), expected.counter.running())
         running.feed(text)
+
+    def _known(self, index: int, texts: Mapping[int, object]) -> int:
+        """Indexes are the backend's: more of them than were asked for are counted as one text."""
+        return index if len(texts) < self._expected.choices else next(iter(texts))
 
     def _learn(self, raw: bytes, piece: Piece) -> None:
         """Take this event's shape, if it is another one, and all that the event says is a text."""
@@ -267,8 +314,10 @@ class StreamMeter:
 
     def _edit(self, event: SseEvent, piece: Piece | None) -> bytes:
         expected = self._expected
-        if piece is None or piece.error:
+        if piece is None:
             return event.raw
+        if piece.error:
+            return renamed(event.raw, expected.rename)
         if piece.final:
             shown = b"" if expected.hide_final else renamed(event.raw, expected.rename)
             self._receipt = (shown, piece.usage) if shown and expected.tells_cost else None
@@ -277,27 +326,29 @@ class StreamMeter:
         return renamed(raw, expected.rename)
 
 
-def _summed(running: dict[int, Any], expected: Expected) -> Any:
+def _summed(running: Mapping[int, Usage], expected: Expected) -> Usage:
     """Per-chunk usage counts each choice, and each prompt, by itself (VLLM.md): completions are summed over choices, prompts once each.
 
     vLLM numbers choices over all prompts: choice = prompt × n + i. Prompts that have not been heard of are in our own count.
     """
     each = max(1, expected.choices // expected.prompts)
-    prompts: dict[int, int] = {}
-    outputs = 0
-    for index, usage in running.items():
-        if not isinstance(usage, dict):
-            continue
-        prompt, output = usage.get("prompt_tokens"), usage.get("completion_tokens")
-        if isinstance(prompt, int):
-            prompts[index // each] = prompt
-        outputs += output if isinstance(output, int) else 0
-    if not prompts:
-        return None
-    read = sum(prompts.values())
+    prompts = {index // each: usage for index, usage in running.items()}
+    read = sum(usage.input_tokens for usage in prompts.values())
     if len(prompts) < expected.prompts:
-        read = max(read, expected.prompt_tokens)
-    return {"prompt_tokens": read, "completion_tokens": outputs}
+        read = max(read, expected.prompt.input_tokens)
+    read, outputs = min(read, expected.input_tokens_max), sum(usage.output_tokens for usage in running.values())
+    output = min(outputs, expected.output_tokens_max)
+    cached = min(read, sum(usage.cached_tokens for usage in prompts.values()))
+    flags = [flag for usage in running.values() for flag in usage.flags]
+    return Usage(
+        input_tokens=read,
+        cached_tokens=cached,
+        cache_creation_tokens=min(read - cached, sum(usage.cache_creation_tokens for usage in prompts.values())),
+        output_tokens=output,
+        reasoning_tokens=min(output, sum(usage.reasoning_tokens for usage in running.values())),
+        source=UsageSource.CONTINUOUS,
+        flags=tuple(dict.fromkeys(flags if output == outputs else [*flags, "output_tokens_impossible"])),
+    )
 
 
 def without_usage(event: SseEvent) -> bytes:

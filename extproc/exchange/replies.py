@@ -14,10 +14,11 @@ from extproc.money.hold import Denied, DenyReason, Window
 
 JSON_TYPE = ("content-type", "application/json")
 # What a cut stream ends with: an SDK raises APIError on it; without it a cut stream looks like a success.
+CUT_MESSAGE = "The server is shutting down and had to cut this answer. What was delivered is charged."
+CUT_ERROR = {"message": CUT_MESSAGE, "type": "server_error", "param": None, "code": "stream_cut"}
 CUT_EVENT = (
     b"\n\n"  # whatever half event went out before
-    b'data: {"error":{"message":"The server is shutting down and had to cut this answer. What was delivered is charged.",'
-    b'"type":"server_error","param":null,"code":"stream_cut"}}\n\ndata: [DONE]\n\n'
+    b"data: " + msgspec.json.encode({"error": CUT_ERROR}) + b"\n\ndata: [DONE]\n\n"
 )
 STORES_RETRY_S = 1
 NEVER_RETRY_MS = 60_000

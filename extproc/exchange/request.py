@@ -264,7 +264,7 @@ def look_up_failed(tab: Tab, event: StoreFailed) -> Outcome:
         return _stranger(tab, event.at_ns, ClientError("", code=UNAVAILABLE))
     tab.status = 503
     note = tab.refused(event.at_ns, error_code=UNAVAILABLE, error=event.what)
-    return State.CLOSED, (replies.unavailable(tab.request_id), note)
+    return State.CLOSED, (tab.said(replies.unavailable(tab.request_id)), note)
 
 
 def admit_failed(tab: Tab, event: StoreFailed) -> Outcome:
@@ -287,7 +287,7 @@ def store_failed(tab: Tab, event: StoreFailed) -> Outcome:
     """The outcome is unknown: void until that is acknowledged (idempotent by id; an unknown id gets a tombstone)."""
     tab.status = 503
     void = tab.void(EndReason.SIDECAR_ERROR, event.at_ns, error_code=UNAVAILABLE, error=event.what)
-    return State.CLOSED, (replies.unavailable(tab.request_id), *void)
+    return State.CLOSED, (tab.said(replies.unavailable(tab.request_id)), *void)
 
 
 def _refuse(tab: Tab, at_ns: int, error: ClientError) -> Outcome:
@@ -295,7 +295,7 @@ def _refuse(tab: Tab, at_ns: int, error: ClientError) -> Outcome:
     if tab.spares(error.code or ""):
         return State.SPARED, (PassHeaders(), tab.refused(at_ns, error_code="", error=""))
     tab.status = error.status
-    reply = replies.deny(error, request_id=tab.request_id)
+    reply = tab.said(replies.deny(error, request_id=tab.request_id))
     return State.CLOSED, (reply, tab.refused(at_ns, error_code=error.code or "", error=""))
 
 
@@ -305,7 +305,7 @@ def _refuse_held(tab: Tab, at_ns: int, error: ClientError) -> Outcome:
         names = _route(tab) if tab.model else ()
         return State.SPARED, (PassBody(data=tab.body, set_headers=names), *tab.void(EndReason.REFUSED, at_ns))
     tab.status = error.status
-    reply = replies.deny(error, request_id=tab.request_id)
+    reply = tab.said(replies.deny(error, request_id=tab.request_id))
     return State.CLOSED, (reply, *tab.void(EndReason.REFUSED, at_ns, error_code=error.code or ""))
 
 
@@ -313,7 +313,7 @@ def _refusal(tab: Tab, event: Refused) -> tuple[Answer, str]:
     pinned = tab.pinned
     reply, code = replies.refusal(event.denied, policy=pinned.policy, currency=pinned.catalog.currency, request_id=tab.request_id)
     tab.status = reply.status
-    return reply, code
+    return tab.said(reply), code
 
 
 def _priced(tab: Tab) -> tuple[Size, Quote, Price]:

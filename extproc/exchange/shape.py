@@ -8,6 +8,9 @@ That is proved, not guessed: another text is put in, and read as any event is. I
 out, then what stands between front and back is a string that the endpoint takes for the text, whatever is in it. Usage, an error, a
 finish reason, another choice or member make another front or back. So a hostile backend can make us read everything, but not
 overlook anything.
+
+Some backends number their events, so that no two of them are alike. Such a number may be another one with as many digits; that it says
+nothing is part of the proof, which puts another one in.
 """
 
 from __future__ import annotations
@@ -31,12 +34,15 @@ _PROBE = b"~probe~"
 # Possessive, so that the work is linear. Line ends cannot be in it, so that an event stays one event.
 _inside = re.compile(rb'(?:[^"\\\x00-\x1f]++|\\["\\/bfnrtu])++').fullmatch
 _LIST = msgspec.json.Decoder(list[str])
+# A quoted key cannot stand unescaped inside a JSON string, so this is a member wherever it stands.
+_number = re.compile(rb'("sequence_number": ?)(0|[1-9][0-9]{0,17})(?=[,}])')
 
 
 class Shape(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """``front`` + inside + ``back`` is one event of choice ``index`` with one text.
 
     ``around_bytes``: of front and back. ``shown``: what stands in their places for the client, if something is to be hidden or renamed.
+    ``numbered``: writes the number that front and back have into other events; empty if they have none.
     """
 
     index: int
@@ -44,9 +50,15 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     back: bytes
     around_bytes: int
     shown: tuple[bytes, bytes] | None
+    numbered: bytes = b""
 
     def insides(self, chunk: bytes) -> bytes | None:
         """The insides of a chunk of such events, joined by ``BETWEEN``; ``None``: something else is in it."""
+        if self.numbered:
+            alike = _number.sub(self.numbered, chunk)
+            if len(alike) != len(chunk):
+                return None
+            chunk = alike
         middle = chunk.removeprefix(self.front).removesuffix(self.back)
         if len(chunk) - len(middle) != self.around_bytes:
             return None
@@ -75,14 +87,31 @@ def shape_of(raw: bytes, index: int, text: str, read: Callable[[bytes], tuple[Pi
     if around is None or sum(map(len, around)) > AROUND_BYTES_MAX or any(_PROBE in side for side in around):
         return None
     front, back = around
-    probed = read(front + _PROBE + back)
+    number = _number.search(raw)
+    probe = front + _PROBE + back
+    if number is not None:
+        probe = _number.sub(_writing(_another(number[2])), probe)
+    probed = read(probe)
     if probed is None or probed[0] != Piece(texts=((index, _PROBE.decode()),), index=index):
         return None
+    if number is not None:
+        alike = Shape(index=index, front=front, back=back, around_bytes=len(front) + len(back), shown=None, numbered=_writing(number[2]))
+        return alike if probed[1] == probe else None
     shown_front, found, shown_back = probed[1].partition(_PROBE)
     if not found:
         return None
     shown = None if (shown_front, shown_back) == around else (shown_front, shown_back)
     return Shape(index=index, front=front, back=back, around_bytes=len(front) + len(back), shown=shown)
+
+
+def _another(number: bytes) -> bytes:
+    """With as many digits."""
+    digit = b"2" if number[:1] == b"1" else b"1"
+    return digit * len(number)
+
+
+def _writing(number: bytes) -> bytes:
+    return rb"\g<1>" + number
 
 
 def _around(raw: bytes, text: str) -> tuple[bytes, bytes] | None:

@@ -15,9 +15,10 @@ from msgspec import structs
 
 from extproc.accounts.model import Key
 from extproc.catalog.model import Catalog, Model, Tier
-from extproc.exchange.actions import Amend, Beat, End, Lend, Note
+from extproc.exchange.actions import Amend, Answer, Beat, End, Lend, Note
 from extproc.exchange.ask import Ask
 from extproc.exchange.doors import Door
+from extproc.exchange.endpoints import BY_PATH
 from extproc.exchange.events import Headers
 from extproc.exchange.figures import FIGURES_EVERY_NS, Pairs, figures
 from extproc.exchange.meter import Expected, Meter
@@ -78,6 +79,7 @@ class Tab:
         "meter",
         "model",
         "owner",
+        "path",
         "pinned",
         "price",
         "priority",
@@ -102,6 +104,7 @@ class Tab:
         self.pinned = pinned
         self.hold_id = self.owner = ""
         self.request_id = ""
+        self.path = ""
         self.client_ip = ""
         self.content_type = ""
         self.created_ms = 0
@@ -139,6 +142,7 @@ class Tab:
         """What the request's headers say of it, whoever asks."""
         self.hold_id = self.owner = headers.hold_id
         self.request_id = headers.request_id
+        self.path = headers.path
         self.client_ip = headers.client_ip
         self.created_ms = headers.unix_ms
         self.started_ns = headers.at_ns
@@ -167,6 +171,11 @@ class Tab:
             self.terms = Terms.LENT
             self.decided_by("stores_away", "credit")
         return True
+
+    def said(self, error: Answer) -> Answer:
+        """An error of ours, in the shape that clients of this path understand."""
+        endpoint = BY_PATH.get(self.path.partition("?")[0])
+        return error if endpoint is None else endpoint.refusal(error)
 
     def decided_by(self, policy: str, value: object) -> None:
         """A setting of section ``policy`` made the figure, or let this request in."""
@@ -343,6 +352,7 @@ class Tab:
             prompts=ask.prompt.prompts,
             echoed_tokens=sized.prompt.input_tokens * ask.choices // ask.prompt.prompts if ask.echoes else 0,
             trust_usage=self.trusts_usage,
+            needs_text=self.price is not None and self.price.needs_text,
             hide_final=not ask.wants_usage and (forced or self.injects_usage),
             hide_running=not ask.wants_continuous_usage and (forced or self.injects_continuous),
             rename=(_quoted(rename[0]), _quoted(rename[1])) if rename else None,
@@ -490,7 +500,7 @@ class Tab:
 
 def reaches_free(catalog: Catalog, tier: Tier, key: Key) -> bool:
     """Some model that this key may use costs it nothing, so that an empty balance is no reason to refuse it on the headers."""
-    if tier.price_factor == 0:
+    if tier.price_factor == 0 or key.price_factor == 0:
         return True
     return any(name in key.models for name in catalog.free_models) if key.models else bool(catalog.free_models)
 

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
+from extproc.exchange.actions import Answer
 from extproc.exchange.ask import NOTHING, Ask, Piece
 from extproc.exchange.endpoints.fields import canonical, json_object
 from extproc.exchange.meter import Expected, Figures
+from extproc.exchange.replies import CUT_EVENT
 from extproc.money.usage import Usage, UsageSource
 
 
-class Answers:
+class Errors:
+    """Ours as they are."""
+
+    cut_event = CUT_EVENT
+
+    def refusal(self, answer: Answer) -> Answer:
+        """See :class:`~extproc.exchange.ask.Endpoint`."""
+        return answer
+
+
+class Answers(Errors):
     """What both endpoints do alike: the forwarded body's own members, and reading answers."""
 
     def canonical(self, ask: Ask, *, served_name: str, output_max: int, usage: bool, continuous: bool) -> bytes:
@@ -40,25 +52,67 @@ class Answers:
         return read(body, whole_answer=True)
 
 
-def usage_of(raw: Any, source: UsageSource, expected: Expected) -> Usage | None:
+class Names(NamedTuple):
+    """What OpenAI calls the members of a usage object: it has two sets of names."""
+
+    input: str
+    output: str
+    input_details: str
+    output_details: str
+
+
+_CHAT = Names(
+    input="prompt_tokens", output="completion_tokens", input_details="prompt_tokens_details", output_details="completion_tokens_details"
+)
+
+
+def usage_of(raw: Any, source: UsageSource, expected: Expected, names: Names = _CHAT) -> Usage | None:
     """OpenAI's usage object → a usage; ``None`` if it has no figures."""
     if not isinstance(raw, dict):
         return None
     figure = Figures()
-    prompt = figure(raw, "prompt_tokens", expected.input_tokens_max)
-    output = figure(raw, "completion_tokens", expected.output_tokens_max)
+    prompt = figure(raw, names.input, expected.input_tokens_max)
+    output = figure(raw, names.output, expected.output_tokens_max)
     if prompt is None or (output is None and figure.flags):
         return None
-    cached = figure(raw.get("prompt_tokens_details"), "cached_tokens", prompt) or 0
-    reasoning = figure(raw.get("completion_tokens_details"), "reasoning_tokens", output or 0) or 0
+    details = raw.get(names.input_details)
+    cached = image = audio = 0
+    if details:
+        cached = figure(details, "cached_tokens", prompt) or 0
+        image = figure(details, "image_tokens", prompt) or 0
+        audio = figure(details, "audio_tokens", prompt - image) or 0
+    reasoning = figure(raw.get(names.output_details), "reasoning_tokens", output or 0) or 0
     return Usage(
         input_tokens=prompt,
         cached_tokens=cached,
+        image_tokens=image,
+        audio_tokens=audio,
         output_tokens=output or 0,
         reasoning_tokens=reasoning,
         source=source,
         flags=tuple(figure.flags),
     )
+
+
+T = TypeVar("T")
+
+
+def decoded(decoder: msgspec.json.Decoder[T], data: bytes) -> T | None:
+    """A JSON object as a struct whose members may be of any type; ``None`` if it is none. Never raises.
+
+    What is strict about msgspec must not make us miss a usage or an error: lone surrogates and bytes that are no UTF-8 are replaced.
+    """
+    if not data.startswith(b"{"):
+        return None
+    try:
+        return decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        pass
+    try:
+        forgiven = json.dumps(json.loads(data.decode("utf-8", "replace")), ensure_ascii=False)
+        return decoder.decode(forgiven.encode("utf-8", "replace"))
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
 
 
 class _Function(msgspec.Struct, gc=False):
