@@ -21,6 +21,7 @@ import uvloop
 
 from extproc.local.sim.chat import ChatShape
 from extproc.local.sim.http import END_OF_CHUNKS, STREAM_HEAD, Request, RequestReader, chunk, response
+from extproc.local.sim.speech import TEXT
 from extproc.local.sim.usage import usage_json
 
 PROMPT_TOKENS = 240
@@ -59,6 +60,7 @@ class Upstream(asyncio.Protocol):
         shape = ChatShape("stamped", int(time.time()), json.dumps(body["model"]).encode())
         wants_usage = body.get("stream_options", {}).get("include_usage", False)
         tokens, gap_s = int(request.headers["x-sim-tokens"]), float(request.headers["x-sim-delay-ms"]) / 1e3
+        list(shape.begin(0, TEXT, b""))  # says nothing for text
         self._transport.write(STREAM_HEAD)
         self._speak(shape, tokens, tokens if wants_usage else 0, gap_s, self._loop.time())
 
@@ -68,14 +70,13 @@ class Upstream(asyncio.Protocol):
         if not left:
             self._end(shape, usage_tokens)
             return
-        head, tail = shape.piece_head(0, reasoning=False), shape.piece_tail + b"}\n\n"
-        self._transport.write(chunk(b"%b%d%b" % (head, time.monotonic_ns(), tail)))
+        self._transport.write(chunk(shape.said(0, TEXT, b"%d" % time.monotonic_ns(), b"")))
         self._loop.call_at(due_s + gap_s, self._speak, shape, left - 1, usage_tokens, gap_s, due_s + gap_s)
 
     def _end(self, shape: ChatShape, usage_tokens: int) -> None:
         usage = usage_json(PROMPT_TOKENS, usage_tokens)
-        final = b'%b,"usage":%b}\n\n' % (shape.final(), usage) if usage_tokens else b""
-        self._transport.write(chunk(shape.finish(0, "stop") + b"}\n\n" + final + b"data: [DONE]\n\n") + END_OF_CHUNKS)
+        events = (*shape.finish(0, "stop", b""), *shape.final("stop", usage if usage_tokens else None), shape.end)
+        self._transport.write(chunk(b"".join(events)) + END_OF_CHUNKS)
 
 
 async def serve(port_file: Path) -> None:

@@ -1,4 +1,4 @@
-"""The endpoints: which path is answered by what. A new endpoint is a new ``Shape`` and a row in ``_generating``."""
+"""The server: what is served by the endpoints, what is told at once, and how tests look inside."""
 
 from __future__ import annotations
 
@@ -7,27 +7,23 @@ import itertools
 import secrets
 import time
 from collections.abc import Callable
-from typing import Any
 from urllib.parse import parse_qs
 
-from extproc.local.sim.ask import Ask, Model, Refused, ask_of_chat, ask_of_completions, error_json, model_name, read_body
-from extproc.local.sim.chat import ChatShape
-from extproc.local.sim.completions import CompletionsShape
+from extproc.local.sim.ask import Ask, Model, Refused
 from extproc.local.sim.delivery import Delivery, JsonDelivery, StreamDelivery
+from extproc.local.sim.endpoints import BY_PATH, Endpoint
+from extproc.local.sim.fields import read_body
 from extproc.local.sim.http import Request, json_bytes, response
 from extproc.local.sim.metrics import metrics_text
 from extproc.local.sim.pace import Pace
+from extproc.local.sim.prefix_cache import PrefixCache
 from extproc.local.sim.run import ENGINE_DEAD_MESSAGE, Run
 from extproc.local.sim.server import Connection
-from extproc.local.sim.shape import Shape
 from extproc.local.sim.steering import Steering, Steerings
 from extproc.local.sim.text import Text
 from extproc.local.sim.witness import Record, Witness
 
 FAULT_KIND = "InternalServerError"
-
-_Asker = Callable[[dict[str, Any], Model, Steering, Text], Ask]
-_Shaper = Callable[[str, int, bytes], Shape]
 
 
 class Simulator:
@@ -39,6 +35,7 @@ class Simulator:
         self._steerings = steerings
         self._witness = witness
         self._pace = pace
+        self._cache = PrefixCache()
         self._health_status = 200
         self._connections: set[Connection] = set()
         self._draining = False
@@ -46,17 +43,12 @@ class Simulator:
         # Ids are unique across simulators and cheap: a random beginning, then a count.
         self._ids = (f"{beginning}{number:016x}" for beginning in (secrets.token_hex(8),) for number in itertools.count(1))
         self._model_json = {name: json_bytes(name) for name in model.names}
-        self._generating: dict[str, tuple[_Asker, _Shaper]] = {
-            "/v1/chat/completions": (ask_of_chat, ChatShape),
-            "/v1/completions": (ask_of_completions, CompletionsShape),
-        }
         self._answering: dict[tuple[str, str], Callable[[Request], bytes]] = {
             ("GET", "/v1/models"): self._models,
             ("GET", "/health"): self._health,
             ("GET", "/ping"): self._health,
             ("GET", "/version"): lambda _: response(200, b'{"version":"0.32.0+sim"}'),
             ("GET", "/metrics"): self._metrics,
-            ("POST", "/tokenize"): self._tokenize,
             ("GET", "/sim/log"): self._log,
             ("GET", "/sim/config"): self._show_config,
             ("POST", "/sim/config"): self._configure,
@@ -71,9 +63,9 @@ class Simulator:
             self._left.set()
 
     def answer(self, request: Request, connection: Connection) -> bytes | Delivery | None:
-        generate = self._generating.get(request.path)
-        if generate is not None and request.method == "POST":
-            return self._generate(request, connection, *generate)
+        endpoint = BY_PATH.get(request.path)
+        if endpoint is not None and request.method == "POST":
+            return self._serve(request, connection, endpoint)
         simple = self._answering.get((request.method, request.path))
         if simple is None and request.method == "GET" and request.path.startswith("/sim/requests/"):
             simple = self._requests
@@ -91,8 +83,8 @@ class Simulator:
             self._left.set()
         await self._left.wait()
 
-    def _generate(self, request: Request, connection: Connection, asker: _Asker, shaper: _Shaper) -> bytes | Delivery | None:
-        record = self._witness.open(request)
+    def _serve(self, request: Request, connection: Connection, endpoint: Endpoint) -> bytes | Delivery | None:
+        record = self._witness.open(request, endpoint.name)
         try:
             steering = self._steerings.of(request.headers)
             if steering.faults.hang_headers:
@@ -101,31 +93,35 @@ class Simulator:
                 self._witness.ended_as(record, "reset")
                 connection.reset()
                 return None
-            ask = self._ask(request, steering, asker)
+            ask = self._ask(request, steering, endpoint)
         except Refused as refused:
-            return self._refused(record, refused.status, refused.body())
+            return self._refused(record, refused, endpoint)
         except ValueError as error:
-            return self._refused(record, 400, error_json(400, f"x-sim: {error}", kind="BadRequestError"))
-        request_id = request.headers.get("x-request-id") or next(self._ids)
-        shape = shaper(request_id, int(record.arrived_s), self._model_json[ask.model])
-        run = Run(ask, shape, self._text, steering, details=self._model.prompt_tokens_details)
+            return self._refused(record, Refused(400, f"x-sim: {error}"), endpoint)
+        request_id = request.headers.get("x-request-id") or ask.request_id or next(self._ids)
+        shape = endpoint.shape(request_id, int(record.arrived_s), self._model_json[ask.model], ask)
+        run = Run(ask, shape, self._text, steering, cached=self._cached(ask, endpoint))
         self._witness.started(record, run)
         return (StreamDelivery if ask.stream else JsonDelivery)(run, record, self._witness, connection, self._pace)
 
-    def _ask(self, request: Request, steering: Steering, asker: _Asker) -> Ask:
+    def _ask(self, request: Request, steering: Steering, endpoint: Endpoint) -> Ask:
         if steering.faults.status is not None:
             raise Refused(steering.faults.status, "fault ordered by x-sim-fault", kind=FAULT_KIND)
-        fields = read_body(request.body)
-        model_name(fields, self._model)
-        ask = asker(fields, self._model, steering, self._text)
+        ask = endpoint.ask(endpoint.read(request), self._model, steering, self._text)
         if steering.faults.engine_death_after is not None and not ask.stream:
             raise Refused(500, ENGINE_DEAD_MESSAGE, kind=FAULT_KIND)
         return ask
 
-    def _refused(self, record: Record, status: int, body: bytes) -> bytes:
-        record.status = status
+    def _cached(self, ask: Ask, endpoint: Endpoint) -> int | None:
+        """Tokens of the prompts that were known. Nobody pays for the looking where it would not be told."""
+        if not ask.limit or not (self._model.prompt_tokens_details or endpoint.tells_cached):
+            return None
+        return sum(self._cache.read(prompt.units(self._text), salt=ask.cache_salt) for prompt in ask.prompts)
+
+    def _refused(self, record: Record, refused: Refused, endpoint: Endpoint) -> bytes:
+        record.status = refused.status
         self._witness.ended_as(record, "refused")
-        return response(status, body)
+        return response(refused.status, endpoint.refusal(refused))
 
     def _models(self, _: Request) -> bytes:
         cards = [
@@ -148,19 +144,6 @@ class Simulator:
     def _metrics(self, _: Request) -> bytes:
         body = metrics_text(self._witness, self._model.names[0])
         return response(200, body, content_type=b"text/plain; version=0.0.4; charset=utf-8")
-
-    def _tokenize(self, request: Request) -> bytes:
-        fields = read_body(request.body)
-        model_name(fields, self._model)
-        if "messages" in fields:
-            count = ask_of_chat(
-                {"messages": fields["messages"], "tools": fields.get("tools")}, self._model, Steering(), self._text
-            ).prompt_tokens[0]
-            tokens = list(range(count))  # the ids of a chat template's own tokens are nothing that we know
-        else:
-            tokens = self._text.encode(str(fields.get("prompt", "")))
-        told = {"count": len(tokens), "max_model_len": self._model.context_tokens, "tokens": tokens, "token_strs": None}
-        return response(200, json_bytes(told))
 
     def _log(self, request: Request) -> bytes:
         query = parse_qs(request.query)

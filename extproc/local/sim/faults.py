@@ -45,6 +45,8 @@ class Faults:
     """The first event with output carries a member of so many bytes."""
     no_done: bool = False
     """The body ends without [DONE]."""
+    incomplete_event: bool = False
+    """A cut response ends with ``response.incomplete``, as OpenAI's does; vLLM's is ``response.completed`` with another status."""
     late_eos_ms: int | None = None
     """The body ends so long after [DONE]."""
 

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import Enum
-from itertools import islice, zip_longest
+from itertools import islice, repeat, zip_longest
 
-from extproc.local.sim.ask import Ask, error_json
+from extproc.local.sim.ask import Ask
 from extproc.local.sim.faults import Faults
 from extproc.local.sim.http import END_OF_CHUNKS, chunk
 from extproc.local.sim.shape import Shape
+from extproc.local.sim.speech import Item, Said, speech
 from extproc.local.sim.steering import Steering
-from extproc.local.sim.text import Piece, Text
-from extproc.local.sim.usage import usage_json
-
-DONE = b"data: [DONE]\n\n"
+from extproc.local.sim.text import Text
+from extproc.local.sim.usage import Spent, usage_json
 
 ENGINE_DEAD_MESSAGE = "EngineCore encountered an issue. See stack trace (above) for the root cause."
-
-ENGINE_DEAD = b"data: %b\n\n" % error_json(500, ENGINE_DEAD_MESSAGE, kind="InternalServerError")
 
 ENGINE_DEATH = "engine_death"
 
@@ -40,16 +37,18 @@ Step = Event | Order
 class Run:
     """What one request makes the engine do. ``aborting`` may be set at any time: the answer ends as on SIGTERM."""
 
-    def __init__(self, ask: Ask, shape: Shape, text: Text, steering: Steering, *, details: bool) -> None:
+    def __init__(self, ask: Ask, shape: Shape, text: Text, steering: Steering, *, cached: int | None) -> None:
         self.ask = ask
         self.shape = shape
         self.steering = steering
+        self.cached = cached if steering.cached_tokens is None else steering.cached_tokens
         self.aborting = False
         self.finish_reason: str | None = None
         self.usage_sent: bytes | None = None
         self._text = text
         self._made = [0] * ask.choices
-        self._cached = steering.cached_tokens if steering.cached_tokens is not None else (0 if details else None)
+        self._prompt_tokens = ask.prompt_tokens
+        self._continuous = ask.continuous_usage and not steering.faults.no_usage
 
     @property
     def document_tokens(self) -> int:
@@ -58,46 +57,51 @@ class Run:
         return self.ask.tokens if aborted is None else min(aborted, self.ask.tokens)
 
     @property
+    def reasoning_tokens(self) -> int:
+        """Of all that was made so far."""
+        most = self.steering.reasoning
+        return sum(min(most, made) for made in self._made) if most else 0
+
+    @property
     def faults(self) -> Faults:
         return self.steering.faults
 
     def steps(self) -> Iterator[Step]:
         """The streamed answer, write by write."""
-        return _reshaped(self._events(), self.faults) if self.faults.reshapes else _plain(self._events(), self.faults)
+        reshaped = _reshaped if self.faults.reshapes else _plain
+        return reshaped(self._events(), self.shape.end, self.faults)
 
     def document(self) -> bytes:
         """The JSON answer."""
-        ask, reasoning, tokens = self.ask, self.steering.reasoning, self.document_tokens
-        texts, reasonings = [], []
-        for choice in range(ask.choices):
-            pieces = [piece for piece, _ in self._text.pieces(self.steering.language, choice, tokens)]
-            reasonings.append(b"".join(pieces[:reasoning]) if ask.include_reasoning else b"")
-            texts.append(b"".join(pieces[reasoning:]))
+        ask, tokens = self.ask, self.document_tokens
+        outputs = [_whole(speech(ask, self.steering, self._text, choice, interval=1), tokens) for choice in range(ask.choices)]
         self._made = [tokens] * ask.choices
         self.finish_reason = ask.finish_reason if self.faults.abort_after is None else "abort"
-        usage = None if self.faults.no_usage else self._usage_in_full()
-        return self.shape.document(texts, reasonings, self.finish_reason, usage)
+        return self.shape.document(outputs, self.finish_reason or "", None if self.faults.no_usage else self._usage_in_full())
 
     def _events(self) -> Iterator[Event]:
         ask, shape, faults = self.ask, self.shape, self.faults
-        continuous = ask.continuous_usage and not faults.no_usage
         for choice in range(ask.choices):
-            if (opening := shape.opening(choice)) is not None:
-                yield self._closed(opening, choice if continuous else None), 0
+            for event in shape.opening(choice, self._usage_of(choice)):
+                yield event, 0
         cut, seen = self._cut(0), 0
-        tokens = self._tokens(continuous=continuous)
-        while cut is None and (event := next(tokens, None)) is not None:
-            yield event
-            seen += 1
-            cut = self._cut(seen)
+        tokens = self._tokens()
+        while cut is None and (made := next(tokens, None)) is not None:
+            yield made
+            if made[1]:
+                seen += 1
+                cut = self._cut(seen)
         if cut == ENGINE_DEATH:
-            yield ENGINE_DEAD, 0
+            for event in shape.died(ENGINE_DEAD_MESSAGE):
+                yield event, 0
             return
-        reason = self.finish_reason = cut or ask.finish_reason
+        reason = self.finish_reason = cut or ask.finish_reason or "stop"
         for choice in range(ask.choices):
-            yield self._closed(shape.finish(choice, reason), choice if continuous else None), 0
-        if ask.include_usage and not faults.no_usage and not faults.no_final_usage:
-            yield b'%b,"usage":%b}\n\n' % (shape.final(), self._usage_in_full()), 0
+            for event in shape.finish(choice, reason, self._usage_of(choice)):
+                yield event, 0
+        told = ask.include_usage and not faults.no_usage and not faults.no_final_usage
+        for event in shape.final(reason, self._usage_in_full() if told else None):
+            yield event, 0
 
     def _cut(self, seen: int) -> str | None:
         """Whether the answer ends early, after so many events with output."""
@@ -105,62 +109,71 @@ class Run:
             return "abort"
         return ENGINE_DEATH if seen == self.faults.engine_death_after else None
 
-    def _tokens(self, *, continuous: bool) -> Iterator[Event]:
+    def _tokens(self) -> Iterator[Event]:
         """The events with output; choices take turns, as in an engine's batch."""
-        ask, shape, made = self.ask, self.shape, self._made
-        heads = [shape.piece_head(choice, reasoning=False) for choice in range(ask.choices)]
-        tail = shape.piece_tail + b"}\n\n"
-        reasoning = self.steering.reasoning
-        runs = [_grouped(self._pieces(choice), ask.stream_interval, reasoning) for choice in range(ask.choices)]
-        for turn in zip_longest(*runs):
-            for choice, piece in enumerate(turn):
-                if piece is None:
-                    continue
-                text, tokens = piece
-                thinking = made[choice] < reasoning
-                made[choice] += tokens
-                if thinking and not ask.include_reasoning:
-                    yield b"", tokens
-                    continue
-                head = shape.piece_head(choice, reasoning=True) if thinking else heads[choice]
-                yield (self._closed(head + text + shape.piece_tail, choice) if continuous else b"%b%b%b" % (head, text, tail)), tokens
+        ask, said, made = self.ask, self.shape.said, self._made
+        items: list[Item | None] = [None] * ask.choices
+        speeches = [speech(ask, self.steering, self._text, choice, interval=ask.stream_interval) for choice in range(ask.choices)]
+        usage = b""
+        for choice, (item, text, tokens) in _turns(speeches):
+            made[choice] += tokens
+            if item is None:
+                yield b"", tokens
+                continue
+            if item is not items[choice]:
+                items[choice] = item
+                for event in self.shape.begin(choice, item, self._usage_of(choice)):
+                    yield event, 0
+            if self._continuous:
+                usage = self._usage_of(choice)
+            yield said(choice, item, text, usage), tokens
 
-    def _pieces(self, choice: int) -> Iterator[Piece]:
-        return self._text.pieces(self.steering.language, choice, self.ask.tokens)
+    def _usage_of(self, choice: int) -> bytes:
+        """For an event: vLLM counts each choice by itself there."""
+        if not self._continuous:
+            return b""
+        prompt = self._prompt_tokens[choice // self.ask.n]
+        return b',"usage":%b' % usage_json(prompt, self._made[choice], wrong=self.faults.wrong_usage)
 
-    def _closed(self, event: bytes, choice: int | None) -> bytes:
-        """With the closing brace, and before it the usage of one choice: vLLM counts each by itself."""
-        if choice is None:
-            return event + b"}\n\n"
-        prompt = self.ask.prompt_tokens[choice // self.ask.n]
-        return b'%b,"usage":%b}\n\n' % (event, usage_json(prompt, self._made[choice], wrong=self.faults.wrong_usage))
-
-    def _usage_in_full(self) -> bytes:
-        self.usage_sent = usage_json(sum(self.ask.prompt_tokens), sum(self._made), cached=self._cached, wrong=self.faults.wrong_usage)
+    def _usage_in_full(self) -> bytes | None:
+        spent = Spent(
+            prompt=sum(self._prompt_tokens),
+            completion=sum(self._made),
+            cached=self.cached,
+            created=self.steering.cache_creation_tokens,
+            reasoning=self.reasoning_tokens,
+            reasoning_told=self.steering.reasoning_told,
+            seconds=self.ask.seconds,
+        )
+        self.usage_sent = self.shape.usage(spent, self.faults.wrong_usage)
         return self.usage_sent
 
 
-def _grouped(pieces: Iterator[Piece], interval: int, reasoning: int) -> Iterator[Piece]:
-    """The stream interval of vLLM: the first token by itself, then so many an event. Reasoning and content are never joined."""
-    if interval == 1:
-        return pieces
-    return _in_groups(pieces, interval, reasoning)
+def _turns(speeches: list[Iterator[Said]]) -> Iterator[tuple[int, Said]]:
+    """(choice, piece), one of each choice at a time."""
+    if len(speeches) == 1:
+        return zip(repeat(0), speeches[0])
+    return ((choice, piece) for turn in zip_longest(*speeches) for choice, piece in enumerate(turn) if piece is not None)
 
 
-def _in_groups(pieces: Iterator[Piece], interval: int, reasoning: int) -> Iterator[Piece]:
-    made, size = 0, 1
-    while group := list(islice(pieces, min(size, reasoning - made) if made < reasoning else size)):
-        tokens = sum(count for _, count in group)
-        yield b"".join(text for text, _ in group), tokens
-        made += tokens
-        size = interval
+def _whole(said: Iterator[Said], tokens: int) -> list[tuple[Item, bytes]]:
+    """The items of a choice that says no more than so many tokens."""
+    parts: dict[Item, list[bytes]] = {}
+    left = tokens
+    for item, text, count in said:
+        if count > left:
+            break
+        left -= count
+        if item is not None:
+            parts.setdefault(item, []).append(text)
+    return [(item, b"".join(texts)) for item, texts in parts.items()]
 
 
-def _plain(events: Iterator[Event], faults: Faults) -> Iterator[Step]:
+def _plain(events: Iterator[Event], end: bytes, faults: Faults) -> Iterator[Step]:
     """Every event in a chunk of its own."""
     for step in _interrupted(events, faults):
         yield step if isinstance(step, Order) else (chunk(step[0]) if step[0] else b"", step[1])
-    yield from _end(faults)
+    yield from _end(end, faults)
 
 
 def _interrupted(events: Iterator[Event], faults: Faults) -> Iterator[Step]:
@@ -179,7 +192,7 @@ def _interrupted(events: Iterator[Event], faults: Faults) -> Iterator[Step]:
         yield event
 
 
-def _reshaped(events: Iterator[Event], faults: Faults) -> Iterator[Step]:
+def _reshaped(events: Iterator[Event], end: bytes, faults: Faults) -> Iterator[Step]:
     """Events edited, joined or torn."""
     edited = _edited(events, faults)
     for step in _interrupted(_joined(edited, faults.join) if faults.join else edited, faults):
@@ -190,7 +203,7 @@ def _reshaped(events: Iterator[Event], faults: Faults) -> Iterator[Step]:
         for part in parts[:-1]:
             yield chunk(part), 0
         yield chunk(parts[-1]) if parts[-1] else b"", step[1]
-    yield from _end(faults)
+    yield from _end(end, faults)
 
 
 def _edited(events: Iterator[Event], faults: Faults) -> Iterator[Event]:
@@ -220,9 +233,9 @@ def _torn(payload: bytes, faults: Faults) -> list[bytes]:
     return [payload[:at], payload[at:]]
 
 
-def _end(faults: Faults) -> Iterator[Step]:
-    if not faults.no_done:
-        yield chunk(DONE.replace(b"\n", b"\r\n") if faults.crlf else DONE), 0
+def _end(end: bytes, faults: Faults) -> Iterator[Step]:
+    if end and not faults.no_done:
+        yield chunk(end.replace(b"\n", b"\r\n") if faults.crlf else end), 0
     if faults.late_eos_ms is not None:
         yield Order.LATE_END
     yield END_OF_CHUNKS, 0

@@ -19,7 +19,8 @@ DELAY_MS_MAX = 600_000.0
 REMEMBERED_MAX = 512
 """Different combinations of steering headers; a test run uses a few dozen."""
 
-HEADERS = ("x-sim-tokens", "x-sim-delay-ms", "x-sim-first-ms", "x-sim-fault", "x-sim-language", "x-sim-cached-tokens", "x-sim-reasoning")
+IMAGE_SIDE_MAX = 65_535
+AUDIO_S_MAX = 1_000_000.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,16 @@ class Steering:
     """Reported in ``prompt_tokens_details`` of the last usage."""
     reasoning: int = 0
     """The first so many tokens are reasoning."""
+    reasoning_told: bool = False
+    """In ``completion_tokens_details``, as by a vLLM with a reasoning parser that is new enough."""
+    tool_calls: int = 0
+    """Functions that each choice calls, where the request has tools."""
+    cache_creation_tokens: int | None = None
+    """Reported by ``/v1/messages``."""
+    image_size: tuple[int, int] = (512, 512)
+    """(width, height) of images that stand somewhere else."""
+    audio_seconds: float | None = None
+    """Of sound whose length its file does not say."""
     faults: Faults = NO_FAULTS
 
     def with_values(self, values: Mapping[str, str]) -> Steering:
@@ -99,6 +110,26 @@ def _milliseconds(value: str) -> float:
     return number
 
 
+def _flag(value: str) -> bool:
+    if value not in ("0", "1"):
+        raise ValueError(f"{value} is neither 0 nor 1")
+    return value == "1"
+
+
+def _size(value: str) -> tuple[int, int]:
+    width, height = (int(side) for side in value.split("x"))
+    if not (0 < width <= IMAGE_SIDE_MAX and 0 < height <= IMAGE_SIDE_MAX):
+        raise ValueError(f"{value} is no WIDTHxHEIGHT in pixels")
+    return width, height
+
+
+def _seconds(value: str) -> float:
+    number = float(value)
+    if not 0 <= number <= AUDIO_S_MAX:
+        raise ValueError(f"{value} is not between 0 and {AUDIO_S_MAX:g} s")
+    return number
+
+
 _FIELDS = {
     "x-sim-tokens": "tokens",
     "x-sim-delay-ms": "delay_ms",
@@ -107,6 +138,11 @@ _FIELDS = {
     "x-sim-language": "language",
     "x-sim-cached-tokens": "cached_tokens",
     "x-sim-reasoning": "reasoning",
+    "x-sim-reasoning-told": "reasoning_told",
+    "x-sim-tool-calls": "tool_calls",
+    "x-sim-cache-creation-tokens": "cache_creation_tokens",
+    "x-sim-image-size": "image_size",
+    "x-sim-audio-seconds": "audio_seconds",
 }
 _READERS: dict[str, Callable[[str], Any]] = {
     "x-sim-tokens": _count,
@@ -116,4 +152,10 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "x-sim-language": str,
     "x-sim-cached-tokens": _count,
     "x-sim-reasoning": _count,
+    "x-sim-reasoning-told": _flag,
+    "x-sim-tool-calls": _count,
+    "x-sim-cache-creation-tokens": _count,
+    "x-sim-image-size": _size,
+    "x-sim-audio-seconds": _seconds,
 }
+HEADERS = tuple(_FIELDS)

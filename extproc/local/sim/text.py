@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain, cycle
 
 from extproc.local.sim.vocabulary import Vocabulary
@@ -50,16 +51,24 @@ COUNTS_REMEMBERED_MAX = 1_024
 COUNTED_BYTES_REMEMBERED_MAX = 16_384
 """Benchmarks send the same prompts again and again: 16 MB at most."""
 
-CHAT_TEMPLATES = ("chatml", "chatml-default-system", "llama3", "gpt", "none")
 
-DEFAULT_SYSTEM_TOKENS = 21
-"""Qwen2.5's own system message, where the client sends none."""
+@dataclass(frozen=True, slots=True)
+class Template:
+    """Tokens that a chat template adds: before everything, to each message, at the end; and its own system message where there is none."""
 
-TOOLS_PREAMBLE_TOKENS = 130
-"""Of Qwen's template around the list of tools, about."""
+    before: int
+    message: int
+    after: int
+    default_system: int = 0
 
-IMAGE_TOKENS = 324
-"""Of an image whatever its size: what Qwen2-VL makes of 512 × 512."""
+
+CHAT_TEMPLATES = {
+    "chatml": Template(0, 5, 3),
+    "chatml-default-system": Template(0, 5, 3, default_system=21),  # Qwen2.5
+    "llama3": Template(1, 5, 4),
+    "gpt": Template(0, 3, 3),
+    "none": Template(0, 0, 0),
+}
 
 Piece = tuple[bytes, int]
 """JSON-escaped UTF-8 without quotes, and its number of tokens."""
@@ -71,7 +80,7 @@ class Text:
     def __init__(self, vocabulary: Vocabulary | None, *, chat_template: str = "chatml") -> None:
         assert chat_template in CHAT_TEMPLATES, chat_template
         self._vocabulary = vocabulary
-        self._chat_template = chat_template
+        self.template = CHAT_TEMPLATES[chat_template]
         self._counts: OrderedDict[str, int] = OrderedDict()
         self._filler: Piece = (b"", 1)
         self._scripts: dict[str, tuple[tuple[Piece, ...], ...]] = {}
@@ -112,21 +121,16 @@ class Text:
         """Token ids for ``/tokenize``; without a vocabulary, ids that stand for nothing."""
         return list(range(self.count(text))) if self._vocabulary is None else self._vocabulary.encode(text)
 
-    def count_chat(self, messages: Sequence[tuple[str, str]]) -> int:
-        """Prompt tokens of (role, content) messages, with what the model's chat template adds."""
-        contents = sum(self.count(content) for _, content in messages)
-        match self._chat_template:
-            case "chatml":
-                return contents + 5 * len(messages) + 3
-            case "chatml-default-system":
-                given = bool(messages) and messages[0][0] == "system"
-                return contents + 5 * len(messages) + 3 + (0 if given else DEFAULT_SYSTEM_TOKENS)
-            case "llama3":
-                return 1 + contents + 5 * len(messages) + 4
-            case "gpt":
-                return contents + 3 * len(messages) + 3
-            case _:
-                return contents
+    def decode(self, tokens: Sequence[int]) -> str:
+        """What ids say. Raises :class:`ValueError` for one that is none; without a vocabulary any is a word."""
+        if self._vocabulary is not None:
+            return self._vocabulary.decode(tokens)
+        words = WORDS.split()
+        return "".join(f" {words[token % len(words)]}" for token in tokens)
+
+    def units(self, text: str) -> Sequence[Hashable]:
+        """As many as :meth:`count`, equal where the tokens are."""
+        return text.split() if self._vocabulary is None else self._vocabulary.encode(text)
 
     def _load(self, vocabulary: Vocabulary | None) -> None:
         if vocabulary is None:

@@ -9,6 +9,7 @@ import base64
 import gzip
 import lzma
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 import tiktoken
@@ -53,6 +54,13 @@ class Vocabulary:
     def encode(self, text: str) -> list[int]:
         """Token ids; special tokens are not recognised. Qwen's tokenizer composes (NFC) first."""
         return self._encoding.encode_ordinary(unicodedata.normalize("NFC", text) if self._composes else text)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Raises :class:`ValueError` for an id that is none of ours; torn characters are replaced."""
+        try:
+            return self._encoding.decode(list(tokens))
+        except (KeyError, OverflowError) as error:
+            raise ValueError(f"no such token: {error}") from error
 
     def token_bytes(self, token: int) -> bytes:
         return self._encoding.decode_single_token_bytes(token)

@@ -10,6 +10,7 @@ from collections import deque
 from dataclasses import replace
 from typing import Any, BinaryIO
 
+from extproc.local.sim import multipart
 from extproc.local.sim.http import Request, header_pairs, json_bytes
 from extproc.local.sim.run import Run
 
@@ -25,59 +26,91 @@ class Record:
 
     __slots__ = (
         "arrived_s",
+        "cached_tokens",
+        "choices",
         "delivered_tokens",
         "end",
         "ended_s",
+        "endpoint",
         "events",
+        "finish_reason",
         "generated_tokens",
+        "images",
         "model",
+        "priority",
         "prompt_tokens",
+        "reasoning_tokens",
         "request",
         "run",
+        "seconds",
         "sequence",
         "status",
+        "stream",
+        "usage_sent",
     )
 
-    def __init__(self, sequence: int, request: Request) -> None:
+    def __init__(self, sequence: int, request: Request, endpoint: str) -> None:
         self.sequence = sequence
         self.request = request
+        self.endpoint = endpoint
         self.arrived_s = time.time()
         self.ended_s: float | None = None
         self.model: str | None = None
+        self.stream: bool | None = None
+        self.choices: int | None = None
+        self.priority = 0
         self.prompt_tokens = 0
+        self.cached_tokens: int | None = None
+        self.images = 0
+        self.seconds: float | None = None
         self.generated_tokens = 0
+        self.reasoning_tokens = 0
         self.delivered_tokens = 0
         self.events = 0
         self.status = 0
         self.end = "open"
+        self.finish_reason: str | None = None
+        self.usage_sent: bytes | None = None
         self.run: Run | None = None
+
+    def look(self) -> None:
+        """Take down what the engine has made of it by now."""
+        if self.run is not None:
+            self.finish_reason = self.run.finish_reason
+            self.usage_sent = self.run.usage_sent
+            self.reasoning_tokens = min(self.run.reasoning_tokens, self.generated_tokens)
 
     def as_json(self, *, with_body: bool = False) -> dict[str, Any]:
         """For the log. Message contents and prompts only ``with_body``."""
-        headers = header_pairs(self.request.head)
-        run = self.run
+        self.look()
         return {
             "seq": self.sequence,
             "request_id": self.request.headers.get("x-request-id"),
             "hold_id": self.request.headers.get("x-hold-id"),
             "method": self.request.method,
             "path": self.request.path,
+            "endpoint": self.endpoint,
             "model": self.model,
-            "stream": run.ask.stream if run else None,
-            "n": run.ask.n if run else None,
+            "stream": self.stream,
+            "n": self.choices,
             "prompt_tokens": self.prompt_tokens,
+            "cached_tokens": self.cached_tokens,
+            "images": self.images,
+            "seconds": self.seconds,
             "generated_tokens": self.generated_tokens,
+            "reasoning_tokens": self.reasoning_tokens,
             "delivered_tokens": self.delivered_tokens,
             "events": self.events,
-            "finish_reason": run.finish_reason if run else None,
-            "usage": json.loads(run.usage_sent) if run and run.usage_sent else None,
+            "finish_reason": self.finish_reason,
+            "usage": json.loads(self.usage_sent) if self.usage_sent else None,
+            "priority": self.priority,
             "status": self.status,
             "end": self.end,
             "arrived_s": self.arrived_s,
             "duration_s": None if self.ended_s is None else self.ended_s - self.arrived_s,
-            "headers": headers,
+            "headers": header_pairs(self.request.head),
             "body_sha256": hashlib.sha256(self.request.body).hexdigest() if self.request.body else None,
-            "body": _shown(self.request.body, with_body=with_body),
+            "body": _shown(self.request, with_body=with_body),
         }
 
 
@@ -95,8 +128,8 @@ class Witness:
         self.ended: dict[str, int] = {}
         self.running: set[Record] = set()
 
-    def open(self, request: Request) -> Record:
-        record = Record(next(self._numbers), request)
+    def open(self, request: Request, endpoint: str) -> Record:
+        record = Record(next(self._numbers), request, endpoint)
         self._records.append(record)
         self._with_bodies.append(record)
         self._bodies_bytes += len(request.body)
@@ -106,10 +139,14 @@ class Witness:
 
     def started(self, record: Record, run: Run) -> None:
         """The engine begins."""
+        ask = run.ask
         record.run = run
-        record.model = run.ask.model
-        record.prompt_tokens = sum(run.ask.prompt_tokens)
-        self.prompt_tokens_total += record.prompt_tokens
+        record.model = ask.model
+        record.stream, record.choices, record.priority = ask.stream, ask.n, ask.priority
+        record.prompt_tokens = sum(ask.prompt_tokens)
+        record.cached_tokens, record.seconds = run.cached, ask.seconds
+        record.images = sum(prompt.images for prompt in ask.prompts)
+        self.prompt_tokens_total += record.prompt_tokens * ask.runs
         self.running.add(record)
 
     def ended_as(self, record: Record, end: str) -> None:
@@ -118,6 +155,9 @@ class Witness:
             return
         record.end = end
         record.ended_s = time.time()
+        # A prompt and what was said of it are kept by nobody: the bodies that are have a limit.
+        record.look()
+        record.run = None
         self.running.discard(record)
         self._ended_generated_tokens += record.generated_tokens
         self.ended[end] = self.ended.get(end, 0) + 1
@@ -143,17 +183,45 @@ class Witness:
         record.request = replace(record.request, body=b"")
 
 
-def _shown(body: bytes, *, with_body: bool) -> Any:
-    """The parsed body; instead of what people wrote, its length."""
-    if not body:
+_WRITTEN = frozenset(
+    {
+        "messages",
+        "prompt",
+        "input",
+        "system",
+        "instructions",
+        "query",
+        "queries",
+        "documents",
+        "items",
+        "text_1",
+        "text_2",
+        "data_1",
+        "data_2",
+    }
+)
+"""Members that people wrote."""
+
+
+def _shown(request: Request, *, with_body: bool) -> Any:
+    """The parsed body; instead of what people wrote, its length, and instead of files always."""
+    if not request.body:
         return None
     try:
-        fields = json.loads(body)
+        fields = _fields(request)
     except (ValueError, RecursionError):
-        return body.decode(errors="replace") if with_body else None
+        return request.body.decode(errors="replace") if with_body else None
     if with_body or not isinstance(fields, dict):
         return fields if with_body else None
-    return {name: _length(value) if name in ("messages", "prompt", "input") else value for name, value in fields.items()}
+    return {name: _length(value) if name in _WRITTEN else value for name, value in fields.items()}
+
+
+def _fields(request: Request) -> Any:
+    content_type = request.headers.get("content-type", "")
+    if not content_type.startswith("multipart/"):
+        return json.loads(request.body)
+    form = multipart.members(request.body, content_type)
+    return {name: {"length": len(value)} if isinstance(value, bytes) else value for name, value in form.items()}
 
 
 def _length(value: Any) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import extproc
+from extproc.local.sim.prompt import Message, prompt_of_chat
 from extproc.local.sim.text import CORPUS, MIXED, WORDS, Text
 from extproc.local.sim.vocabulary import PATTERNS, Vocabulary, load
 
@@ -62,11 +63,13 @@ def test_built_in_words_are_single_tokens_everywhere():
     [("chatml", 2 * 5 + 3 + 3), ("chatml-default-system", 2 * 5 + 3 + 3 + 21), ("llama3", 1 + 10 + 3 + 4), ("gpt", 6 + 3 + 3), ("none", 3)],
 )
 def test_chat_templates(template, tokens):
-    assert Text(None, chat_template=template).count_chat([("user", "one two"), ("assistant", "three")]) == tokens
+    messages = [Message(role="user", text="one two"), Message(role="assistant", text="three")]
+    assert prompt_of_chat(messages, "", Text(None, chat_template=template)).tokens == tokens
 
 
 def test_a_system_message_replaces_the_default_one():
-    assert Text(None, chat_template="chatml-default-system").count_chat([("system", "one")]) == 1 + 5 + 3
+    text = Text(None, chat_template="chatml-default-system")
+    assert prompt_of_chat([Message(role="system", text="one")], "", text).tokens == 1 + 5 + 3
 
 
 def test_patterns_differ_where_models_do():

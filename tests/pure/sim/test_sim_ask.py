@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from extproc.local.sim.ask import Model, Refused, ask_of_chat, ask_of_completions, model_name, read_body
+from extproc.local.sim.ask import Model, Refused
+from extproc.local.sim.chat import ask_of_chat
+from extproc.local.sim.completions import ask_of_completions
 from extproc.local.sim.faults import parse_faults
+from extproc.local.sim.fields import model_name, read_body
 from extproc.local.sim.steering import Steering, Steerings
 from extproc.local.sim.text import Text
 
