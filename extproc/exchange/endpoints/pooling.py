@@ -53,13 +53,13 @@ class Pooling(Answers):
             return NOTHING
         if answer.error is not None:
             return Piece(error=True)
-        answered = answer.data is not None or answer.results is not None
-        return Piece(texts=((0, ""),) if answered else (), usage=answer.usage, final=answer.usage is not None, finish="stop")
+        is_answered = bytes(memoryview(answer.data or answer.results)[:1]) == b"["
+        return Piece(texts=((0, ""),) if is_answered else (), usage=answer.usage, final=answer.usage is not None, finish="stop")
 
 
 class _Answer(msgspec.Struct, gc=False):
-    data: msgspec.Raw | None = None
-    results: msgspec.Raw | None = None
+    data: msgspec.Raw = msgspec.Raw()  # not read: it may be a million numbers
+    results: msgspec.Raw = msgspec.Raw()
     usage: Any = None
     error: Any = None
 

@@ -85,7 +85,7 @@ class Transcriptions(openai.Answers):
         return write_form({**fields, "file": file})
 
     def usage(self, raw: Any, source: UsageSource, expected: Expected) -> Usage | None:
-        """See :class:`~extproc.exchange.ask.Endpoint`. Seconds, or tokens; of what is not told our own figure."""
+        """See :class:`~extproc.exchange.ask.Endpoint`. Seconds, or tokens; of what is not told (no sound has 0 seconds) our own figure."""
         if not isinstance(raw, dict):
             return None
         figure = Figures()
