@@ -22,6 +22,7 @@ from house import LARGE, NANOS_IN, NANOS_OUT, SMALL, Guest, House, until
 from witnesses import explained
 
 from extproc.local import envoy
+from extproc.money.amount import format_amount
 
 SLOW = {"x-sim-delay-ms": "20"}  # one token, one event, one read: so that delivered means delivered (TESTING.md)
 
@@ -287,7 +288,10 @@ SHAPES = [
 @pytest.mark.parametrize("wants_usage", [True, False], ids=["usage", "no usage"])
 @pytest.mark.parametrize("fault", SHAPES)
 def test_torn_and_joined_streams(house: House, guest: Guest, fault: str, wants_usage: bool):
-    """The client gets the backend's very bytes, less the usage event that it did not ask for; the row has the backend's figures."""
+    """The client gets the backend's very bytes, less the usage event that it did not ask for, or with the cost in the one that it did.
+
+    The row has the backend's figures.
+    """
     order = {"x-sim-fault": fault, "x-sim-language": "emoji", "x-sim-tokens": "24"}
     options = {"include_usage": True} if wants_usage else None
     with streaming(house.client(), guest.headers, max_tokens=24, stream_options=options, **order) as answer:
@@ -300,9 +304,14 @@ def test_torn_and_joined_streams(house: House, guest: Guest, fault: str, wants_u
     expected = straight(house, seen, order)
     if not wants_usage:
         expected = without_usage(expected)
-    assert undated(data) == undated(expected)
-    assert (b'"usage"' in data) is (wants_usage and "no_usage" not in fault)
+    is_told = wants_usage and "no_usage" not in fault
+    assert re.findall(COST, data) == ([format_amount(row["cost"]).encode()] if is_told else [])
+    assert undated(re.sub(COST, b"", data)) == undated(expected)
+    assert (b'"usage"' in data) is is_told
     guest.check()
+
+
+COST = rb',"cost":([0-9.]+)'
 
 
 def straight(house: House, seen: dict[str, Any], order: dict[str, str]) -> bytes:

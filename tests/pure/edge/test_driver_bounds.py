@@ -11,7 +11,8 @@ from extproc.edge import driver as module
 from extproc.edge.driver import Driver
 from extproc.edge.threads import Threads
 from extproc.edge.transport.port import StatusCode
-from extproc.exchange.events import Chunk, Gone
+from extproc.exchange.actions import FindAnswer
+from extproc.exchange.events import Chunk, Gone, StoreFailed
 
 
 class Patient(Executor):
@@ -54,3 +55,19 @@ def test_more_chunks_than_the_mailbox_takes_end_the_stream_but_its_end_is_heard(
     gone = Gone(at_ns=4, reason="closed")
     driver.push(gone)
     assert driver._mailbox == [*chunks[:2], gone]
+
+
+async def test_who_asks_about_his_money_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "PHASE_S", 0.01)
+    told: asyncio.Queue[Any] = asyncio.Queue()
+
+    class Waiting(Driver):
+        def push(self, event: Any) -> None:
+            told.put_nowait(event)
+
+    driver = Waiting.__new__(Waiting)
+    driver._gate = SimpleNamespace(answering=SimpleNamespace(find=lambda _: asyncio.get_running_loop().create_future()))
+    driver._find_answer(FindAnswer(enquiry=None))
+    event = await asyncio.wait_for(told.get(), 5)
+    assert isinstance(event, StoreFailed)
+    assert event.what == "TimeoutError"

@@ -30,7 +30,7 @@ from extproc.exchange import actions as act
 from extproc.exchange import events as ev
 from extproc.exchange.machine import TRANSITIONS, Exchange, State
 from extproc.exchange.policy import Bounds, Policy
-from extproc.money.hold import Denied, DenyReason, EndKind
+from extproc.money.hold import Denied, DenyReason, EndKind, Granted, Window
 
 
 def denied(reason: DenyReason = DenyReason.INSUFFICIENT, **more: object) -> Denied:
@@ -401,6 +401,21 @@ def test_models_are_listed_by_us():
     exchange.receive(headers("/v1/models", method="GET", end=True))
     reply, _ = exchange.receive(ev.KeyRead(key=key(models=frozenset({"b"}))))
     assert [row["id"] for row in json.loads(reply.body)["data"]] == ["b"]
+
+
+def test_limits_are_told_with_every_success():
+    exchange = Exchange(pinned())
+    requests, tokens = Window(limit=10, remaining=7, reset_ms=61_500), Window(limit=5_000, remaining=4_000, reset_ms=1)
+    play(exchange, headers(), ev.KeyRead(key=key()))
+    exchange.receive(ev.Admitted(granted=Granted(hold_id=HOLD, spendable_nanos=9, requests=requests, tokens=tokens)))
+    left = Window(limit=5_000, remaining=3_900, reset_ms=59_001)
+    play(exchange, chat(), ev.Amended(granted=Granted(hold_id=HOLD, spendable_nanos=9, tokens=left)))
+    (passed,) = exchange.receive(ev.ResponseHeaders(status=200, headers={"content-type": "application/json"}))
+    assert passed.set_headers == (
+        ("x-request-id", "r1"),
+        ("x-ratelimit-limit-requests", "10"), ("x-ratelimit-remaining-requests", "7"), ("x-ratelimit-reset-requests", "62s"),
+        ("x-ratelimit-limit-tokens", "5000"), ("x-ratelimit-remaining-tokens", "3900"), ("x-ratelimit-reset-tokens", "60s"),
+    )  # fmt: skip
 
 
 def test_what_is_not_in_the_table_is_illegal():
