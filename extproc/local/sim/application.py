@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -24,6 +25,8 @@ from extproc.local.sim.text import Text
 from extproc.local.sim.witness import Record, Witness
 
 FAULT_KIND = "InternalServerError"
+
+_PLAIN = re.compile(r"[\w.:-]+", re.ASCII)
 
 
 class Simulator:
@@ -98,7 +101,7 @@ class Simulator:
             return self._refused(record, refused, endpoint)
         except ValueError as error:
             return self._refused(record, Refused(400, f"x-sim: {error}"), endpoint)
-        request_id = request.headers.get("x-request-id") or ask.request_id or next(self._ids)
+        request_id = _harmless(request.headers.get("x-request-id") or ask.request_id or next(self._ids))
         shape = endpoint.shape(request_id, int(record.arrived_s), self._model_json[ask.model], ask)
         run = Run(ask, shape, self._text, steering, cached=self._cached(ask, endpoint))
         self._witness.started(record, run)
@@ -176,6 +179,11 @@ class Simulator:
         except (ValueError, KeyError) as error:
             raise Refused(400, f"x-sim: {error}") from error
         return self._show_config(request)
+
+
+def _harmless(request_id: str) -> str:
+    """As it may stand within a JSON string."""
+    return request_id if _PLAIN.fullmatch(request_id) else json_bytes(request_id)[1:-1].decode()
 
 
 class _Silence:

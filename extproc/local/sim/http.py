@@ -154,8 +154,11 @@ END_OF_CHUNKS = b"0\r\n\r\n"
 
 
 def json_bytes(value: Any) -> bytes:
-    """Compact JSON, characters as they are: as vLLM writes it."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+    """Compact JSON, characters as they are, as vLLM writes it; halves of characters, which UTF-8 does not know, as escapes."""
+    try:
+        return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, separators=(",", ":")).encode()
 
 
 def chunk(payload: bytes) -> bytes:
