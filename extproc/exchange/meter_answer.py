@@ -24,7 +24,7 @@ CHARS_PER_TOKEN = 4
 class AnswerMeter:
     """Keeps the beginning up to a limit, and the end; nothing is counted before there is a reason to."""
 
-    __slots__ = ("_body", "_ended", "_expected", "_piece", "_size", "_tail")
+    __slots__ = ("_body", "_ended", "_expected", "_held", "_piece", "_rename", "_size", "_tail")
 
     def __init__(self, expected: Expected) -> None:
         self._expected = expected
@@ -33,6 +33,8 @@ class AnswerMeter:
         self._size = 0
         self._piece: Piece | None = None
         self._ended = False
+        self._rename = expected.rename  # None once that is done
+        self._held = b""  # of an answer in pieces: what may be the beginning of the name
 
     @property
     def started(self) -> bool:
@@ -50,8 +52,7 @@ class AnswerMeter:
         return self._ended
 
     def feed(self, chunk: bytes, *, end_of_stream: bool) -> bytes:
-        """Only a name is ever changed: it stands near the beginning, in the first piece."""
-        first = not self._size
+        """Only a name is ever changed."""
         room = max(0, ANSWER_BYTES_MAX - self._size)
         self._size += len(chunk)
         self._body += chunk[:room]
@@ -60,7 +61,14 @@ class AnswerMeter:
         if end_of_stream:
             self._ended = True
             self._piece = self._read()
-        return renamed(chunk, self._expected.rename) if first else chunk
+        return chunk if self._rename is None else self._renamed(self._held + chunk, self._rename)
+
+    def _renamed(self, data: bytes, rename: tuple[bytes, bytes]) -> bytes:
+        shown = renamed(data, rename)
+        if shown != data:
+            self._rename = None
+        self._held = b"" if shown != data or self._ended else _beginning_of(rename[0], data)
+        return shown.removesuffix(self._held)
 
     def priced(self, shown: bytes, cost_nanos: int) -> bytes:
         """Of an answer that came in one piece."""
@@ -124,6 +132,13 @@ class AnswerMeter:
             text = _text_so_far(body[:TEXT_BYTES_MAX])  # not to be parsed, and yet an answer
             return Piece(texts=((0, text),)) if text else piece
         return Piece(texts=((0, ""),), usage=usage_at_the_end(bytes(self._body[-TAIL_BYTES:]) + self._tail), final=True)
+
+
+def _beginning_of(name: bytes, data: bytes) -> bytes:
+    """The end of ``data`` that may be the beginning of a member ``model`` with this name."""
+    members = [b'"model":' + gap + name for gap in (b"", b" ")]
+    begun = [member[:size] for member in members for size in range(len(member) - 1, 0, -1)]
+    return max((part for part in begun if data.endswith(part)), key=len, default=b"")
 
 
 def usage_at_the_end(tail: bytes) -> Any:

@@ -247,7 +247,8 @@ class _Gathered:
             raise ClientError(f"`{param}` must be an object with a role of {', '.join(ROLES)}.", param=param, code="invalid_type")
         texts: list[str] = []
         content = self._blocks(message.get("content"), f"{param}.content", texts, tuple(_BLOCKS))
-        self._messages.append((role, "\n".join(texts)))
+        if isinstance(content, str) or any(block["type"] != "tool_result" for block in content):
+            self._messages.append((role, "\n".join(texts)))
         return {"role": role, "content": content}
 
     def _blocks(self, content: Any, param: str, texts: list[str], kinds: tuple[str, ...]) -> Any:

@@ -108,6 +108,8 @@ DIALECTS: dict[str, Callable[[str], bytes]] = {
     "crlf": lambda text: said(text, end=b"\r\n\r\n"),
     "comments": lambda text: b": ping\n" + said(text),
     "named": lambda text: b"event: chunk\n" + said(text, end=b"\nid: 7\n\n"),
+    "numbered": lambda text: said(text, sequence_number=7),
+    "numbered before": lambda text: said(text, id=1, sequence_number=7).replace(b'{"id":1,', b'{"sequence_number":7,"id":1,'),
     "second choice": lambda text: said(text, choice={"index": 1}),
     "reasoning": lambda text: said("", choice={"delta": {"reasoning_content": text}}),
     "tools": lambda text: said("", choice={"delta": {"tool_calls": [{"index": 0, "function": {"arguments": text}}]}}),
@@ -194,6 +196,26 @@ def test_a_language_that_is_escaped():
     assert meter.usage(ended_early=True).output_tokens == 40
 
 
+def test_events_with_a_running_number_are_passed_unread():
+    reader = Reader()
+    meter = StreamMeter(expected(endpoint=reader))
+    events = [said("word", sequence_number=number) for number in range(5, 1_205)]
+    for at in range(0, len(events), 3):
+        chunk = b"".join(events[at : at + 3])
+        assert meter.feed(chunk, end_of_stream=False) == chunk
+    assert reader.events <= 4 * (3 + 1)  # the first chunk with a number of more digits, and the proof of its shape
+    assert meter.usage(ended_early=True).output_tokens == 4_800
+    assert meter.delivered().body_bytes == sum(map(len, events))
+
+
+def test_a_number_that_says_something_is_read():
+    meter, reference = StreamMeter(expected(choices=9)), all_reading(expected(choices=9))
+    for index in range(9):
+        event = said("word", choice={"index": index, "sequence_number": index})
+        assert meter.feed(event, end_of_stream=False) == reference.feed(event, end_of_stream=False)
+    assert answers(meter) == answers(reference)
+
+
 FRONT, BACK = said("@").split(b"@")
 
 
@@ -261,8 +283,17 @@ INSIDES = st.one_of(
     st.sampled_from(TEXTS).map(lambda text: json.dumps(text).encode()[1:-1]), st.sampled_from(HOSTILE), st.binary(max_size=6)
 )  # fmt: skip
 FIRST = st.sampled_from([write("@") for write in DIALECTS.values()])
+NUMBERS = [b"8", b"9", b"10", b"07", b"-1", b"7.5", b'"7"']
+
+
+def numbered(events: list[bytes]) -> list[bytes]:
+    """Where events have a number, each has another one."""
+    numbers = [b'"sequence_number":' + NUMBERS[place % len(NUMBERS)] for place in range(len(events))]
+    return [event.replace(b'"sequence_number":7', number) for event, number in zip(events, numbers, strict=True)]
+
+
 RUNS = st.tuples(FIRST, st.lists(INSIDES, min_size=1, max_size=8)).map(
-    lambda run: [run[0].replace(b"@", b"first"), *(run[0].replace(b"@", inside) for inside in run[1])]
+    lambda run: numbered([run[0].replace(b"@", b"first"), *(run[0].replace(b"@", inside) for inside in run[1])])
 )
 OTHERS = st.sampled_from(
     [

@@ -1,0 +1,113 @@
+"""A JSON answer in pieces, under another name; and units that a backend does not tell."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from stage import Words
+
+from extproc.exchange.endpoints.chat import ChatCompletions
+from extproc.exchange.endpoints.completions import Completions
+from extproc.exchange.endpoints.responses import Responses
+from extproc.exchange.meter import Expected, Meter, OpaqueMeter
+from extproc.exchange.meter_answer import ANSWER_BYTES_MAX, AnswerMeter
+from extproc.exchange.meter_stream import StreamMeter
+from extproc.money.usage import CHARACTERS_PER_TOKEN_MAX, Usage, UsageSource
+
+PROMPT = Usage(input_tokens=11, images=1, image_tokens=6, input_characters=30, input_words=4)
+
+
+def expected(**changes: Any) -> Expected:
+    values: dict[str, Any] = {
+        "endpoint": ChatCompletions(), "counter": Words(), "prompt": Usage(input_tokens=11), "input_tokens_max": 10_000,
+        "output_tokens_max": 1_000, "output_tokens_held": 100, "choices": 1,
+    }  # fmt: skip
+    return Expected(**(values | changes))
+
+
+@pytest.mark.parametrize("gap", [b"", b" "])
+def test_a_name_is_changed_wherever_an_answer_is_cut(gap: bytes):
+    member = b'"model":' + gap + b'"Org/M"'
+    sent = b'{"instructions":"model",' + member + b',"output":[],"note":"\\"model\\":"}'
+    shown = sent.replace(b"Org/M", b"gpt")
+    for first in range(len(sent) + 1):
+        for second in (first, min(first + 3, len(sent))):
+            meter = AnswerMeter(expected(endpoint=Responses(), rename=(b'"Org/M"', b'"gpt"')))
+            pieces = [meter.feed(sent[:first], end_of_stream=False), meter.feed(sent[first:second], end_of_stream=False)]
+            assert b"".join(pieces) + meter.feed(sent[second:], end_of_stream=True) == shown
+
+
+def test_an_answer_without_the_name_goes_out_whole():
+    meter = AnswerMeter(expected(rename=(b'"Org/M"', b'"gpt"')))
+    assert meter.feed(b'{"model":"Or', end_of_stream=False) == b"{"
+    assert meter.feed(b"", end_of_stream=True) == b'"model":"Or'
+
+
+def answer(words: list[str], output: int | None) -> tuple[bytes, bytes]:
+    """The same as a stream and as a document."""
+    usage = None if output is None else {"prompt_tokens": 9, "completion_tokens": output}
+    stream = [{"choices": [{"index": 0, "delta": {"content": word}}]} for word in words] + [{"choices": [], "usage": usage}]
+    document = {"choices": [{"index": 0, "message": {"content": "".join(words)}, "finish_reason": "stop"}], "usage": usage}
+    return b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in stream), json.dumps(document).encode()
+
+
+def usages(known: Expected, words: list[str], output: int | None) -> Usage:
+    stream, document = answer(words, output)
+    meters: list[tuple[Meter, bytes]] = [(StreamMeter(known), stream), (AnswerMeter(known), document)]
+    found = []
+    for meter, data in meters:
+        meter.feed(data, end_of_stream=True)
+        found.append(meter.usage(ended_early=False))
+    assert found[0] == found[1]
+    return found[0]
+
+
+@pytest.mark.parametrize("output", [6, None])
+def test_text_is_counted_whatever_the_usage_says(output: int | None):
+    usage = usages(expected(needs_text=True, prompt=PROMPT), ["one", " two", "\n\nthr", "ee ", "四五"], output)
+    assert (usage.output_characters, usage.output_words) == (17, 4)
+    assert (usage.images, usage.image_tokens, usage.input_characters, usage.input_words) == (1, 6, 30, 4)
+    assert usage.source is (UsageSource.COUNTED if output is None else UsageSource.UPSTREAM)
+
+
+def test_text_is_counted_within_what_was_held_for_it():
+    usage = usages(expected(needs_text=True, prompt=PROMPT), ["a b c d e f " + " " * 80], 3)
+    assert (usage.output_characters, usage.output_words) == (3 * CHARACTERS_PER_TOKEN_MAX, 3)
+
+
+def test_text_that_is_not_priced_is_not_counted():
+    usage = usages(expected(prompt=PROMPT), ["one two"], 2)
+    assert (usage.images, usage.output_characters, usage.output_words) == (1, 0, 0)
+    assert usages(expected(), ["one two"], 2) == Usage(input_tokens=9, output_tokens=2, source=UsageSource.UPSTREAM)
+
+
+def test_what_a_backend_tells_of_images_and_sound_stands():
+    told = {"prompt_tokens": 9, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 1, "image_tokens": 3, "audio_tokens": 7}}
+    meter = StreamMeter(expected(prompt=PROMPT))
+    meter.feed(b"data: " + json.dumps({"choices": [], "usage": told}).encode() + b"\n\n", end_of_stream=False)
+    usage = meter.usage(ended_early=False)
+    assert (usage.cached_tokens, usage.image_tokens, usage.audio_tokens) == (1, 3, 6)
+    assert usage.flags == ("audio_tokens_impossible",)
+
+
+def test_an_echo_is_no_output():
+    known = expected(
+        endpoint=Completions(), needs_text=True, prompt=Usage(input_tokens=5, input_characters=5, input_words=1), echoed_tokens=5
+    )
+    meter = AnswerMeter(known)
+    meter.feed(json.dumps({"choices": [{"text": "hello to you"}]}).encode(), end_of_stream=True)
+    usage = meter.usage(ended_early=False)
+    assert (usage.output_tokens, usage.output_characters, usage.output_words) == (7, 7, 2)
+
+
+def test_what_cannot_be_read_costs_what_was_held():
+    known = expected(needs_text=True, prompt=PROMPT)
+    opaque, large = OpaqueMeter(known), AnswerMeter(known)
+    opaque.feed(b"\x1f\x8b", end_of_stream=True)
+    large.feed(b"{" + b" " * ANSWER_BYTES_MAX, end_of_stream=True)
+    for meter in (opaque, large):
+        usage = meter.usage(ended_early=False)
+        assert (usage.output_tokens, usage.output_characters, usage.output_words) == (100, 100 * CHARACTERS_PER_TOKEN_MAX, 100)
+        assert usage.flags == ("unreadable",)
