@@ -41,6 +41,41 @@ def test_each_token_of_the_prompt_is_paid_for_once():
     ]
 
 
+def test_an_image_that_is_cached_is_a_cached_one():
+    price = price_of(input=1, cached_input=2, image_tokens=4, audio_tokens=5)
+    usage = Usage(input_tokens=100, cached_tokens=70, image_tokens=60, audio_tokens=60)
+    assert [(line.name, line.quantity) for line in lines_of(usage, price)] == [("cached_input", 70), ("image_tokens", 30)]
+
+
+@pytest.mark.parametrize(
+    ("rates", "demand", "held"),
+    [
+        ({"input": 1, "cached_input": 3}, {"input_tokens": 10}, 30),
+        ({"input": 1, "cache_creation": 3}, {"input_tokens": 10}, 30),
+        ({"input": 1, "image_tokens": 3}, {"input_tokens": 10, "image_tokens": 4}, 6 + 12),
+        ({"input": 3, "image_tokens": 1}, {"input_tokens": 10, "image_tokens": 4}, 30),  # nobody may tell of the image
+        ({"input": 1, "audio_tokens": 3}, {"input_tokens": 10, "audio_tokens": 4}, 6 + 12),
+        ({"output": 1, "reasoning": 3}, {"output_tokens": 10}, 30),
+        ({"output": 3, "reasoning": 1}, {"output_tokens": 10}, 30),
+        ({"output_characters": 1}, {"output_tokens": 10}, 80),
+        ({"output_words": 1}, {"output_tokens": 10}, 10),
+        ({"input_characters": 1, "input_words": 2}, {"input_characters": 10, "input_words": 3}, 16),
+        ({"calls": 5, "images": 2, "audio_ms": 3}, {"images": 3, "audio_ms": 7}, 5 + 6 + 21),
+    ],
+)
+def test_the_worst_of_each_unit_is_held_for(rates, demand, held):
+    price = price_of(**{unit: rate * 1_000_000 for unit, rate in rates.items()})
+    assert worst_case_nanos(price, Demand(**{"input_tokens": 0, "output_tokens": 0, **demand})) == held
+
+
+def test_a_quota_may_pay_for_the_cheapest_tokens():
+    """Of ten of text at 1 and ten of an image at 5, the ten of text are free: the hold must be for those of the image."""
+    price = price_of(input=1_000_000, image_tokens=5_000_000)
+    quota = Quota(input_tokens=10)
+    assert worst_case_nanos(price, Demand(input_tokens=20, output_tokens=0, image_tokens=10), quota) == 50
+    assert cost_nanos(Usage(input_tokens=20, image_tokens=10), price, quota) == 50
+
+
 @pytest.mark.parametrize(
     ("quota", "due"),
     [
