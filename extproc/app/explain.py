@@ -9,14 +9,16 @@ from extproc.ledger.port import Explanation
 from extproc.money.amount import format_amount
 from extproc.money.price import FACTOR_DECIMALS, RATE_DECIMALS, Price, Rates
 from extproc.money.receipt import Line, Receipt, receipt
-from extproc.money.usage import used
+from extproc.money.usage import rare_of, used
 
 LINE_DECIMALS: Final = 15
 """Of ``tokens × rate`` before the rounding: nanos (9 decimals) per million (6)."""
 
 
 def explained(found: Explanation) -> dict[str, Any]:
-    """``price`` in full, ``sum`` with its lines, ``entries_sum_nanos``, and whether everything ``agrees`` (else: ``faults``)."""
+    """Units ``other`` than the usual tokens, ``price`` in full, ``sum`` with its lines, ``entries_sum_nanos``, and whether everything
+    ``agrees`` (else: ``faults``).
+    """
     row = found.request
     price = Price.parse(found.price) if found.price else None
     usage, quota = used(row)
@@ -25,6 +27,7 @@ def explained(found: Explanation) -> dict[str, Any]:
     faults = _faults(found, price, total, entries_sum)
     return {
         "currency": price.currency if price else "",
+        "other": rare_of(usage),
         "price": _price(price) if price else None,
         "sum": _sum(total, price) if total and price else None,
         "entries_sum_nanos": entries_sum,

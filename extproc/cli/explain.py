@@ -10,7 +10,6 @@ import click
 
 from extproc.cli.deployment import at_desk, of_deployment
 from extproc.cli.output import print_json, table
-from extproc.money.usage import RARE
 
 
 @click.command()
@@ -32,7 +31,7 @@ def explain(*, request_id: str, config: Path | None, data: Path | None, as_json:
 def text_of(facts: dict[str, Any]) -> list[str]:
     """For people."""
     row, currency = facts["request"], facts["currency"]
-    lines = [*_head(row), "", *_usage(row), "", *_price(facts), *_sum(facts), ""]
+    lines = [*_head(row), "", *_usage(facts), "", *_price(facts), *_sum(facts), ""]
     lines += [
         f"hold        {row['hold']} {currency}",
         f"charged     {row['cost']} {currency}",
@@ -73,12 +72,13 @@ def _head(row: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _usage(row: dict[str, Any]) -> list[str]:
+def _usage(facts: dict[str, Any]) -> list[str]:
+    row = facts["request"]
     flags = f"; {', '.join(row['usage_flags'])}" if row["usage_flags"] else ""
     given = f"input {row['input_tokens']} (cached {row['cached_tokens']})"
     made = f"output {row['output_tokens']} (reasoning {row['reasoning_tokens']})"
     lines = [f"usage       {given}, {made}; source: {row['usage_source']}{flags}"]
-    if rest := [f"{_words(name)} {row[name]}" for name in RARE if row[name]]:
+    if rest := [f"{_words(name)} {quantity}" for name, quantity in facts["other"].items()]:
         lines.append(f"            {', '.join(rest)}")
     if row["free_input"] or row["free_output"]:
         lines.append(f"free quota  paid for {row['free_input']} tokens of the input and {row['free_output']} of the output")
