@@ -23,6 +23,7 @@ from extproc.yamlfile import Cursor, Node, parse, read, refusal
 
 ENV_PREFIX = "EXTPROC_"
 SECRET_BYTES_MAX = 4096  # longer is not a password but the wrong file
+SALT_KEY_CHARS_MIN = 16  # who knows it can find other payers' prompts in the caches of backends
 UNIX_PATH_BYTES_MAX = 107  # sockaddr_un, less its final NUL
 WORKERS_MAX = 256
 _LEVELS = ("debug", "info", "warning", "error")
@@ -125,6 +126,8 @@ class Identity:
     key_header: str = kit.text("authorization", pattern=r"[a-z0-9][a-z0-9-]{0,63}", what="a header name in lower case")
     cache_ttl_s: int = kit.number(60, 1, 3_600)
     negative_cache_ttl_s: int = kit.number(5, 1, 600)
+    cache_salt_key_file: Path | None = kit.path(None)  # noqa: RUF009 - a field
+    cache_salt_key: str | None = kit.secret("cache_salt_key_file")
     client_ip: str = kit.text("source", pattern=r"source|xff:[1-9]", what="source or xff:1 … xff:9")
 
 
@@ -233,6 +236,7 @@ class Settings:
             offload_bytes=self.body.offload_bytes,
             entry_nanos=self.holds.entry_nanos,
             key_header=self.identity.key_header,
+            cache_salt_key=(self.identity.cache_salt_key or "").encode(),
         )
 
     def masked(self) -> dict[str, dict[str, Any]]:
@@ -344,7 +348,8 @@ def _refuse_secrets(section: str, group: Any, members: dict[str, Cursor]) -> Non
             continue
         if key.secret_file or (isinstance(member.node.value, str) and kit.masked(member.node.value) != member.node.value):
             variable = f"{ENV_PREFIX}{section}__{name}".upper()
-            member.fault(f"a secret has no place in this file; set {variable} or {section}.password_file")
+            file_key = key.secret_file or "password_file"
+            member.fault(f"a secret has no place in this file; set {variable} or {section}.{file_key}")
             del members[name]
 
 
@@ -395,6 +400,9 @@ def _cross_faults(settings: Settings) -> Iterator[tuple[str, str, str]]:
         yield "body", "offload_bytes", f"is above bytes_max ({settings.body.bytes_max})"
     if settings.policy.shadow and settings.policy.over_balance == "clamp":
         yield "policy", "shadow", "changes no request, but over_balance: clamp would"
+    salt_key = settings.identity.cache_salt_key
+    if salt_key is not None and len(salt_key) < SALT_KEY_CHARS_MIN:
+        yield "identity", "cache_salt_key_file", f"the key has fewer than {SALT_KEY_CHARS_MIN} characters: it could be guessed"
     for section, group in (("redis", settings.redis), ("postgres", settings.postgres)):
         address = group.url if isinstance(group, Redis) else group.dsn
         if group.password is not None and kit.masked(address) != address:

@@ -38,6 +38,7 @@ UPSTREAM = "upstream"  # the tokenizer of a model that has no vocabulary here
 TOKENS_MAX = 100_000_000  # ten times the longest context that anybody offers
 LIMIT_MAX = 2**53 - 1  # what Lua can count exactly
 MODELS_MAX = 10_000
+BACKEND_PRIORITY_MAX = 2**31 - 1  # of either sign
 NAME = r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}"  # goes into headers and metric labels
 WORD = r"[a-z0-9][a-z0-9_-]{0,31}"
 
@@ -52,6 +53,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "usage": "inject",
     "sticky": "none",
     "sandbox": False,
+    "backend_priority": {},
 }
 _OWN = ("aliases", "served_name", "tokenizer", "chat_template", "context_tokens", "output_tokens_max", "price", "image")
 _LIMITS = ("requests_per_minute", "requests_per_hour", "tokens_per_minute", "concurrent_requests")
@@ -173,6 +175,7 @@ class _Reading:
             "usage": lambda at: at.text("inject", choices=USAGE_MODES),
             "sticky": lambda at: at.text("none", choices=STICKY),
             "sandbox": lambda at: at.boolean(default=False),
+            "backend_priority": self._backend_priorities,
         }
         return {key: reader(members[key]) for key, reader in readers.items() if key in members}
 
@@ -184,6 +187,14 @@ class _Reading:
             found[name] = factor(entry)
         if isinstance(at.node.value, dict) and not found:
             at.fault("at least one priority must be sold")
+        return found
+
+    def _backend_priorities(self, at: Cursor) -> dict[str, int]:
+        found = {}
+        for name, entry in at.entries().items():
+            if name not in self._priorities:
+                entry.fault(f"no tier may ask for priority {name!r}")
+            found[name] = entry.integer(0, low=-BACKEND_PRIORITY_MAX, high=BACKEND_PRIORITY_MAX)
         return found
 
     def model(self, name: str, at: Cursor, defaults: Mapping[str, Any]) -> Model:
@@ -225,6 +236,7 @@ class _Reading:
             usage=values["usage"],
             sticky=values["sticky"],
             sandbox=values["sandbox"],
+            backend_priority=values["backend_priority"],
             image_formula=image_formula,
             image_tokens_max=image_tokens_max,
         )

@@ -111,6 +111,7 @@ class Model:
     sandbox: bool = False  # sandbox keys may use it
     image_formula: str = ""  # "" = takes no images
     image_tokens_max: int = 0  # what an image by URL is held at
+    backend_priority: Mapping[str, int] = field(default_factory=dict)  # what backends are told of a priority; lower is earlier
 
     def tariff(self, at_ms: int) -> Tariff:
         """The one in force."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,10 +24,14 @@ class Policy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """Sizes and amounts that an exchange needs to know; from extproc.yaml's ``body``, ``holds`` and ``listen``."""
+    """Sizes and amounts that an exchange needs to know; from extproc.yaml's ``body``, ``holds``, ``listen`` and ``identity``.
+
+    ``cache_salt_key``: empty = payers share the prefix caches of backends.
+    """
 
     body_bytes_max: int = 1_048_576
     count_exactly_bytes_max: int = 262_144
     offload_bytes: int = 16_384
     entry_nanos: int = 1_000_000
     key_header: str = "authorization"
+    cache_salt_key: bytes = field(default=b"", repr=False)

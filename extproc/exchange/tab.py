@@ -16,6 +16,7 @@ from msgspec import structs
 from extproc.accounts.model import Key
 from extproc.catalog.model import Catalog, Model, Tier
 from extproc.exchange.actions import Amend, Answer, Beat, End, Lend, Note
+from extproc.exchange.additions import additions
 from extproc.exchange.ask import Ask
 from extproc.exchange.doors import Door
 from extproc.exchange.endpoints import BY_PATH
@@ -328,8 +329,10 @@ class Tab:
         ask, model, sized = self.ask, self._model(), self.sized
         assert ask is not None
         assert sized is not None
+        payer_id, salt_key = self.key.payer_id if self.key else "", self.pinned.bounds.cache_salt_key
+        ours = additions(ask, model, priority=self.priority, payer_id=payer_id, salt_key=salt_key)
         body = self.body or ask.endpoint.canonical(
-            ask,
+            structs.replace(ask, fields={**ask.fields, **ours}) if ours else ask,
             served_name=model.served_name,
             output_max=sized.output_each,
             usage=ask.wants_usage or self.injects_usage,

@@ -51,6 +51,10 @@ class Places:
         return self.data / "state.json"
 
     @property
+    def salt_key(self) -> Path:
+        return self.data / "cache-salt.key"
+
+    @property
     def sockets(self) -> Path:
         return self.home / "run"
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import secrets
 import signal
 import socket
 import sys
@@ -179,6 +180,8 @@ class Stack:
             "url": self.valkey.url,
             "dsn": self.postgres.dsn,
         }
+        if not self.places.salt_key.exists():
+            write_private(self.places.salt_key, secrets.token_hex(32))
         keep_settings(self.places.settings, values)
         return self.settings
 

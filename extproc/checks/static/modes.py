@@ -71,6 +71,20 @@ def generous(settings: Settings) -> Iterator[Finding]:
         yield Finding(severity=Severity.WARNING, check="generous", file=place.file, line=place.line, what=what, todo=todo)
 
 
+def shared_caches(settings: Settings) -> Iterator[Finding]:
+    """Nothing is lost with it but privacy: which prompts others have sent shows in how fast they are answered."""
+    if settings.identity.cache_salt_key is None:
+        place = place_of(settings, "identity", "cache_salt_key_file")
+        yield Finding(
+            severity=Severity.WARNING,
+            check="shared_caches",
+            file=place.file,
+            line=place.line,
+            what="payers share the prefix caches of the backends: who guesses another's prompt sees it answered faster",
+            todo="identity.cache_salt_key_file: a file with a random secret, the same on every host",
+        )
+
+
 def unknown_backends(settings: Settings, catalog: Catalog | None) -> Iterator[Finding]:
     """Backends are watched for a model that is none: nobody compares their tokens with anything."""
     known = catalog.models if catalog else dict(settings.settler.backend_metrics)

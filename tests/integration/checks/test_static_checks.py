@@ -21,6 +21,8 @@ FILES = {
     "models": ROOT / "examples/models.yaml",
 }  # fmt: skip
 
+SALTED = {"EXTPROC_IDENTITY__CACHE_SALT_KEY": "x" * 32}
+
 
 class Shipped:
     """A copy of the shipped files, to be broken."""
@@ -33,7 +35,7 @@ class Shipped:
         self.before: set[Finding] = set()
 
     def found(self) -> list[Finding]:
-        return run_static(load_settings(self.directory / "extproc.yaml", {}))
+        return run_static(load_settings(self.directory / "extproc.yaml", SALTED))
 
     def replace(self, name: str, old: str, new: str) -> None:
         path = FILES[name].name if name in FILES else name
@@ -68,8 +70,13 @@ def test_the_shipped_files_have_no_findings(shipped):
 
 
 def test_the_example_finds_its_files():
-    findings = run_static(load_settings(ROOT / "examples/extproc.yaml", {}))
+    findings = run_static(load_settings(ROOT / "examples/extproc.yaml", SALTED))
     assert [finding.check for finding in findings] == ["transport"], render_text(findings)
+
+
+def test_shared_caches_are_told():
+    findings = [finding for finding in run_static(load_settings(ROOT / "examples/extproc.yaml", {})) if finding.check == "shared_caches"]
+    assert [(finding.severity, Path(finding.file).name) for finding in findings] == [(Severity.WARNING, "extproc.yaml")]
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,7 @@ def test_every_fault_at_once_with_its_line(tmp_path):
         ("postgres:\n  dsn: postgresql://u:hunter2@h/d", 2, "a secret has no place"),
         ("postgres:\n  dsn: host=h password=hunter2", 2, "a secret has no place"),
         ("postgres:\n  password_file: gone", 2, "cannot be read: No such file"),
+        ("identity:\n  cache_salt_key: x", 2, "set EXTPROC_IDENTITY__CACHE_SALT_KEY or identity.cache_salt_key_file"),
         ("a: 1\na: 2", 2, "second time"),
     ],
 )
@@ -235,6 +236,7 @@ def test_masked_reads_back_as_the_same_settings(tmp_path):
     plain = before.masked()
     for section in ("redis", "postgres"):
         del plain[section]["password"]
+    del plain["identity"]["cache_salt_key"]
     assert load(tmp_path, json.dumps(plain)) == before
 
 

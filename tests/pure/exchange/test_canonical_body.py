@@ -1,0 +1,84 @@
+"""What goes to a backend: only what we know, and what only we may say."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from stage import PAYER, chat, error_of, granted, key, model, pinned, to_open
+
+from extproc.exchange import actions as act
+from extproc.exchange import events as ev
+from extproc.exchange.additions import cache_salt
+from extproc.exchange.machine import Exchange
+from extproc.exchange.policy import Bounds, Policy
+
+# Every member of VLLM.md that changes the bill, the queue, or what the backend does to others
+FOREIGN: dict[str, Any] = {
+    "priority": -100, "cache_salt": "mine", "request_id": "r", "stream_interval": 100, "include_reasoning": False, "vllm_xargs": {"a": 1},
+    "kv_transfer_params": {"do_remote_decode": True}, "chat_template": "{{x}}", "chat_template_kwargs": {"a": 1}, "mm_processor_kwargs": {"a": 1},
+    "prompt_logprobs": 1, "use_beam_search": True, "truncate_prompt_tokens": 1, "best_of": 3, "documents": [{}], "add_generation_prompt": False,
+    "continue_final_message": True, "prompt_embeds": "x", "logits_processors": ["os.system"], "media_io_kwargs": {"a": 1}, "echo": True,
+}  # fmt: skip
+SECRET = b"s" * 32
+
+
+def forwarded(exchange: Exchange, body: dict, path: str = "/v1/chat/completions", **more: str) -> dict:
+    to_open(exchange, path=path, **more)
+    exchange.receive(ev.Body(data=json.dumps({"model": "m"} | body).encode()))
+    (passed,) = exchange.receive(ev.Amended(granted=granted()))
+    assert isinstance(passed, act.PassBody)
+    return json.loads(passed.data)
+
+
+MESSAGES = {"messages": [{"role": "user", "content": "hello"}]}
+
+
+def test_only_known_members_are_forwarded():
+    assert forwarded(Exchange(pinned()), MESSAGES | FOREIGN | {"temperature": 0.5}) == {
+        "model": "m", "temperature": 0.5, "messages": MESSAGES["messages"], "max_tokens": 100
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_unknown_members_are_refused_where_the_policy_says_so(name: str):
+    exchange = Exchange(pinned(policy=Policy(unknown_fields="reject")))
+    to_open(exchange)
+    reply = exchange.receive(chat(**{name: FOREIGN[name]}))[0]
+    assert (reply.status, error_of(reply)["code"], error_of(reply)["param"]) == (400, "unknown_parameter", name)
+
+
+def test_of_doubled_members_the_last_one_is_forwarded():
+    exchange = Exchange(pinned())
+    to_open(exchange)
+    exchange.receive(
+        ev.Body(data=b'{"model":"x","max_tokens":999,"messages":[],"max_tokens":7,"messages":[{"role":"user","content":"a"}],"model":"m"}')
+    )
+    (passed,) = exchange.receive(ev.Amended(granted=granted()))
+    assert passed.data == b'{"messages":[{"role":"user","content":"a"}],"model":"m","max_tokens":7}'
+
+
+def test_a_priority_is_told_to_backends_that_heed_it():
+    served = model(priority_factors={"standard": 1_000_000, "spot": 500_000}, backend_priority={"spot": 10})
+    assert forwarded(Exchange(pinned(served, priorities=frozenset({"standard", "spot"}))), MESSAGES, x_priority="spot")["priority"] == 10
+    assert "priority" not in forwarded(Exchange(pinned(served)), MESSAGES | {"priority": 5})
+    bare = {"prompt": "a"}
+    assert forwarded(Exchange(pinned(served, priorities=frozenset({"spot"}))), bare, "/v1/completions", x_priority="spot")["priority"] == 10
+    assert "priority" not in forwarded(Exchange(pinned(served, priorities=frozenset({"spot"}))), bare, "/tokenize", x_priority="spot")
+
+
+def test_payers_do_not_share_a_prefix_cache():
+    exchange = Exchange(pinned(bounds=Bounds(cache_salt_key=SECRET)))
+    salt = forwarded(exchange, MESSAGES | {"cache_salt": "theirs"})["cache_salt"]
+    assert salt == cache_salt(SECRET, PAYER) == "HXWF-I6yMOOeu7ddDp0Cr4BnrkqLDDNLeEBTwsmkBgQ"
+    assert len({salt, cache_salt(SECRET, "another"), cache_salt(b"t" * 32, PAYER)}) == 3
+    assert not set("@/\\=+") & set("".join(cache_salt(SECRET, f"{number}") for number in range(200)))
+    assert "s" * 32 not in repr(exchange.tab.pinned)
+    assert "cache_salt" not in forwarded(Exchange(pinned(bounds=Bounds(cache_salt_key=SECRET))), {"prompt": "a"}, "/tokenize")
+
+
+def test_shadow_changes_nothing():
+    exchange = Exchange(pinned(policy=Policy(shadow=True), bounds=Bounds(cache_salt_key=SECRET)))
+    assert forwarded(exchange, MESSAGES | FOREIGN) == {"model": "m"} | MESSAGES | FOREIGN
+    assert key().payer_id == PAYER
