@@ -35,14 +35,15 @@ _PROBE = b"~probe~"
 _inside = re.compile(rb'(?:[^"\\\x00-\x1f]++|\\["\\/bfnrtu])++').fullmatch
 _LIST = msgspec.json.Decoder(list[str])
 # A quoted key cannot stand unescaped inside a JSON string, so this is a member wherever it stands.
-_number = re.compile(rb'("sequence_number": ?)(0|[1-9][0-9]{0,17})(?=[,}])')
+_find_number = re.compile(rb'("sequence_number": ?)(0|[1-9][0-9]{0,17})(?=[,}])').search
+_ZERO = b"0"[0]
 
 
 class Shape(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """``front`` + inside + ``back`` is one event of choice ``index`` with one text.
 
     ``around_bytes``: of front and back. ``shown``: what stands in their places for the client, if something is to be hidden or renamed.
-    ``numbered``: writes the number that front and back have into other events; empty if they have none.
+    ``number``: of this event, if it has one: its key, and its digits.
     """
 
     index: int
@@ -50,15 +51,12 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     back: bytes
     around_bytes: int
     shown: tuple[bytes, bytes] | None
-    numbered: bytes = b""
+    number: tuple[bytes, bytes] | None = None
 
     def insides(self, chunk: bytes) -> bytes | None:
         """The insides of a chunk of such events, joined by ``BETWEEN``; ``None``: something else is in it."""
-        if self.numbered:
-            alike = _number.sub(self.numbered, chunk)
-            if len(alike) != len(chunk):
-                return None
-            chunk = alike
+        if self.number is not None:
+            chunk = _numbered(chunk, *self.number)
         middle = chunk.removeprefix(self.front).removesuffix(self.back)
         if len(chunk) - len(middle) != self.around_bytes:
             return None
@@ -87,16 +85,15 @@ def shape_of(raw: bytes, index: int, text: str, read: Callable[[bytes], tuple[Pi
     if around is None or sum(map(len, around)) > AROUND_BYTES_MAX or any(_PROBE in side for side in around):
         return None
     front, back = around
-    number = _number.search(raw)
-    probe = front + _PROBE + back
+    number, probe = _number(raw), front + _PROBE + back
     if number is not None:
-        probe = _number.sub(_writing(_another(number[2])), probe)
+        probe = _numbered(probe, number[0], _another(number[1]))
     probed = read(probe)
     if probed is None or probed[0] != Piece(texts=((index, _PROBE.decode()),), index=index):
         return None
     if number is not None:
-        alike = Shape(index=index, front=front, back=back, around_bytes=len(front) + len(back), shown=None, numbered=_writing(number[2]))
-        return alike if probed[1] == probe else None
+        numbered = Shape(index=index, front=front, back=back, around_bytes=len(front) + len(back), shown=None, number=number)
+        return numbered if probed[1] == probe else None
     shown_front, found, shown_back = probed[1].partition(_PROBE)
     if not found:
         return None
@@ -104,14 +101,24 @@ def shape_of(raw: bytes, index: int, text: str, read: Callable[[bytes], tuple[Pi
     return Shape(index=index, front=front, back=back, around_bytes=len(front) + len(back), shown=shown)
 
 
-def _another(number: bytes) -> bytes:
-    """With as many digits."""
-    digit = b"2" if number[:1] == b"1" else b"1"
-    return digit * len(number)
+def _number(raw: bytes) -> tuple[bytes, bytes] | None:
+    found = _find_number(raw)
+    return (found[1], found[2]) if found is not None else None
 
 
-def _writing(number: bytes) -> bytes:
-    return rb"\g<1>" + number
+def _numbered(chunk: bytes, key: bytes, digits: bytes) -> bytes:
+    """With this number in place of every other one with as many digits. (What has more is no number after that: a shape does not fit.)"""
+    width = len(digits)
+    begin, *rest = chunk.split(key)
+    for part in rest:
+        if not part[:width].isdigit() or (part[0] == _ZERO and width > 1):
+            return chunk
+    return (key + digits).join([begin, *[part[width:] for part in rest]])
+
+
+def _another(digits: bytes) -> bytes:
+    """As many of them."""
+    return (b"2" if digits[:1] == b"1" else b"1") * len(digits)
 
 
 def _around(raw: bytes, text: str) -> tuple[bytes, bytes] | None:
