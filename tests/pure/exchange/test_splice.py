@@ -7,15 +7,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from stage import DONE, chat, chunk, delta, granted, pinned, play, to_open, to_streaming, usage_event
+from test_recorded_streams import RECORDED, STREAMS, expected
 
 from extproc.exchange import actions as act
 from extproc.exchange import events as ev
 from extproc.exchange.machine import Exchange
+from extproc.exchange.meter_stream import StreamMeter
 from extproc.exchange.policy import Policy
 from extproc.exchange.splice import USAGE_BYTES_MAX, with_cost
 
 USAGE = {"prompt_tokens": 11, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 2}, "other": None}
-COSTLY = 21_000  # of 11 and 5 tokens, nanos
 VALUES = st.recursive(
     st.none() | st.integers(-9, 9) | st.sampled_from(['"usage":{', "}", "{", "\\", "é"]), lambda one: st.lists(one, max_size=2)
 )
@@ -124,3 +125,24 @@ def test_a_buffered_answer_says_in_its_usage_what_its_header_says() -> None:
 def test_one_that_is_not_buffered_keeps_its_length() -> None:
     assert json_answer().data is None
     assert json_answer(Policy(shadow=True), **{"content-length": "90"}).data is None, "shadow mode changes nothing"
+
+
+# of every endpoint
+
+
+@pytest.mark.parametrize("row", RECORDED, ids=lambda row: row["file"])
+@pytest.mark.parametrize("size", [1, 1_000_000])
+def test_a_recorded_stream_is_the_same_but_for_the_cost_in_its_last_usage(row: dict[str, Any], size: int) -> None:
+    sent = (STREAMS / row["file"]).read_bytes()
+    meter = StreamMeter(expected(row["endpoint"], tells_cost=True))
+    got, was_complete = b"", False
+    for at in range(0, len(sent), size):
+        shown = meter.feed(sent[at : at + size], end_of_stream=False)
+        got += meter.priced(shown, 123_000) if meter.complete and not was_complete else shown
+        was_complete = meter.complete
+    got += meter.feed(b"", end_of_stream=True)
+    assert got.replace(b',"cost":0.000123', b"") == sent
+    tells = row["complete"] and row["usage"].get("source") == "upstream"
+    assert got.count(b'"cost":') == tells
+    if tells:
+        assert got.rindex(b'"usage":') < got.index(b'"cost":'), "the last one"
