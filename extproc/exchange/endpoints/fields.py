@@ -171,7 +171,10 @@ def printed(extras: list[Any]) -> tuple[int, int]:
     """Bytes of JSON that a template prints: (compact, as widely as any does: Llama 3.1 indents by four, Qwen normalises to NFC)."""
     if not extras:
         return 0, 0
-    wide = json.dumps(extras, indent=4, ensure_ascii=False)
+    try:
+        wide = json.dumps(extras, indent=4, ensure_ascii=False)
+    except RecursionError as error:
+        raise ClientError("The request body is nested too deeply.", code="invalid_json") from error
     size = len(wide.encode("utf-8", "replace"))
     return len(msgspec.json.encode(extras)), size if wide.isascii() else NFC_GROWTH * size
 

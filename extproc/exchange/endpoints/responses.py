@@ -218,8 +218,8 @@ class _Gathered:
 
     def reasoning(self, item: Mapping[str, Any], param: str) -> dict[str, Any]:
         """Its text. What is encrypted nobody here can read, and no backend of ours has written it."""
-        content = [_text_part(part, f"{param}.content", "reasoning_text") for part in item.get("content") or ()]
-        summary = [_text_part(part, f"{param}.summary", "summary_text") for part in item.get("summary") or ()]
+        content = _text_parts(item, "content", param, "reasoning_text")
+        summary = _text_parts(item, "summary", param, "summary_text")
         self.say("assistant", "".join(part["text"] for part in content + summary))
         return {"summary": summary, "content": content} if content else {"summary": summary}
 
@@ -277,6 +277,8 @@ def _tools(tools: Any) -> list[dict[str, Any]]:
     return found
 
 
-def _text_part(part: Any, param: str, kind: str) -> dict[str, str]:
-    text = part.get("text") if isinstance(part, dict) else None
-    return {"type": kind, "text": read.string(text, param)}
+def _text_parts(item: Mapping[str, Any], name: str, param: str, kind: str) -> list[dict[str, str]]:
+    parts, param = item.get(name) or [], f"{param}.{name}"
+    if not isinstance(parts, list):
+        raise ClientError(f"`{param}` must be a list.", param=param, code="invalid_type")
+    return [{"type": kind, "text": read.string(part.get("text") if isinstance(part, dict) else None, param)} for part in parts]

@@ -119,6 +119,8 @@ def test_functions_are_printed_as_chat_templates_print_them():
         ({"input": [{"role": "user", "content": 7}]}, "input[0].content"),
         ({"input": [{"role": "user", "content": "x", "id": "x" * 129}]}, "input[0].id"),
         ({"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": {}}]}, "input[0].arguments"),
+        ({"input": [{"type": "reasoning", "content": 7}]}, "input[0].content"),
+        ({"input": [{"type": "reasoning", "summary": ["x"]}]}, "input[0].summary"),
         ({"instructions": ["x"]}, "instructions"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"stop": ["x" * 300]}, "stop"),
