@@ -44,7 +44,7 @@ TABLE = {
     ),
     "settings": Room(("exchange.policy", "money", "yamlfile", "settings_kit")),
     "settings_kit": Room(("money", "yamlfile")),
-    "checks": Room(("settings", "catalog", "money", "yamlfile"), ("envoy_data_plane",)),
+    "checks": Room(("settings", "catalog", "exchange.endpoints", "money", "yamlfile"), ("envoy_data_plane",)),
     "app": Room(
         ("money", "tokens", "stores", "metrics", "catalog", "accounts", "exchange", "holds", "ledger", "settlement", "edge", "settings"),
         ("uvloop",),

@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,9 +93,8 @@ class Stack:
         settings = self._write_settings()
         for label in migrate(settings, progress=lambda _: None):
             self._say(f"schema: {label}")
-        for number, model in enumerate(offered.models):
-            if model.name not in self._plan.backends:
-                self._simulate(number, model)
+        for number, alike in enumerate(_alike(model for model in offered.models if model.name not in self._plan.backends)):
+            self._simulate(number, alike)
         self.account = asyncio.run(self._account(settings, offered))
         self._say(f"starting the sidecar, {self._plan.workers} workers")
         self._start_sidecar(settings)
@@ -185,14 +184,18 @@ class Stack:
         keep_settings(self.places.settings, values)
         return self.settings
 
-    def _simulate(self, number: int, model: Offer) -> None:
-        self._say(f"starting a simulator of {model.name}")
-        options = ["--chat-template", model.chat_template, "--max-model-len", str(model.context_tokens), "--enable-prompt-tokens-details"]
-        if model.usage == "forced":
+    def _simulate(self, number: int, alike: Sequence[Offer]) -> None:
+        """One for all of them."""
+        first = alike[0]
+        self._say(f"starting a simulator of {', '.join(model.name for model in alike)}")
+        longest = max(model.context_tokens for model in alike)
+        options = ["--chat-template", first.chat_template, "--max-model-len", str(longest), "--enable-prompt-tokens-details"]
+        if first.usage == "forced":
             options.append("--enable-force-include-usage")
-        folder = self.places.data / "simulators" / f"{number}-{re.sub(r'[^A-Za-z0-9.-]', '_', model.name)}"
-        served = list(dict.fromkeys((model.served_name, model.name)))
-        started = self.simulators[model.name] = simulator.start(folder, models=served, vocabulary=model.vocabulary, options=options)
+        folder = self.places.data / "simulators" / f"{number}-{re.sub(r'[^A-Za-z0-9.-]', '_', first.name)}"
+        served = list(dict.fromkeys(name for model in alike for name in (model.served_name, model.name)))
+        started = simulator.start(folder, models=served, vocabulary=first.vocabulary, options=options)
+        self.simulators |= dict.fromkeys((model.name for model in alike), started)
         self._exits.callback(started.stop)
 
     async def _account(self, settings: Settings, offered: Offers) -> dict[str, str]:
@@ -290,6 +293,14 @@ class Stack:
                 return page
         except OSError:
             return None
+
+
+def _alike(models: Iterable[Offer]) -> list[list[Offer]]:
+    """Models that one simulator can stand for: it counts as one tokenizer and one template do."""
+    groups: dict[tuple[str, bool, Path | None], list[Offer]] = {}
+    for model in models:
+        groups.setdefault((model.chat_template, model.usage == "forced", model.vocabulary), []).append(model)
+    return list(groups.values())
 
 
 def drain_s(settings_file: Path) -> float:

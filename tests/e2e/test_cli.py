@@ -135,8 +135,10 @@ def test_up_json_says_everything_and_to_nobody_else(operator):
     assert stat.S_IMODE((operator.data / "state.json").stat().st_mode) == 0o600
     assert facts["base_url"].startswith("https://localhost:")
     assert facts["base_url"].endswith("/v1")
-    assert set(facts["simulator_urls"]) == {"qwen2.5-7b", "qwen3-72b"}
-    parts = {"up", "envoy", "valkey", "postgres", "extproc", "gate-0", "gate-1", "settler", "simulator-qwen2.5-7b", "simulator-qwen3-72b"}
+    assert set(facts["simulator_urls"]) == {"qwen2.5-7b", "qwen3-72b", "qwen2.5-vl-7b", "bge-m3", "whisper-large-v3"}
+    parts = {"up", "envoy", "valkey", "postgres", "extproc", "gate-0", "gate-1", "settler"} | {
+        f"simulator-{model}" for model in facts["simulator_urls"]
+    }
     assert set(facts["pids"]) == parts
     assert all(lives(pid) for pid in facts["pids"].values())
     wanted = {"ca_file", "api_key", "account", "metrics_url", "redis_url", "postgres_dsn", "envoy_admin_url", "data"}

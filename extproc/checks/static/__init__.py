@@ -53,6 +53,7 @@ CHECKS: tuple[Callable[[World], Findings], ...] = (
     sidecar.backend_breakers,
     sidecar.lonely_outlier,
     routes.model_without_route,
+    routes.path_without_route,
     routes.route_without_model,
     routes.route_without_ext_proc,
     routes.route_without_match_on_model,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from extproc.checks.static.world import MODEL_HEADER, Findings, Route, World, at, duration_ms, error, members, plain, warning
+from extproc.exchange.endpoints import ENDPOINTS
 from extproc.yamlfile import Node
 
 EXT_PROC = "ext_proc"
@@ -29,6 +30,19 @@ def model_without_route(world: World) -> Findings:
                 f"model {name} has a price and no route",
                 f"add a route on {MODEL_HEADER}: {name}, or take it out",
             )
+
+
+def path_without_route(world: World) -> Findings:
+    """A model that is sold on a path which its routes do not take: each such request is held, then 404."""
+    if world.catalog is None:
+        return
+    for model in {model.name: model for model in world.catalog.models.values()}.values():
+        routes = [route for route in world.proxying() if _reaches(route, model.name, world)]
+        paths = [path for endpoint in ENDPOINTS if endpoint.name in model.endpoints for path in endpoint.paths]
+        missing = [path for path in paths if not any(_takes(route, path) for route in routes)]
+        if routes and missing:
+            place = at(routes[0].node, "match")
+            yield error("path_without_route", place, f"model {model.name} has no route for {', '.join(missing)}", "match: {prefix: /, …}")
 
 
 def route_without_model(world: World) -> Findings:
@@ -175,6 +189,20 @@ def _reaches(route: Route, name: str, world: World) -> bool:
     if plain(route.node, "route", "cluster_header") == MODEL_HEADER and not any(cluster.name == name for cluster in world.clusters()):
         return False
     return any(_matches(matcher, name) for matcher in route.models)
+
+
+def _takes(route: Route, path: str) -> bool:
+    """Would a request with this path take this route?"""
+    match = route.node.get("match")
+    if match is None:
+        return False
+    prefix, separated = plain(match, "prefix"), plain(match, "path_separated_prefix")
+    regex, exact = plain(match, "safe_regex", "regex"), plain(match, "path")
+    if prefix is not None:
+        return path.startswith(str(prefix))
+    if separated is not None:
+        return f"{path}/".startswith(f"{separated}/")
+    return _full_match(str(regex), path) if regex is not None else exact == path
 
 
 def _matches(matcher: Node, name: str) -> bool:

@@ -120,6 +120,10 @@ TLS = (
 # check, file, what is replaced, by what, and a text on the line that must be named
 BREAKS = [
     ("model_without_route", "routes", SPOT, SPOT.replace("exact: qwen3-72b", "exact: qwen3"), ("models", "  qwen3-72b:")),
+    ("path_without_route", "routes", "prefix: /, headers: [{name: x-model, string_match: {exact: bge-reranker", "prefix: /v1, headers: [{name: x-model, string_match: {exact: bge-reranker", "prefix: /v1,"),
+    ("path_without_route", "routes", "prefix: /, headers: [{name: x-model, string_match: {exact: whisper", "path: /v1/audio/transcriptions, headers: [{name: x-model, string_match: {exact: whisper", "path: /v1/a"),
+    ("path_without_route", "routes", "prefix: /, headers: [{name: x-model, string_match: {exact: bge-m3", "safe_regex: {regex: /v1/chat/.*}, headers: [{name: x-model, string_match: {exact: bge-m3", "safe_regex: {"),
+    ("path_without_route", "routes", "prefix: /, headers: [{name: x-model, string_match: {exact: bge-m3", "path_separated_prefix: /v1/embed, headers: [{name: x-model, string_match: {exact: bge-m3", "path_separated"),
     ("route_without_model", "models", "  qwen3-72b:", "  qwen3-73b:", ("routes", "{exact: qwen3-72b}")),
     ("route_without_ext_proc", "routes", ROUTE, ROUTE + "\n            typed_per_filter_config:\n              envoy.filters.http.ext_proc: {disabled: true}", "http.ext_proc: {"),
     ("route_without_ext_proc", "routes", 'domains: ["*"]', 'domains: ["*"]\n        typed_per_filter_config: {envoy.filters.http.ext_proc: {}}', "typed_per_filter_config: {"),
@@ -434,6 +438,8 @@ def test_a_cheap_priority_that_is_a_default_is_named_at_each_model(shipped):
         "deepseek-coder-lite",
         "qwen2-vl-7b",
         "bge-m3",
+        "bge-reranker-v2-m3",
+        "whisper-large-v3",
     )  # qwen2.5-14b has its own, and a route
     assert [finding.line for finding in findings] == [shipped.line("models", f"  {name}:") for name in names]
 

@@ -39,7 +39,7 @@ REPLACED = {
 }
 SHIPPED_MODELS = (
     *("qwen3-72b", "qwen2.5-14b", "qwen2.5-14b-spot", "qwen2.5-7b"),
-    *("qwen-coder-7b", "deepseek-coder-lite", "qwen2-vl-7b", "bge-m3"),
+    *("qwen-coder-7b", "deepseek-coder-lite", "qwen2-vl-7b", "bge-m3", "bge-reranker-v2-m3", "whisper-large-v3"),
 )
 
 
