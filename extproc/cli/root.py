@@ -18,6 +18,7 @@ from extproc.cli import (
     down,
     explain,
     holds,
+    import_prices,
     key,
     migrate,
     period,
@@ -45,7 +46,7 @@ def extproc() -> None:
 for command in (
     up.up, down.down, demo.demo, serve.serve, migrate.migrate, check.check,
     account.account, key.key, balance.balance, requests.requests, explain.explain, holds.holds, reconcile.reconcile,
-    period.period, audit.audit,
+    period.period, audit.audit, import_prices.import_prices,
     rebuild.rebuild,
 ):  # fmt: skip
     extproc.add_command(command)
