@@ -33,7 +33,13 @@ TOKEN_BUCKETS = tuple(4**n for n in range(1, 11))  # 4 … 1,048,576
 PHASE_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
 
 PHASES = ("headers", "key", "admit", "body", "count", "amend", "first_chunk", "chunk", "settle")
-OPERATIONS = {"chat.completions": "chat", "completions": "text_completion", "embeddings": "embeddings"}  # names of OpenTelemetry
+OPERATIONS = {
+    "chat.completions": "chat",
+    "responses": "chat",
+    "messages": "chat",
+    "completions": "text_completion",
+    "embeddings": "embeddings",
+}  # names of OpenTelemetry
 # Distinct values of one label that is not a model: reasons, codes and sources are closed sets of ours, far smaller. Whatever comes
 # after so many is "other", so that no caller can grow a label set by mistake.
 VALUES_MAX = 64

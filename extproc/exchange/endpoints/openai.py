@@ -76,15 +76,17 @@ def usage_of(raw: Any, source: UsageSource, expected: Expected, names: Names = _
     if prompt is None or (output is None and figure.flags):
         return None
     details = raw.get(names.input_details)
-    cached = image = audio = 0
+    cached = creation = image = audio = 0
     if details:
         cached = figure(details, "cached_tokens", prompt) or 0
+        creation = figure(details, "cache_write_tokens", prompt - cached) or 0
         image = figure(details, "image_tokens", prompt) or 0
         audio = figure(details, "audio_tokens", prompt - image) or 0
     reasoning = figure(raw.get(names.output_details), "reasoning_tokens", output or 0) or 0
     return Usage(
         input_tokens=prompt,
         cached_tokens=cached,
+        cache_creation_tokens=creation,
         image_tokens=image,
         audio_tokens=audio,
         output_tokens=output or 0,

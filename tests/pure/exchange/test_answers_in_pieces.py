@@ -84,11 +84,12 @@ def test_text_that_is_not_priced_is_not_counted():
 
 
 def test_what_a_backend_tells_of_images_and_sound_stands():
-    told = {"prompt_tokens": 9, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 1, "image_tokens": 3, "audio_tokens": 7}}
+    details = {"cached_tokens": 1, "cache_write_tokens": 4, "image_tokens": 3, "audio_tokens": 7}
+    told = {"prompt_tokens": 9, "completion_tokens": 2, "prompt_tokens_details": details}
     meter = StreamMeter(expected(prompt=PROMPT))
     meter.feed(b"data: " + json.dumps({"choices": [], "usage": told}).encode() + b"\n\n", end_of_stream=False)
     usage = meter.usage(ended_early=False)
-    assert (usage.cached_tokens, usage.image_tokens, usage.audio_tokens) == (1, 3, 6)
+    assert (usage.cached_tokens, usage.cache_creation_tokens, usage.image_tokens, usage.audio_tokens) == (1, 4, 3, 6)
     assert usage.flags == ("audio_tokens_impossible",)
 
 
