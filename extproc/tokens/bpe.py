@@ -18,7 +18,7 @@ from extproc.errors import ConfigError, Fault
 from extproc.tokens.vocabulary import Vocabulary
 
 UNPACKED_BYTES_MAX = 16 * 1024 * 1024
-"""The largest vocabulary in use (o200k) unpacks to 3.6 MB; a file that unpacks to more is not one of ours."""
+"""The largest vocabulary in use (Qwen 3.6) unpacks to 4.6 MB; a file that unpacks to more is not one of ours."""
 
 
 def vocabulary_folder() -> Traversable:
@@ -27,7 +27,7 @@ def vocabulary_folder() -> Traversable:
 
 
 def load_encoding(vocabulary: Vocabulary, folder: Traversable | None = None) -> tiktoken.Encoding:
-    """Read, check and build (0.15 s, 55 MB). :class:`ConfigError` if the file is missing, damaged or another one.
+    """Read, check and build (0.15 to 0.4 s, 45 to 110 MB). :class:`ConfigError` if the file is missing, damaged or another one.
 
     No special tokens are known to it: text that looks like one is text.
     """

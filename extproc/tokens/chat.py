@@ -5,14 +5,15 @@ tokens plus the tokens of each text between them, and a text is counted *whole*:
 same text as the content, and melts with a newline that the content starts with.
 
 Sources: the ``chat_template`` of Qwen 2, 2.5 and 3 (``<|im_start|>role\ncontent<|im_end|>\n``), of Llama 3
-(``<|start_header_id|>role<|end_header_id|>\n\ncontent<|eot_id|>``, content trimmed), and OpenAI's published rule for cl100k
-(3 a message and 3 for the answer). Tools, images and reasoning that a template drops are not in these formulas.
+(``<|start_header_id|>role<|end_header_id|>\n\ncontent<|eot_id|>``, content trimmed), of DeepSeek V3 (``<｜begin▁of▁sentence｜>system
+<｜User｜>content<｜Assistant｜>content<｜end▁of▁sentence｜>``, no blanks between) and the model card of V3.1, and OpenAI's published rule
+for cl100k and o200k (3 a message and 3 for the answer). Tools, images and reasoning that a template drops are not in these formulas.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from extproc.errors import ConfigError, Fault
@@ -29,7 +30,8 @@ TOOL_ROLE = "tool"
 class Template:
     """One way to render a conversation.
 
-    ``specials``: tokens a message that are no text. ``fixed``: tokens once, the opening of the answer included.
+    ``specials``: tokens a message that are no text, at most; ``fewer``: those of the roles that have fewer. ``fixed``: tokens once,
+    the opening of the answer included.
     ``system_default``: tokens of the system message that the template adds when the first message is not one.
     ``texts``: the texts of a message. ``frame_bytes``: the most that they are longer than role and content.
     """
@@ -40,10 +42,12 @@ class Template:
     system_default: int
     frame_bytes: int
     texts: Callable[[str, str], tuple[str, ...]]
+    fewer: Mapping[str, int] = field(default_factory=dict)
 
     def count(self, count: Callable[[str], int], messages: Sequence[tuple[str, str]]) -> int:
         """Prompt tokens of (role, content) messages, by the tokenizer that ``count`` stands for."""
-        tokens = self.fixed + self.specials * len(messages)
+        specials = self.specials
+        tokens = self.fixed + (sum(self.fewer.get(role, specials) for role, _ in messages) if self.fewer else specials * len(messages))
         if self.system_default and not (messages and messages[0][0] == SYSTEM_ROLE):
             tokens += self.system_default
         return tokens + sum(count(text) for role, content in messages for text in self.texts(role, content))
@@ -71,6 +75,10 @@ def _none(_role: str, content: str) -> tuple[str, ...]:
     return (content,)
 
 
+# A system message stands bare in front; of a second one the two newlines before it are not counted.
+_DEEPSEEK_V3: Mapping[str, int] = MappingProxyType({SYSTEM_ROLE: 0, "user": 1, "assistant": 2})
+_DEEPSEEK_V3_1: Mapping[str, int] = MappingProxyType({SYSTEM_ROLE: 0, "user": 1, "assistant": 3})
+
 _CHATML_FRAME_BYTES = len("user\n<tool_response>\n\n</tool_response>")  # longer than "\n", the frame of the other roles
 
 TEMPLATES: Mapping[str, Template] = MappingProxyType(
@@ -81,9 +89,15 @@ TEMPLATES: Mapping[str, Template] = MappingProxyType(
             Template(name="chatml", specials=3, fixed=3, system_default=0, frame_bytes=_CHATML_FRAME_BYTES, texts=_chatml),
             # Qwen 2.5: 5 + the 16 tokens of "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
             Template(name="chatml-default-system", specials=3, fixed=3, system_default=21, frame_bytes=_CHATML_FRAME_BYTES, texts=_chatml),
+            # Qwen 3.5, 3.6 and the Thinking models of 3: the answer begins with <think>\n
+            Template(name="chatml-think", specials=3, fixed=5, system_default=0, frame_bytes=_CHATML_FRAME_BYTES, texts=_chatml),
             # <|begin_of_text|>; a message has three; at the end the head of the answer: three and its role
             Template(name="llama3", specials=3, fixed=5, system_default=0, frame_bytes=2, texts=_llama3),
             Template(name="gpt", specials=3, fixed=3, system_default=0, frame_bytes=0, texts=_gpt),
+            # <｜begin▁of▁sentence｜> and <｜Assistant｜>; an answer has that and an end; results of tools have four brackets at most
+            Template(name="deepseek-v3", specials=4, fixed=2, system_default=0, frame_bytes=0, texts=_none, fewer=_DEEPSEEK_V3),
+            # V3.1 and later: <think> or </think> follows every <｜Assistant｜>
+            Template(name="deepseek-v3.1", specials=4, fixed=3, system_default=0, frame_bytes=0, texts=_none, fewer=_DEEPSEEK_V3_1),
             Template(name="none", specials=0, fixed=0, system_default=0, frame_bytes=0, texts=_none),
         )
     }

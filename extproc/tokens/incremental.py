@@ -37,6 +37,7 @@ COUNT_WINDOW = 4096
 NFC_WINDOW = 256
 """Normalising sorts marks in quadratic time and holds the interpreter lock; streams that are safe to exchange have at most 30 in a row."""
 
+_NUMBERS_TOGETHER = 3  # o200k, cl100k and DeepSeek cut long numbers by threes, Qwen by ones
 _TOKEN_CUTS_MAX = 16  # places between tokens among which a good one is looked for
 
 # Signs, neither letter nor number nor white space for any pre-tokenizer, and still so when a mark combines with them (< and U+0338).
@@ -149,13 +150,26 @@ class Codec:
         return cuts
 
     def _is_smooth(self, piece: str, cut: int) -> bool:
-        """The neighbours are of one kind: a single sign on the right would join the letters behind it, its pre-token would not."""
+        """The neighbours are of one kind: a single sign on the right would join the letters behind it, its pre-token would not.
+
+        Among numbers the cut is between two groups of digits.
+        """
         before, here, after = map(_kind, piece[cut - 1 : cut + 2])
-        return before == here == after and self._is_fresh(piece, cut)
+        if not before == here == after or not self._is_fresh(piece, cut):
+            return False
+        return here != "number" or _numbers_before(piece, cut) % _NUMBERS_TOGETHER == 0
 
     def _is_fresh(self, piece: str, cut: int) -> bool:
         """The right one starts afresh for the normaliser."""
         return not self.nfc or _STARTER.match(piece, cut) is not None
+
+
+def _numbers_before(piece: str, cut: int) -> int:
+    """How many numbers stand in a row left of a cut; a window starts where a pre-token does."""
+    start = cut
+    while start and piece[start - 1].isnumeric():
+        start -= 1
+    return cut - start
 
 
 def _kind(character: str) -> str:

@@ -1,14 +1,15 @@
 """Counts are those of the model's tokenizer, however the text is cut into pieces.
 
-By hand, 20,000 strings of the kinds below × 2 encodings agreed with tiktoken over the whole text, and 4,000 with the Hugging Face
-tokenizer of Qwen (its own BPE, regular expressions and NFC). ``EXTPROC_FUZZ_EXAMPLES=5000`` runs more here.
+Two encodings stand for all here; every one of them is fuzzed in tests/integration/tokens. ``EXTPROC_FUZZ_EXAMPLES=5000`` runs more.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import unicodedata
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import tiktoken
@@ -22,21 +23,7 @@ from extproc.tokens.registry import BpeCounter, LoadedCounters
 EXAMPLES = int(os.environ.get("EXTPROC_FUZZ_EXAMPLES", "40"))
 NAMES = ("qwen3", "cl100k")
 
-TEXTS = {
-    "english": "The quick brown fox isn't WE'RE I'LL jumped, 42 times (3.14159) over 1,000,000 lazy dogs' naïve café — don’t!\n\n  ",
-    "chinese": "语言模型通过预测下一个词来生成文本。这种方法简单而有效，我们在第3章中会看到：“翻译、摘要”和问答……\n",
-    "no_punctuation": "语言模型通过预测下一个词来生成文本这种方法简单而有效我们在后面的章节中会看到更多的例子",
-    "korean": "언어 모델은 다음 단어를 예측하여 텍스트를 생성합니다. 이 방법은 간단하지만 효과적입니다! \u1112\u1161\u11ab",
-    "arabic": "مرحبا بالعالم، كيف حالك؟ العَرَبِيَّة ١٢٣٤٥ ",
-    "thai_hindi": "สวัสดีครับภาษาไทย नमस्ते दुनिया, क़ानून। ",
-    "code": "def f(x):\n    return x + 1  # don't\n\n\nclass A:\n\tpass\r\n\r\nif (a != b && c->d) { /* ... */ }\n",
-    "json": '{"id": "chatcmpl-123",\n  "created": 1677652288, "n": [1, 2, 3], "s": "\\u00e9\\n", "t": true}\n',
-    "emoji": "Great 😀👍🏽 job! 👩‍👩‍👧‍👦🇩🇪 ❤️ ☺️①②½²\n",
-    "base64": "SGVsbG8gV29ybGQhIFRoaXMgaXMgYSB0ZXN0IG9mIGJhc2U2NCBlbmNvZGluZyBhbmQgaXQgaXMgbG9uZw+/=",
-    "special": "<|endoftext|><|im_start|>user\nhi<|im_end|>\n<|fim_prefix|> <|endofprompt|>",
-    "white": " \t\n\r\n  \u00a0\u3000x \u2028\u0085 y\x1c\x0b\n \n  z   \n",
-    "marks": "e\u0301 a\u0323\u0302 <\u0338 =\u0338 か\u3099 カ\u3099ハ\u309a o\u0328\u0304 A\u030a ",
-}
+TEXTS: dict[str, str] = json.loads((Path(__file__).parents[2] / "data/texts.json").read_text())
 
 
 def reference(encodings: Mapping[str, tiktoken.Encoding], name: str, text: str) -> int:

@@ -76,7 +76,7 @@ def test_sums_and_licences_of_what_ships() -> None:
         assert hashlib.sha256(folder.joinpath(name).read_bytes()).hexdigest() == digest, name
     for vocabulary in TOKENIZERS.values():
         assert vocabulary.file in shipped
-        assert f"LICENSE.{vocabulary.name}" in shipped
+        assert vocabulary.licence in shipped
 
 
 def test_what_a_catalog_names_is_loaded(encodings: Mapping[str, tiktoken.Encoding], monkeypatch: pytest.MonkeyPatch) -> None:
