@@ -72,3 +72,23 @@ async def test_holds_run_out_without_it(house: BreakableHouse, guest: Guest):
     rows = await asyncio.to_thread(house.judge, guest, tolds, killed=frozenset(told.request_id for told in tolds))
     assert {row["ending"] for row in rows} == {"expire"}
     assert all(row["cost"] for row in rows)
+
+
+async def test_money_is_not_guessed_without_it(house: BreakableHouse, guest: Guest):
+    """Who asks what he has is told to come back, soon; models and their prices are known all the same."""
+
+    def ask(path: str) -> tuple[int, float]:
+        began = time.monotonic()
+        with house.client() as client:
+            return client.get(path, headers=guest.headers).status_code, time.monotonic() - began
+
+    assert (await asyncio.to_thread(ask, "/v1/credits"))[0] == 200
+    house.postgres.kill()
+    for path in ("/v1/credits", "/v1/key", "/v1/dashboard/billing/subscription"):
+        status, took_s = await asyncio.to_thread(ask, path)
+        assert status == 503, path
+        figure(f"{path}: 503 after {took_s:.2f} s")
+    assert (await asyncio.to_thread(ask, "/v1/models"))[0] == 200
+    await house.aside(house.postgres.start_again)
+    await asyncio.to_thread(until, lambda: ask("/v1/credits")[0] == 200, "told again")
+    await asyncio.to_thread(house.wait_serving)
