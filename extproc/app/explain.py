@@ -7,9 +7,20 @@ from typing import Any, Final
 
 from extproc.ledger.port import Explanation
 from extproc.money.amount import format_amount
-from extproc.money.price import FACTOR_DECIMALS, RATE_DECIMALS, Price, Rates
+from extproc.money.price import FACTOR_DECIMALS, PARTS, PER_RATE, RATE_DECIMALS, Price, Rates
 from extproc.money.receipt import Line, Receipt, receipt
 from extproc.money.usage import rare_of, used
+
+MEASURES: Final[Mapping[str, tuple[str, int]]] = {
+    "calls": ("call", 1),
+    "images": ("image", 1),
+    "audio_ms": ("ms", 1_000),
+    "input_characters": ("character", PER_RATE),
+    "output_characters": ("character", PER_RATE),
+    "input_words": ("word", PER_RATE),
+    "output_words": ("word", PER_RATE),
+}
+"""What is counted, and for how many of it ``models.yaml`` says a price; of all others: tokens, a million."""
 
 LINE_DECIMALS: Final = 15
 """Of ``tokens × rate`` before the rounding: nanos (9 decimals) per million (6)."""
@@ -49,16 +60,24 @@ def _price(price: Price) -> dict[str, Any]:
         "model": price.model,
         "priority": price.priority,
         "tier": price.tier,
-        "per_million": _per_million(price.rates),
-        "above": [{"input_tokens": band.above_tokens, "per_million": _per_million(band.rates)} for band in price.bands],
+        "rates": _rates(price.rates),
+        "above": [{"input_tokens": band.above_tokens, "rates": _rates(band.rates)} for band in price.bands],
         "factors": [{"name": factor.name, "factor": decimal(factor.millionths, FACTOR_DECIMALS)} for factor in price.factors],
         "minimum_nanos": price.minimum_nanos,
     }
 
 
-def _per_million(rates: Rates) -> dict[str, str]:
-    """Of every unit that has a price of its own."""
-    return {name: decimal(rate, RATE_DECIMALS) for name, rate in {"input": 0, "output": 0, **rates.spec()}.items()}
+def _rates(rates: Rates) -> list[dict[str, Any]]:
+    """Of every unit that has a price, or is a part of one that has."""
+    said, whole = rates.spec(), {"reasoning": rates.output}
+    return [{"name": name, **_rate(name, rate)} for name, rate in said.items() if rate or (name in PARTS and whole.get(name, rates.input))]
+
+
+def _rate(name: str, rate: int) -> dict[str, Any]:
+    """``price`` for so many (``per``) of a ``unit``, as the catalog says it; and for a million of them, as it is worked out."""
+    unit, per = MEASURES.get(name, ("token", PER_RATE))
+    price = decimal(rate * per, RATE_DECIMALS + 6)
+    return {"unit": unit, "per": per, "price": price, "per_million": decimal(rate, RATE_DECIMALS)}
 
 
 def _sum(total: Receipt, price: Price) -> dict[str, Any]:
@@ -66,6 +85,8 @@ def _sum(total: Receipt, price: Price) -> dict[str, Any]:
         "lines": [_line(line) for line in total.lines],
         "subtotal": decimal(sum(line.quantity * line.rate for line in total.lines), LINE_DECIMALS),
         "factors": [{"name": factor.name, "factor": decimal(factor.millionths, FACTOR_DECIMALS)} for factor in price.factors],
+        "minimum": format_amount(price.minimum_nanos),
+        "is_minimum": total.cost_nanos == price.minimum_nanos > 0,
         "cost_nanos": total.cost_nanos,
         "cost": format_amount(total.cost_nanos),
         "charge_nanos": total.charge_nanos,
@@ -74,12 +95,8 @@ def _sum(total: Receipt, price: Price) -> dict[str, Any]:
 
 
 def _line(line: Line) -> dict[str, Any]:
-    return {
-        "name": line.name,
-        "quantity": line.quantity,
-        "per_million": decimal(line.rate, RATE_DECIMALS),
-        "amount": decimal(line.quantity * line.rate, LINE_DECIMALS),
-    }
+    amount = decimal(line.quantity * line.rate, LINE_DECIMALS)
+    return {"name": line.name, "quantity": line.quantity, **_rate(line.name, line.rate), "amount": amount}
 
 
 def _faults(found: Explanation, price: Price | None, total: Receipt | None, entries_sum: int) -> list[str]:

@@ -89,13 +89,26 @@ def _price(facts: dict[str, Any]) -> list[str]:
     price = facts["price"]
     if price is None:
         return ["price       none: it was refused before it was priced"]
-    lines = [f"price       {price['price_id']}", f"            {_rates(price['per_million'])} {facts['currency']} per 1,000,000"]
-    lines += [f"            above {band['input_tokens']} tokens of input: {_rates(band['per_million'])}" for band in price["above"]]
+    lines = [f"price       {price['price_id']}", *_rates(price["rates"], facts["currency"])]
+    for band in price["above"]:
+        lines += [f"            above {band['input_tokens']} tokens of input:", *_rates(band["rates"], facts["currency"])]
     return lines + [f"            {factor['name']} × {factor['factor']}" for factor in price["factors"]]
 
 
-def _rates(per_million: dict[str, str]) -> str:
-    return " · ".join(f"{_words(name)} {rate}" for name, rate in per_million.items())
+def _rates(rates: list[dict[str, Any]], currency: str) -> list[str]:
+    """A line for what is priced by the same number of the same unit."""
+    found: dict[str, list[str]] = {}
+    for rate in rates:
+        found.setdefault(_per(rate), []).append(f"{_words(rate['name'])} {rate['price']}")
+    return [f"            {' · '.join(said)} {currency} {per}" for per, said in found.items()]
+
+
+def _per(rate: dict[str, Any]) -> str:
+    return f"per {rate['unit']}" if rate["per"] == 1 else f"per {rate['per']:,} {_plural(rate['unit'])}"
+
+
+def _plural(unit: str) -> str:
+    return unit if unit == "ms" else f"{unit}s"
 
 
 def _words(name: str) -> str:
@@ -106,11 +119,12 @@ def _sum(facts: dict[str, Any]) -> list[str]:
     total = facts["sum"]
     if total is None:
         return []
-    rows = [{**line, "times": "×", "is": "=", "name": f"            {_words(line['name'])}"} for line in total["lines"]]
-    lines = table(rows, {"name": "", "quantity": "quantity", "times": "", "per_million": "per million", "is": "", "amount": "amount"})
+    rows = [{**line, "×": "×", "is": "=", "name": f"            {_words(line['name'])}", "by": _per(line)} for line in total["lines"]]
+    lines = table(rows, {"name": "", "quantity": "quantity", "×": "", "price": "price", "by": "", "is": "", "amount": "amount"})
     lines.append(f"            sum {total['subtotal']}")
     lines += [f"            × {factor['factor']} ({factor['name']})" for factor in total["factors"]]
-    return [*lines, f"            rounded up to {total['cost']}, at most the hold: {total['charge']} {facts['currency']}"]
+    how = "at least the minimum charge:" if total["is_minimum"] else "rounded up to"
+    return [*lines, f"            {how} {total['cost']}, at most the hold: {total['charge']} {facts['currency']}"]
 
 
 def _entries(facts: dict[str, Any]) -> list[str]:

@@ -78,6 +78,7 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=T
 
 
 UNITS = Rates.__struct_fields__
+PARTS = frozenset({"cached_input", "cache_creation", "image_tokens", "audio_tokens", "reasoning"})  # of input or output; may cost nothing
 
 
 class Band(msgspec.Struct, frozen=True, kw_only=True, gc=False):

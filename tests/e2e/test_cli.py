@@ -320,7 +320,7 @@ def test_explain_shows_every_line_of_the_sum(operator):
     row, total = facts["request"], facts["sum"]
     assert facts["agrees"]
     assert (row["model"], row["priority"], row["usage_source"], row["ending"]) == (MODEL, "spot", "upstream", "settle")
-    assert [(line["name"], line["per_million"]) for line in total["lines"]] == [
+    assert [(line["name"], line["price"]) for line in total["lines"]] == [
         ("input", "0.50"),
         ("cached_input", "0.125"),
         ("output", "1.00"),
