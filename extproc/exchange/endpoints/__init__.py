@@ -14,7 +14,7 @@ from extproc.exchange.endpoints.rerank import Rerank
 from extproc.exchange.endpoints.responses import Responses
 from extproc.exchange.endpoints.score import Score
 from extproc.exchange.endpoints.tokenize import Detokenize, Tokenize
-from extproc.exchange.endpoints.transcriptions import Transcriptions
+from extproc.exchange.endpoints.transcriptions import Transcriptions, Translations
 
 ENDPOINTS: tuple[Endpoint, ...] = (
     ChatCompletions(),
@@ -26,6 +26,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Rerank(),
     Score(),
     Transcriptions(),
+    Translations(),
     Tokenize(),
     Detokenize(),
 )

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from extproc.errors import ClientError
-from extproc.exchange.ask import Ask, Piece, Prompt
+from extproc.exchange.ask import NOTHING, Ask, Piece, Prompt
 from extproc.exchange.audio import length_of
 from extproc.exchange.endpoints import fields as read
 from extproc.exchange.endpoints import openai
@@ -21,8 +21,7 @@ from extproc.exchange.form import CONTENT_TYPE, File, Value, read_form, write_fo
 from extproc.exchange.meter import Expected, Figures
 from extproc.money.usage import TOKENS_MAX, Usage, UsageSource
 
-FORMATS = ("json", "verbose_json")  # these tell the seconds
-FORMATS_BARE = ("text", "srt", "vtt")
+FORMATS = ("json", "verbose_json", "text", "srt", "vtt")
 
 _OWN = frozenset({"file", "model", "stream", "stream_include_usage", "stream_continuous_usage_stats"})
 _KNOWN = frozenset(
@@ -39,9 +38,10 @@ class Transcriptions(openai.Answers):
     """Speech in, text out: in its own language, or in English."""
 
     name = "transcriptions"
-    paths = ("/v1/audio/transcriptions", "/v1/audio/translations")
+    paths: tuple[str, ...] = ("/v1/audio/transcriptions",)
     is_listed = True
     output_default: int | None = 0
+    telling: tuple[str, ...] = ("json", "verbose_json")  # the formats of answers that tell the seconds
 
     def members(self, data: bytes, content_type: str) -> Mapping[str, Any]:
         """See :class:`~extproc.exchange.ask.Endpoint`."""
@@ -58,7 +58,7 @@ class Transcriptions(openai.Answers):
             raise ClientError("`file` must be a sound file.", param="file", code="missing_required_parameter")
         length = length_of(file.data)
         stream = read.truth(body, "stream")
-        _check_tells(body.get("response_format"), stream=stream, is_told=length.is_told)
+        self._check_tells(body.get("response_format", FORMATS[0]), stream=stream, is_told=length.is_told)
         usage = stream and read.truth(body, "stream_include_usage")
         return Ask(
             endpoint=self,
@@ -89,8 +89,7 @@ class Transcriptions(openai.Answers):
         if not isinstance(raw, dict):
             return None
         figure = Figures()
-        seconds = raw.get("seconds")
-        audio_ms = expected.prompt.audio_ms
+        seconds, audio_ms = raw.get("seconds"), expected.prompt.audio_ms
         if isinstance(seconds, float | int) and not isinstance(seconds, bool):
             audio_ms = math.ceil(min(max(seconds, 0), TOKENS_MAX // 1_000) * 1_000)
             return msgspec.structs.replace(expected.prompt, audio_ms=audio_ms, source=source, flags=())
@@ -99,31 +98,40 @@ class Transcriptions(openai.Answers):
             if tokens[0] is not None:
                 flags = (*expected.prompt.flags, *figure.flags)
                 return Usage(input_tokens=tokens[0], output_tokens=tokens[1] or 0, audio_ms=audio_ms, source=source, flags=flags)
-        return None
+        return msgspec.structs.replace(expected.prompt, source=UsageSource.COUNTED)
 
     def read_answer(self, body: bytes) -> Piece:
         """See :class:`~extproc.exchange.ask.Endpoint`. Bare text is an answer, too."""
         answer = openai.decoded(_ANSWER, body)
         if answer is None:
             text = body.decode("utf-8", "replace")
-            return Piece(texts=((0, text),), finish="stop") if text.strip() and not text.lstrip().startswith(("{", "<")) else Piece()
+            is_text = text.strip() and not text.lstrip().startswith(("{", "<"))
+            return Piece(texts=((0, text),), usage={}, final=True, finish="stop") if is_text else NOTHING
         usage = answer.usage
         if usage is None and isinstance(answer.duration, float | int | str):
             usage = {"seconds": _number(answer.duration)}
+        if usage is None and isinstance(answer.text, str):
+            usage = {}
         texts = ((0, answer.text),) if isinstance(answer.text, str) else ()
         return Piece(texts=texts, usage=usage, final=usage is not None, finish="stop", error=answer.error is not None)
 
+    def _check_tells(self, form: Any, *, stream: bool, is_told: bool) -> None:
+        if form not in FORMATS:
+            words = f"`response_format` must be one of {', '.join(FORMATS)}."
+            raise ClientError(words, param="response_format", code="invalid_value")
+        if not is_told and (stream or form not in self.telling):
+            words = (
+                "How long this file is cannot be seen from its header, and answers of this kind do not tell. "
+                f"Send WAV, FLAC, Ogg or MP3, or ask for `response_format` {' or '.join(self.telling)} without `stream`."
+            )
+            raise ClientError(words, param="stream" if stream else "response_format", code="unknown_duration")
 
-def _check_tells(form: Any, *, stream: bool, is_told: bool) -> None:
-    if form is not None and form not in (*FORMATS, *FORMATS_BARE):
-        words = f"`response_format` must be one of {', '.join((*FORMATS, *FORMATS_BARE))}."
-        raise ClientError(words, param="response_format", code="invalid_value")
-    if not is_told and (stream or form in FORMATS_BARE):
-        words = (
-            "How long this file is cannot be seen from its header, and answers of this kind do not tell. "
-            f"Send WAV, FLAC, Ogg or MP3, or ask for `response_format` {' or '.join(FORMATS)} without `stream`."
-        )
-        raise ClientError(words, param="stream" if stream else "response_format", code="unknown_duration")
+
+class Translations(Transcriptions):
+    """The same into English. vLLM's short answers to it have no usage."""
+
+    paths = ("/v1/audio/translations",)
+    telling = ("verbose_json",)
 
 
 def _number(value: float | str) -> float | None:

@@ -213,6 +213,8 @@ def test_a_transcription_may_be_streamed():
 def test_somebody_must_tell_the_seconds(more: dict):
     reply = hear().ask(form(b"\x1aE\xdf\xa3" + bytes(5_000), **more))
     assert (reply.status, error_of(reply)["param"]) == (400, next(iter(more)))
+    translation = Walk("/v1/audio/translations", spoken(), content_type="multipart/form-data; boundary=b")
+    assert error_of(translation.ask(form(b"\x1aE\xdf\xa3" + bytes(5_000))))["code"] == "unknown_duration"
     walk = hear()
     walk.ask(form(b"\x1aE\xdf\xa3" + bytes(7_500)))
     walk.forward()

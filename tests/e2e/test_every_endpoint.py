@@ -1,0 +1,199 @@
+"""Every endpoint through what `extproc up` runs, with the SDKs that people use: answered, and each billed as its price says."""
+
+from __future__ import annotations
+
+import base64
+import io
+import shutil
+import ssl
+import struct
+import tempfile
+import wave
+import zlib
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psycopg
+import pytest
+from house import until
+from psycopg.rows import dict_row
+
+from extproc.local.stack import Plan
+from extproc.local.up import running
+
+TEXT, LOOKS, READS, HEARS = "qwen2.5-7b", "qwen2.5-vl-7b", "bge-m3", "whisper-large-v3"
+
+
+class Up:
+    """A stack, and its one account."""
+
+    def __init__(self, facts: dict[str, Any]) -> None:
+        self.facts = facts
+        trust = ssl.create_default_context(cafile=facts["ca_file"])
+        self.http = httpx.Client(
+            base_url=facts["base_url"].removesuffix("/v1"),
+            verify=trust,
+            timeout=30,
+            headers={"authorization": f"Bearer {facts['api_key']}"},
+        )
+        self.openai = openai.OpenAI(
+            base_url=facts["base_url"], api_key=facts["api_key"], max_retries=0, http_client=openai.DefaultHttpxClient(verify=trust)
+        )
+
+    def row(self, request_id: str) -> dict[str, Any]:
+        with psycopg.connect(self.facts["postgres_dsn"], row_factory=dict_row, autocommit=True) as database:
+            return until(lambda: database.execute("SELECT * FROM requests WHERE request_id = %s", (request_id,)).fetchone(), "the row")
+
+    def post(self, path: str, **more: Any) -> tuple[Any, dict[str, Any]]:
+        answer = self.http.post(path, **more)
+        assert answer.status_code == 200, answer.text
+        row = self.row(answer.headers["x-request-id"])
+        assert Decimal(answer.headers["x-request-cost"]) * 10**9 == row["cost"]
+        return answer.json(), row
+
+    def seen(self, model: str, request_id: str) -> dict[str, Any]:
+        """What the simulator has of it."""
+        answer = httpx.get(f"{self.facts['simulator_urls'][model][0]}/sim/requests/{request_id}")
+        return answer.json()["requests"][0]
+
+
+@pytest.fixture(scope="module")
+def up() -> Iterator[Up]:
+    folder = Path(tempfile.mkdtemp(prefix="xe-", dir="/tmp"))
+    folder.chmod(0o711)
+    try:
+        with running(folder, Plan(durable=False), say=lambda _: None) as stack:
+            made = Up(stack.facts())
+            yield made
+            made.http.close()
+            made.openai.close()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def wav(seconds: float) -> bytes:
+    file = io.BytesIO()
+    with wave.open(file, "wb") as written:
+        written.setnchannels(1)
+        written.setsampwidth(2)
+        written.setframerate(8_000)
+        written.writeframes(bytes(int(seconds * 8_000) * 2))
+    return file.getvalue()
+
+
+def png(width: int, height: int) -> str:
+    def part(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    rows = zlib.compress(b"\0" * (width + 1) * height)
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    file = b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", rows) + part(b"IEND", b"")
+    return "data:image/png;base64," + base64.b64encode(file).decode()
+
+
+@pytest.mark.parametrize("texts", ["hello", ["hello", "bonjour"], [1, 2, 3], [[1], [2, 3]]])
+def test_embeddings(up: Up, texts: Any):
+    raw = up.openai.embeddings.with_raw_response.create(model=READS, input=texts, dimensions=8)
+    answer, row = raw.parse(), up.row(raw.headers["x-request-id"])
+    assert len(answer.data) == (len(texts) if isinstance(texts, list) and not isinstance(texts[0], int) else 1)
+    assert (row["input_tokens"], row["output_tokens"], row["usage_source"]) == (answer.usage.prompt_tokens, 0, "upstream")
+    assert row["cost"] == answer.usage.prompt_tokens * 100 <= row["hold_nanos"]
+
+
+@pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v2/rerank", "/score", "/v1/score"])
+def test_rerank_and_score(up: Up, path: str):
+    body = {"query": "what is a river?", "documents": ["a stream of water", "a kind of tree", "x"], "top_n": 2}
+    if "score" in path:
+        body = {"text_1": "what is a river?", "text_2": ["a stream of water", "a kind of tree"]}
+    answer, row = up.post(path, json={"model": READS} | body)
+    assert row["endpoint"] == path.rpartition("/")[2]
+    usage = answer["usage"]
+    assert row["input_tokens"] == usage.get("prompt_tokens", usage["total_tokens"])
+    assert 0 < row["cost"] == row["input_tokens"] * 100 <= row["hold_nanos"]
+
+
+@pytest.mark.parametrize(
+    ("path", "form", "audio_ms", "source"),
+    [
+        ("transcriptions", "json", 4_000, "upstream"),  # whole seconds, begun
+        ("transcriptions", "verbose_json", 3_200, "upstream"),
+        ("translations", "verbose_json", 3_200, "upstream"),
+        ("translations", "json", 3_200, "counted"),  # nothing but the header of the file tells
+    ],
+)
+def test_transcriptions(up: Up, path: str, form: str, audio_ms: int, source: str):
+    _, row = up.post(f"/v1/audio/{path}", data={"model": HEARS, "response_format": form}, files={"file": ("a.wav", wav(3.2))})
+    assert (row["endpoint"], row["usage_source"], row["audio_ms"]) == ("transcriptions", source, audio_ms)
+    assert row["cost"] == audio_ms * 100 <= row["hold_nanos"]
+
+
+def test_the_sdk_sends_sound_and_streams_the_text(up: Up):
+    answer = up.openai.audio.transcriptions.create(model=HEARS, file=("a.wav", wav(2)), language="en")
+    assert answer.text
+    with up.openai.audio.transcriptions.with_streaming_response.create(model=HEARS, file=("a.wav", wav(2)), stream=True) as raw:
+        lines = [line for line in raw.iter_lines() if line]
+        request_id = raw.headers["x-request-id"]
+    assert lines[-1] == "data: [DONE]"
+    assert not any('"usage":{' in line for line in lines)  # we asked for it, the client did not
+    row = up.row(request_id)
+    assert (row["stream"], row["audio_ms"], row["cost"], row["usage_source"]) == (True, 2_000, 200_000, "upstream")
+    sent = up.seen(HEARS, request_id)
+    assert "multipart/form-data" in str(sent["headers"])
+
+
+def test_images(up: Up):
+    parts = [{"type": "text", "text": "what is this?"}, {"type": "image_url", "image_url": {"url": png(512, 512)}}]
+    raw = up.openai.chat.completions.with_raw_response.create(model=LOOKS, messages=[{"role": "user", "content": parts}], max_tokens=5)
+    usage, row = raw.parse().usage, up.row(raw.headers["x-request-id"])
+    assert usage is not None
+    assert usage.prompt_tokens > 324
+    assert row["cost"] == usage.prompt_tokens * 1_500 + usage.completion_tokens * 4_500 <= row["hold_nanos"]
+    assert row["hold_nanos"] < 2 * row["cost"]
+    with pytest.raises(openai.BadRequestError, match="takes text only"):
+        up.openai.chat.completions.create(model=TEXT, messages=[{"role": "user", "content": parts}])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_completions_of_several_prompts_with_their_echo(up: Up, stream: bool):
+    body = {"model": TEXT, "prompt": ["The river", "A tree"], "echo": True, "n": 2, "max_tokens": 5, "stream": stream}
+    answer = up.http.post("/v1/completions", json=body)
+    row = up.row(answer.headers["x-request-id"])
+    assert row["output_tokens"] == 20
+    assert answer.text.count("The river") >= 2
+    nobody_counts = up.http.post("/v1/completions", json=body, headers={"x-sim-fault": "no_usage"})
+    again = up.row(nobody_counts.headers["x-request-id"])
+    assert (again["usage_source"], again["input_tokens"]) == ("counted", row["input_tokens"])
+    assert abs(again["output_tokens"] - 20) <= 4  # words that melt with the end of a prompt
+
+
+def test_tokens_are_counted_for_nothing(up: Up):
+    answer, row = up.post("/tokenize", json={"model": TEXT, "prompt": "The river runs through the valley."})
+    assert answer["count"] == len(answer["tokens"]) > 3
+    assert (row["cost"], row["hold_nanos"], row["input_tokens"]) == (0, 0, 0)
+    back, row = up.post("/detokenize", json={"model": TEXT, "tokens": answer["tokens"]})
+    assert back["prompt"] == "The river runs through the valley."
+    assert row["cost"] == 0
+
+
+def test_what_only_we_may_say_is_said(up: Up):
+    body = {"model": TEXT, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1, "cache_salt": "mine", "priority": -9}
+    answer = up.http.post("/v1/chat/completions", json=body)
+    sent = str(up.seen(TEXT, answer.headers["x-request-id"])["body"])
+    assert "cache_salt" in sent
+    assert "mine" not in sent
+    assert "priority" not in sent
+
+
+@pytest.mark.parametrize("path", ["/invocations", "/pooling", "/v1/chat/completions/batch", "/inference/v1/generate", "/v1/audio/speech"])
+def test_other_paths_lead_nowhere(up: Up, path: str):
+    answer = up.http.post(path, json={"model": TEXT, "prompt": "x"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_url")
+
+
+def test_too_much_sound_is_told(up: Up):
+    answer = up.http.post("/v1/audio/transcriptions", data={"model": HEARS}, files={"file": ("a.wav", wav(70))})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
