@@ -50,7 +50,7 @@ chaos: $(STAMP)
 
 fuzz: $(STAMP)
 	$(BIN)/python tests/contract/transport/lean_fuzz.py $(EXAMPLES) $(SEED)
-	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest --timeout 1800 tests/pure tests/contract/transport/test_lean_machine.py $(ARGS)
+	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest --timeout 1800 tests/pure tests/integration/tokens tests/contract/transport/test_lean_machine.py $(ARGS)
 
 venv: $(STAMP)
 

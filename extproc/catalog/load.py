@@ -29,7 +29,7 @@ from extproc.money.hold import Limits
 from extproc.money.price import FACTOR_ONE, PER_TOKEN
 from extproc.yamlfile import BYTES_MAX, Cursor, Node, parse, refusal
 
-CHAT_TEMPLATES = ("chatml", "chatml-default-system", "llama3", "gpt", "none")
+CHAT_TEMPLATES = ("chatml", "chatml-default-system", "chatml-think", "llama3", "gpt", "deepseek-v3", "deepseek-v3.1", "none")
 USAGE_MODES = ("inject", "continuous", "forced", "counted")
 STICKY = ("none", "account", "prefix")
 IMAGE_FORMULAS = ("qwen2-vl", "qwen3-vl")

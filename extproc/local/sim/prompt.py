@@ -83,6 +83,6 @@ def prompt_of_chat(messages: Sequence[Message], tools: str, text: Text) -> Promp
     if tools:
         parts += [_frame("tools", TOOLS_PREAMBLE_TOKENS), tools]
     for message in messages:
-        parts += [_frame(message.role, template.message), message.text, *message.images]
+        parts += [_frame(message.role, template.around(message.role)), message.text, *message.images]
     parts.append(_frame("answer", template.after))
     return prompt_of(parts, text, images=sum(len(message.images) for message in messages))

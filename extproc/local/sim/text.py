@@ -54,19 +54,30 @@ COUNTED_BYTES_REMEMBERED_MAX = 16_384
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """Tokens that a chat template adds: before everything, to each message, at the end; and its own system message where there is none."""
+    """Tokens that a chat template adds: before everything, to each message, at the end; and its own system message where there is none.
+
+    ``roles``: what it adds to the messages of these, in place of ``message``.
+    """
 
     before: int
     message: int
     after: int
     default_system: int = 0
+    roles: tuple[tuple[str, int], ...] = ()
+
+    def around(self, role: str) -> int:
+        """A message of this role."""
+        return dict(self.roles).get(role, self.message)
 
 
 CHAT_TEMPLATES = {
     "chatml": Template(0, 5, 3),
     "chatml-default-system": Template(0, 5, 3, default_system=21),  # Qwen2.5
+    "chatml-think": Template(0, 5, 5),  # Qwen3.5: the answer is begun with <think>\n
     "llama3": Template(1, 5, 4),
     "gpt": Template(0, 3, 3),
+    "deepseek-v3": Template(1, 4, 1, roles=(("system", 0), ("user", 1), ("assistant", 2))),
+    "deepseek-v3.1": Template(1, 4, 2, roles=(("system", 0), ("user", 1), ("assistant", 3))),  # with <think> or </think>
     "none": Template(0, 0, 0),
 }
 

@@ -17,10 +17,14 @@ import tiktoken
 CL100K = "cl100k"
 O200K = "o200k"
 QWEN = "qwen"
+QWEN3_6 = "qwen3_6"
+DEEPSEEK = "deepseek"
 
 _LETTERS_UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
 _LETTERS_LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+
+_HAN_OR_KANA = "[\u4e00-\u9fa5\u3040-\u30ff]"
 
 PATTERNS = {
     # Source: tokenization_qwen.py of Qwen's model cards.
@@ -38,6 +42,22 @@ PATTERNS = {
             r"\s+",
         )
     ),
+    # Source: tokenizer.json of Qwen3.5's model cards: as before, but marks are parts of words.
+    QWEN3_6: _ENDINGS + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    # Source: tokenizer.json of DeepSeek's model cards: numbers, then Chinese and Japanese are cut out, and the rest is cut by itself.
+    DEEPSEEK: "|".join(
+        (
+            r"\p{N}{1,3}",
+            rf"{_HAN_OR_KANA}+",
+            r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+",
+            rf"(?:(?!{_HAN_OR_KANA})[^\r\n\p{{L}}\p{{P}}\p{{S}}\p{{N}}])?(?:(?!{_HAN_OR_KANA})[\p{{L}}\p{{M}}])+",
+            rf" ?(?:(?!{_HAN_OR_KANA})[\p{{P}}\p{{S}}])+[\r\n]*",
+            r"\s*[\r\n]+",
+            rf"\s+(?=\s|\p{{N}}|{_HAN_OR_KANA}|\z)",
+            r"\s+",
+            rf"(?:(?!{_HAN_OR_KANA})[^\s\p{{L}}\p{{M}}\p{{N}}\p{{P}}\p{{S}}])+(?=\z|{_HAN_OR_KANA}|[^\p{{L}}\p{{M}}])",
+        )
+    ),
 }
 
 
@@ -46,7 +66,7 @@ class Vocabulary:
 
     def __init__(self, ranks: dict[bytes, int], *, pattern: str) -> None:
         self._encoding = tiktoken.Encoding("sim", pat_str=PATTERNS[pattern], mergeable_ranks=ranks, special_tokens={})
-        self._composes = pattern == QWEN
+        self._composes = pattern in (QWEN, QWEN3_6)
 
     def count(self, text: str) -> int:
         return len(self.encode(text))
@@ -70,7 +90,7 @@ def load(file: Path, *, pattern: str | None = None) -> Vocabulary:
     """``pattern``: a key of :data:`PATTERNS`; by default what the file's name says, else Qwen's."""
     lines = (line.split() for line in _content(file).splitlines() if line)
     ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
-    named = next((name for name in (CL100K, O200K) if name in file.name), QWEN)
+    named = next((name for name in (CL100K, O200K, QWEN3_6, DEEPSEEK) if name in file.name), QWEN)
     return Vocabulary(ranks, pattern=pattern or named)
 
 

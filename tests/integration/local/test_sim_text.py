@@ -15,7 +15,7 @@ from extproc.local.sim.text import CORPUS, MIXED, WORDS, Text
 from extproc.local.sim.vocabulary import PATTERNS, Vocabulary, load
 
 FOLDER = Path(extproc.__file__).parent / "tokens" / "vocab"
-NAMES = ("qwen.tiktoken.xz", "cl100k_base.tiktoken.xz")
+NAMES = tuple(f"{name}.tiktoken.xz" for name in ("qwen", "qwen3_6", "cl100k_base", "o200k_base", "deepseek"))
 
 
 @functools.cache
@@ -75,7 +75,7 @@ def test_a_system_message_replaces_the_default_one():
 def test_patterns_differ_where_models_do():
     ranks = {bytes([byte]): byte for byte in range(256)} | {b"12": 256, b"123": 257, b"n\n": 258}
     counts = {pattern: Vocabulary(ranks, pattern=pattern).count("123") for pattern in PATTERNS}
-    assert counts == {"qwen": 3, "cl100k": 1, "o200k": 1}
+    assert counts == {"qwen": 3, "qwen3_6": 3, "cl100k": 1, "o200k": 1, "deepseek": 1}
 
 
 def test_qwen_composes_first():

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from extproc.catalog import load
 from extproc.errors import ConfigError
 from extproc.tokens.chat import ROLE_BYTES_MAX, TEMPLATES, Template, template_of
+from extproc.tokens.images import FORMULAS
 from extproc.tokens.registry import BpeCounter, LoadedCounters
 
 SYSTEM = ("system", "You are a helpful assistant.")  # 6 tokens
@@ -113,3 +115,9 @@ def test_bounds_are_reached(counters: LoadedCounters) -> None:
 def test_an_unknown_template_names_the_known() -> None:
     with pytest.raises(ConfigError, match="chatml-default-system"):
         template_of("jinja")
+
+
+def test_a_catalog_may_name_what_there_is() -> None:
+    """The catalog may not import this package, so it has the names again."""
+    assert set(load.CHAT_TEMPLATES) == set(TEMPLATES)
+    assert set(load.IMAGE_FORMULAS) == set(FORMULAS)
