@@ -238,7 +238,7 @@ BREAKS = [
         for rewrite in ("prefix_rewrite: /metrics/", "regex_rewrite: {pattern: {regex: ^/v1}, substitution: /v2}")
     ),
     ("cheap_priority", "routes", "{name: x-priority, string_match: {exact: spot}}", "{name: x-priority, string_match: {exact: gold}}", ("models", 'spot: "0.5"')),
-    ("cheap_priority", "models", '    price: {input: "4.00"', '    priority_factor: {standard: "1", spot: "0.5"}\n    price: {input: "4.00"', 'spot: "0.5"'),
+    ("cheap_priority", "models", "    output_tokens_max: 16_384\n", '    output_tokens_max: 16_384\n    priority_factor: {standard: "1", spot: "0.5"}\n', 'spot: "0.5"'),
 ]  # fmt: skip
 WARNINGS = frozenset({
     "route_to_nowhere", "sidecar_health", "backend_breakers", "lonely_outlier", "trusted_hops", "unknown_filters", "stream_duration",

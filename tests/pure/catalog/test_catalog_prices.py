@@ -1,6 +1,8 @@
 """What a model may cost: every method, steps, dates, hours; and each slip of it with its line."""
 
+import re
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +50,8 @@ def faults_of(price: str, **more: str) -> list[tuple[int, str]]:
     return [(fault.line, fault.message) for fault in caught.value.faults]
 
 
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "reference" / "configuration.md"
+BLOCKS = re.findall(r"```yaml\n(.*?)```", PAGE.read_text().partition("### Prices")[2], re.DOTALL)
 AUDIO = {"endpoints": "[transcriptions]", "output_tokens_max": "", "image": ""}
 USED = Usage(
     input_tokens=1_000_000, cached_tokens=100_000, cache_creation_tokens=200_000, image_tokens=50_000, audio_tokens=10_000,
@@ -262,3 +266,15 @@ def test_what_is_free_has_nothing_of_a_price(key):
     text = text_of("", free="true", **{key: value}).replace("    price: \n", "")
     with pytest.raises(ConfigError, match=f"a model with `free: true` has no {key}"):
         parse_catalog(text.encode(), file="models.yaml")
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_what_the_reference_shows_is_read(block):
+    rest = ["tokenizer: upstream", "context_tokens: 200_000"]
+    rest += [] if "transcriptions" in block else ["output_tokens_max: 8_192", "image: {formula: qwen2-vl, tokens_max: 16_384}"]
+    lines = "".join(f"    {line}\n" for line in [*rest, *block.splitlines()])
+    assert parse_catalog(f"{HEAD}models:\n  m:\n{lines}".encode(), file="docs").models["m"].tariffs
+
+
+def test_the_reference_shows_five_blocks():
+    assert len(BLOCKS) == 5
