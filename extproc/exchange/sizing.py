@@ -61,25 +61,30 @@ def size(ask: Ask, model: Model, counter: Counter | None, *, counted: int | None
         output_each = min(output_each, max(1, model.context_tokens - (bound if is_exact else least)))
     _check_output(output_each, ask.choices)
     estimated = not is_exact or prompt.audio_ms != prompt.audio_ms_likely
+    own = Usage(
+        input_tokens=min(least + images.likely, window),
+        source=UsageSource.COUNTED,
+        flags=("prompt_estimated",) if estimated else (),
+    )
+    demand = Demand(input_tokens=bound, output_tokens=output_each * ask.choices)
+    if prompt.images or prompt.audio_ms:
+        own, demand = _with_media(own, demand, prompt, images)
     return Size(
-        prompt=Usage(
-            input_tokens=min(least + images.likely, window),
-            image_tokens=images.tokens + images.likely,
-            images=len(prompt.images),
-            audio_ms=prompt.audio_ms_likely,
-            source=UsageSource.COUNTED,
-            flags=("prompt_estimated",) if estimated else (),
-        ),
+        prompt=own,
         estimated=estimated,
         output_each=output_each,
-        demand=Demand(
-            input_tokens=bound,
-            output_tokens=output_each * ask.choices,
-            image_tokens=min(images.tokens_max, bound),
-            images=len(prompt.images),
-            audio_ms=prompt.audio_ms,
-        ),
+        demand=demand,
         input_tokens_max=min(window, TOKENS_MAX),
+    )
+
+
+def _with_media(own: Usage, demand: Demand, prompt: Prompt, images: _Images) -> tuple[Usage, Demand]:
+    """The same with what is seen and heard."""
+    count = len(prompt.images)
+    seen, seen_max = images.tokens + images.likely, min(images.tokens_max, demand.input_tokens)
+    return (
+        structs.replace(own, image_tokens=min(seen, own.input_tokens), images=count, audio_ms=prompt.audio_ms_likely),
+        structs.replace(demand, image_tokens=seen_max, images=count, audio_ms=prompt.audio_ms),
     )
 
 

@@ -330,9 +330,11 @@ class Tab:
         assert ask is not None
         assert sized is not None
         payer_id, salt_key = self.key.payer_id if self.key else "", self.pinned.bounds.cache_salt_key
-        ours = additions(ask, model, priority=self.priority, payer_id=payer_id, salt_key=salt_key)
+        if salt_key or model.backend_priority:
+            ours = additions(ask, model, priority=self.priority, payer_id=payer_id, salt_key=salt_key)
+            ask = structs.replace(ask, fields={**ask.fields, **ours})
         body = self.body or ask.endpoint.canonical(
-            structs.replace(ask, fields={**ask.fields, **ours}) if ours else ask,
+            ask,
             served_name=model.served_name,
             output_max=sized.output_each,
             usage=ask.wants_usage or self.injects_usage,

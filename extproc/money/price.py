@@ -151,7 +151,7 @@ class Price:
     @property
     def needs_text(self) -> bool:
         """Characters or words are priced: an answer's text is counted, whatever its usage says."""
-        return any(
+        return self.plain is None and any(
             rates.input_characters or rates.output_characters or rates.input_words or rates.output_words
             for rates in (self.rates, *(band.rates for band in self.bands))
         )
