@@ -195,6 +195,34 @@ def test_a_frozen_account_is_refused_until_it_is_thawed(operator):
     assert [(one["action"], one["reason"]) for one in told if one["subject"] == account][:2] == [("thaw", "paid"), ("freeze", "unpaid")]
 
 
+def test_a_price_of_an_accounts_own_is_for_requests_that_begin_after_it(operator):
+    operator.ask("account", "create", "--name", "Grace", "--tier", "unlimited")
+    operator.ask("account", "deposit", "Grace", "1")
+    known, unknown = (operator.ask("key", "create", "Grace")["key"] for _ in range(2))
+    with operator.client(known) as client:
+        answer = client.chat.completions.with_raw_response.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": "Hello"}],
+            stream=True,
+            extra_headers={"x-sim-tokens": "40", "x-sim-delay-ms": "40"},
+        )
+        chunks = iter(answer.parse())
+        next(chunks)
+        done = operator.ask("account", "set-price-factor", "Grace", "0.5", "--reason", "a contract")
+        assert (done["price_factor"], done["in_force"]) == ("0.5", True)
+        assert len(list(chunks)) > 1, "it runs on"
+    before = operator.explained(answer.headers["x-request-id"])
+    after = operator.explained(operator.request(unknown, extra_headers={"x-sim-tokens": "40"}))
+    assert (before["agrees"], before["price"]["factors"]) == (True, [])
+    assert (after["agrees"], after["price"]["factors"]) == (True, [{"name": "account", "factor": "0.50"}])
+    for facts, divisor in ((before, 1), (after, 2)):
+        row = facts["request"]
+        nanos = 500 * row["input_tokens"] - 375 * row["cached_tokens"] + 1_000 * 40
+        assert row["cost_nanos"] == -(-nanos // divisor)
+    assert "a contract" in operator.says("audit", "--subject", "Grace")
+    assert "is not a decimal amount" in operator.refuses("account", "set-price-factor", "Grace", "1e3", "--reason", "x")
+
+
 def test_what_was_charged_is_given_back_and_no_more(operator):
     operator.ask("account", "create", "--name", "Bea", "--tier", "unlimited")
     operator.ask("account", "deposit", "Bea", "1")
@@ -315,6 +343,7 @@ def test_a_sandbox_key_as_the_quickstart_makes_it(operator):
 
 
 def test_explain_shows_every_line_of_the_sum(operator):
+    operator.request()  # now the prompt is cached
     request_id = operator.request(model="gpt-3.5-turbo", extra_headers={"x-priority": "spot", "x-sim-tokens": "30"})
     facts = operator.explained(request_id)
     row, total = facts["request"], facts["sum"]
@@ -327,7 +356,7 @@ def test_explain_shows_every_line_of_the_sum(operator):
     ]
     assert sum(line["quantity"] for line in total["lines"]) == row["input_tokens"] + 30
     assert total["factors"] == [{"name": "priority spot", "factor": "0.50"}]
-    assert row["cost_nanos"] == (500 * row["input_tokens"] + 1_000 * 30) // 2
+    assert row["cost_nanos"] == -(-(500 * row["input_tokens"] - 375 * row["cached_tokens"] + 1_000 * 30) // 2)
     assert row["hold_nanos"] - row["cost_nanos"] == row["given_back_nanos"]
     assert sorted(entry["amount_nanos"] for entry in facts["entries"]) == [-row["cost_nanos"], row["cost_nanos"]]
     text = operator.says("explain", row["id"])
