@@ -25,6 +25,7 @@ from psycopg.rows import dict_row
 from extproc.local.stack import Plan
 from extproc.local.up import running
 
+BODY_BYTES_MAX = 26_500_000  # a file of 25 MB and its form, as docs/reference/endpoints.md says
 TEXT, LOOKS, READS, HEARS = "qwen2.5-7b", "qwen2.5-vl-7b", "bge-m3", "whisper-large-v3"
 
 
@@ -33,7 +34,7 @@ class Up:
 
     def __init__(self, facts: dict[str, Any]) -> None:
         self.facts = facts
-        trust = ssl.create_default_context(cafile=facts["ca_file"])
+        self.trust = trust = ssl.create_default_context(cafile=facts["ca_file"])
         self.http = httpx.Client(
             base_url=facts["base_url"].removesuffix("/v1"),
             verify=trust,
@@ -65,8 +66,18 @@ class Up:
 def up() -> Iterator[Up]:
     folder = Path(tempfile.mkdtemp(prefix="xe-", dir="/tmp"))
     folder.chmod(0o711)
+    with pytest.MonkeyPatch.context() as environ:
+        environ.setenv("EXTPROC_BODY__BYTES_MAX", str(BODY_BYTES_MAX))
+        yield from _up(folder)
+
+
+def _up(folder: Path) -> Iterator[Up]:
     try:
         with running(folder, Plan(durable=False), say=lambda _: None) as stack:
+            assert stack.envoy is not None
+            stack.envoy.stop()
+            stack.envoy.start_again({"2097152": str(2 * BODY_BYTES_MAX)})
+            stack.envoy.wait_healthy({"extproc": 2, **dict.fromkeys((TEXT, LOOKS, READS, HEARS), 1)})
             made = Up(stack.facts())
             yield made
             made.http.close()
@@ -194,6 +205,18 @@ def test_other_paths_lead_nowhere(up: Up, path: str):
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_url")
 
 
+@pytest.mark.parametrize("http2", [False, True])
+def test_an_hour_of_sound(up: Up, http2: bool):
+    """25 MB, as OpenAI takes them."""
+    sound = wav(1_638)
+    with httpx.Client(base_url=up.http.base_url, verify=up.trust, timeout=60, headers=up.http.headers, http2=http2) as client:
+        answer = client.post("/v1/audio/transcriptions", data={"model": HEARS}, files={"file": ("a.wav", sound)})
+    assert answer.status_code == 200, answer.text
+    row = up.row(answer.headers["x-request-id"])
+    assert (row["audio_ms"], row["cost"]) == (1_638_000, 163_800_000)
+    assert answer.http_version == ("HTTP/2" if http2 else "HTTP/1.1")
+
+
 def test_too_much_sound_is_told(up: Up):
-    answer = up.http.post("/v1/audio/transcriptions", data={"model": HEARS}, files={"file": ("a.wav", wav(70))})
+    answer = up.http.post("/v1/audio/transcriptions", data={"model": HEARS}, files={"file": ("a.wav", wav(1_700))})
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
