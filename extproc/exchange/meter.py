@@ -139,12 +139,14 @@ def unreadable(expected: Expected) -> Usage:
 def with_units(usage: Usage, expected: Expected, characters: int, words: int) -> Usage:
     """The same with what no backend tells: units of the prompt, and of an answer with so much text (its echo of prompts included).
 
-    What a backend does tell of images and sound stands. Text is counted within what was held for it.
+    What a backend does tell of images and sound stands; else images have at most what our count of the text leaves of its input. Text is
+    counted within what was held for it.
     """
     prompt = expected.prompt
     if prompt.is_ordinary and not expected.needs_text:
         return usage
-    image = min(usage.image_tokens or prompt.image_tokens, usage.input_tokens)
+    seen = min(prompt.image_tokens, max(0, usage.input_tokens - (prompt.input_tokens - prompt.image_tokens)))
+    image = min(usage.image_tokens or seen, usage.input_tokens)
     if expected.echoed_tokens:
         each = expected.choices // expected.prompts
         characters, words = characters - each * prompt.input_characters, words - each * prompt.input_words
