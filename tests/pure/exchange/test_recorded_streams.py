@@ -1,74 +1,56 @@
-"""Recorded streams of every endpoint that streams: usage and end reason, and every byte for the client, however they are cut."""
+"""Recorded answers of every endpoint: usage, cost, hold and end, and every byte for the client, in one piece and byte by byte.
+
+Cut in two at every place: ``tests/integration/exchange/test_every_split.py``.
+"""
 
 from __future__ import annotations
 
-import json
-import re
-from pathlib import Path
-from typing import Any
-
 import pytest
-from msgspec import structs
-from stage import Words
+from recordings import USAGE_FIELDS, Recording, recordings
 
-from extproc.exchange.endpoints import ENDPOINTS
-from extproc.exchange.meter import Expected
-from extproc.exchange.meter_stream import StreamMeter
-from extproc.money.usage import Usage, UsageSource
+from extproc.money.usage import UsageSource
 
-STREAMS = Path(__file__).parents[2] / "data" / "streams"
-RECORDED = json.loads((STREAMS / "index.json").read_text())
-BY_NAME = {endpoint.name: endpoint for endpoint in ENDPOINTS}
+RECORDINGS = recordings()
+PATHS = {
+    *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings", "/v1/rerank", "/v1/score"),
+    "/v1/audio/transcriptions",
+}
 
 
-def expected(endpoint: str, **changes: Any) -> Expected:
-    values: dict[str, Any] = {
-        "endpoint": BY_NAME[endpoint], "counter": Words(), "prompt": Usage(input_tokens=11), "input_tokens_max": 10_000,
-        "output_tokens_max": 1_000, "output_tokens_held": 1_000, "choices": 2 if endpoint == "chat.completions" else 1,
-    }  # fmt: skip
-    return Expected(**(values | changes))
+def test_every_endpoint_is_there_streaming_and_not():
+    assert {one.row["path"] for one in RECORDINGS} == PATHS
+    streaming = {one.row["path"] for one in RECORDINGS if one.is_stream}
+    assert streaming == {path for path in PATHS if not path.endswith(("embeddings", "rerank", "score"))}
+    assert {one.row["path"] for one in RECORDINGS if not one.is_stream} == PATHS
+    assert all(one.row["origin"] for one in RECORDINGS)
 
 
-def fed(meter: StreamMeter, *chunks: bytes) -> bytes:
-    return b"".join(meter.feed(chunk, end_of_stream=False) for chunk in chunks) + meter.feed(b"", end_of_stream=True)
+@pytest.mark.parametrize("one", RECORDINGS, ids=lambda one: one.name)
+def test_a_recorded_answer(one: Recording):
+    walk = one.asked()
+    row = one.row
+    assert one.answered(walk, [one.data]) == one.for_client(whole=True)
+    record, usage = walk.record, row["usage"]
+    assert {name: getattr(record, name) for name in USAGE_FIELDS} == {name: usage.get(name, 0) for name in USAGE_FIELDS}
+    assert (record.usage_source, record.end_reason) == (usage["source"], row["end_reason"] or "upstream_error")
+    (ending,) = walk.ends
+    assert ending.charge_nanos == row["cost_nanos"] <= walk.held_nanos == record.hold_nanos
+    assert record.cost_nanos == record.list_nanos == row["cost_nanos"]
 
 
-def told(usage: Usage) -> dict[str, Any]:
-    """What differs from nothing."""
-    return {name: value for name, value in structs.asdict(usage).items() if value and name != "flags"}
+@pytest.mark.parametrize("one", [one for one in RECORDINGS if len(one.data) < 1_000], ids=lambda one: one.name)
+def test_a_recorded_answer_byte_by_byte(one: Recording):
+    walk = one.asked()
+    assert one.answered(walk, (one.data[at : at + 1] for at in range(len(one.data)))) == one.for_client(whole=False)
+    assert (walk.record.cost_nanos, walk.record.end_reason) == (one.row["cost_nanos"], one.row["end_reason"] or "upstream_error")
 
 
-def asked_for(sent: bytes) -> bytes:
-    """Without what was injected, under the name that the client knows."""
-    events = re.split(rb"(?<=\n\n)|(?<=\r\n\r\n)", sent)
-    kept = [event for event in events if b'"choices":[],' not in event]
-    return re.sub(rb',"usage":\{"prompt_[^}]*\}', b"", b"".join(kept)).replace(b'"Org/M"', b'"gpt"')
-
-
-@pytest.mark.parametrize("row", RECORDED, ids=lambda row: row["file"])
-def test_a_recorded_stream(row: dict[str, Any]):
-    sent = (STREAMS / row["file"]).read_bytes()
-    meter = StreamMeter(expected(row["endpoint"]))
-    assert fed(meter, sent) == sent
-    assert told(meter.usage(ended_early=False)) == row["usage"]
-    assert (meter.reason(), meter.complete) == (row["end_reason"], row["complete"])
-
-
-@pytest.mark.parametrize("row", RECORDED, ids=lambda row: row["file"])
-def test_a_recorded_stream_byte_by_byte(row: dict[str, Any]):
-    """With everything hidden that a client does not ask for, and under another name."""
-    sent = (STREAMS / row["file"]).read_bytes()
-    injected = row["endpoint"] in ("chat.completions", "completions")
-    meter = StreamMeter(expected(row["endpoint"], rename=(b'"Org/M"', b'"gpt"'), hide_final=injected, hide_running=injected))
-    assert fed(meter, *(sent[at : at + 1] for at in range(len(sent)))) == asked_for(sent)
-    assert told(meter.usage(ended_early=False)) == row["usage"]
-
-
-def test_usage_that_is_not_trusted_is_counted():
-    for row in RECORDED:
-        meter = StreamMeter(expected(row["endpoint"], trust_usage=False))
-        fed(meter, (STREAMS / row["file"]).read_bytes())
-        usage = meter.usage(ended_early=False)
-        assert (usage.source, usage.input_tokens) == (UsageSource.COUNTED, 11)
-        assert usage.output_tokens >= 2
-        assert meter.reason() == row["end_reason"]
+def test_usage_that_is_told_is_worth_what_we_would_count():
+    """Where text is all that was made, our own count of it is the backend's."""
+    counted = [one for one in RECORDINGS if one.row["usage"]["source"] == UsageSource.COUNTED.value and "-no-usage" in one.name]
+    told = {one.name: one.row["usage"] for one in RECORDINGS}
+    assert len(counted) == 9
+    for one in counted:
+        with_usage = told.get(one.name.replace("-no-usage", ""))
+        if with_usage is not None and "embeddings" not in one.name:
+            assert {**one.row["usage"], "source": "upstream"} == with_usage

@@ -1,0 +1,144 @@
+"""One request through the whole exchange, from its headers to its charge, with a store that holds what there is money for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from copy import copy
+from functools import cache
+from pathlib import Path
+
+from extproc.accounts.model import Key
+from extproc.catalog.load import load_catalog
+from extproc.catalog.model import Catalog
+from extproc.exchange import actions as act
+from extproc.exchange import events as ev
+from extproc.exchange.machine import Exchange
+from extproc.exchange.policy import Bounds, Policy
+from extproc.exchange.record import Record
+from extproc.exchange.tab import Pinned
+from extproc.money.hold import Amendment, Denied, DenyReason, Ending, Granted
+from extproc.tokens.counter import Counters
+from extproc.tokens.registry import load_counters
+from extproc.tokens.vocabulary import TOKENIZERS
+
+HOLD = "018bcfe5-6800-7000-8000-000000000001"
+KEY = Key(id="k1", payer_id="018bcfe5-6800-7000-8000-00000000000a", name="laptop", tier="default")
+RICH = 10**18
+
+
+@cache
+def catalog(file: Path) -> Catalog:
+    return load_catalog(file, vocabularies=TOKENIZERS)
+
+
+@cache
+def real_counters(file: Path) -> Counters:
+    return load_counters({model.tokenizer for model in catalog(file).models.values()})
+
+
+def pinned(file: Path, counters: Counters | None = None, *, policy: Policy | None = None, bounds: Bounds | None = None) -> Pinned:
+    return Pinned(
+        catalog=catalog(file), policy=policy or Policy(), bounds=bounds or Bounds(), counters=counters or real_counters(file),
+        price_known=lambda payer, price: True,
+    )  # fmt: skip
+
+
+class Walk:
+    """``passed`` to a backend with ``amendment`` held; or refused with ``reply``. ``ends``: every ending of the hold."""
+
+    def __init__(self, pinned: Pinned, *, key: Key = KEY, spendable_nanos: int = RICH) -> None:
+        self.exchange = Exchange(pinned)
+        self.key, self.spendable_nanos = key, spendable_nanos
+        self.is_held = False
+        self.amendment: Amendment | None = None
+        self.passed: act.PassBody | None = None
+        self.reply: act.Answer | None = None
+        self.records: list[Record] = []
+        self.ends: list[Ending] = []
+        self._stores: dict[type[act.Action], Callable[..., ev.Event]] = {
+            act.LookUpKey: lambda _: ev.KeyRead(key=self.key),
+            act.Admit: self._admit,
+            act.Count: lambda action: ev.Counted(tokens=action.job()),
+            act.Amend: self._amend,
+        }
+
+    def ask(self, path: str, data: bytes, content_type: str = "application/json", **headers: str) -> None:
+        sent = {"authorization": "Bearer sk-good", "content-type": content_type} | {
+            name.replace("_", "-"): headers[name] for name in headers
+        }
+        self._receive(
+            ev.Headers(
+                at_ns=1, method="POST", path=path, headers=sent, client_ip="10.1.2.3", request_id="r1", hold_id=HOLD,
+                unix_ms=1_700_000_000_000, end_of_stream=False,
+            )
+        )  # fmt: skip
+        if self.reply is None:
+            self._receive(ev.Body(at_ns=2, data=data))
+
+    def answer(self, chunks: Iterable[bytes], content_type: str, *, length: int | None = None) -> bytes:
+        """What the client gets. The end of the stream comes by itself, unless the answer has a ``length``: then it is one message."""
+        told = {"content-type": content_type} | ({"content-length": str(length)} if length is not None else {})
+        self._receive(ev.ResponseHeaders(at_ns=3, status=200, headers=told))
+        if length is not None:
+            return self._chunk(b"".join(chunks), is_last=True)
+        return b"".join([self._chunk(chunk, is_last=False) for chunk in chunks]) + self._chunk(b"", is_last=True)
+
+    def fork(self) -> Walk:
+        """The same request once more, from here on."""
+        other = copy(self)
+        other.records, other.ends = list(self.records), list(self.ends)
+        other.exchange = copy(self.exchange)
+        other.exchange.tab = copy(self.exchange.tab)
+        other.exchange.tab.remarks = dict(self.exchange.tab.remarks)
+        return other
+
+    @property
+    def held_nanos(self) -> int:
+        return self.amendment.reserved_nanos if self.amendment is not None else 0
+
+    @property
+    def record(self) -> Record:
+        (record,) = self.records
+        return record
+
+    def _chunk(self, data: bytes, *, is_last: bool) -> bytes:
+        for action in self._receive(ev.Chunk(at_ns=4, data=data, end_of_stream=is_last)):
+            if isinstance(action, act.PassChunk):
+                return data if action.data is None else action.data
+        raise AssertionError("no reply to a chunk")
+
+    def _receive(self, event: ev.Event) -> tuple[act.Action, ...]:
+        actions = self.exchange.receive(event)
+        for action in actions:
+            self._see(action)
+        for action in actions:
+            if type(action) in self._stores:
+                return self._receive(self._stores[type(action)](action))
+        return actions
+
+    def _see(self, action: act.Action) -> None:
+        if isinstance(action, act.PassBody):
+            self.passed = action
+        if isinstance(action, act.Answer):
+            self.reply = action
+        if isinstance(action, act.Note):
+            self.records.append(action.record)
+        if isinstance(action, act.End):
+            self.ends.append(action.ending)
+
+    def _admit(self, action: act.Admit) -> ev.Event:
+        if action.admission.entry_nanos > self.spendable_nanos:
+            return self._denied(action.admission.entry_nanos)
+        self.is_held = True
+        return ev.Admitted(granted=Granted(hold_id=HOLD, spendable_nanos=self.spendable_nanos))
+
+    def _amend(self, action: act.Amend) -> ev.Event:
+        if action.amendment.reserved_nanos > self.spendable_nanos and not action.amendment.goes_on:
+            return self._denied(action.amendment.reserved_nanos)
+        self.amendment = action.amendment
+        return ev.Amended(granted=Granted(hold_id=HOLD, spendable_nanos=self.spendable_nanos))
+
+    def _denied(self, required_nanos: int) -> ev.Refused:
+        return ev.Refused(
+            denied=Denied(reason=DenyReason.INSUFFICIENT, spendable_nanos=self.spendable_nanos, required_nanos=required_nanos)
+        )
