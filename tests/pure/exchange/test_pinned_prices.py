@@ -1,0 +1,35 @@
+"""A request is priced by the moment of its headers and by its account, and keeps that price whatever becomes dearer meanwhile."""
+
+from __future__ import annotations
+
+import pytest
+from stage import DONE, RATE, chat, chunk, delta, ends, granted, headers, key, model, pinned, play, to_open, usage_event
+
+from extproc.catalog.model import Tariff
+from extproc.exchange import events as ev
+from extproc.exchange.machine import Exchange
+from extproc.money.price import Rates
+
+BEGUN_MS = headers().unix_ms
+OLD = Tariff(rates=Rates(input=RATE, output=2 * RATE))
+
+
+@pytest.mark.parametrize(("effective_ms", "times"), [(BEGUN_MS + 1, 1), (BEGUN_MS, 3)])
+def test_a_scheduled_price_is_for_what_begins_from_then_on(effective_ms, times):
+    new = Tariff(effective_ms=effective_ms, rates=Rates(input=3 * RATE, output=6 * RATE))
+    exchange = Exchange(pinned(model(tariffs=(OLD, new))))
+    to_open(exchange)
+    play(exchange, chat(stream=True), ev.Amended(granted=granted()))
+    play(exchange, ev.ResponseHeaders(status=200, headers={"content-type": "text/event-stream"}))
+    (end,) = ends(play(exchange, chunk(delta("a", "stop")), chunk(usage_event(10, 5)), chunk(DONE, end=True)))
+    assert end.ending.charge_nanos == times * (10 * RATE + 5 * 2 * RATE) // 1_000_000
+
+
+@pytest.mark.parametrize(("price_factor", "asks_for_money"), [(0, False), (1, True), (1_000_000, True)])
+def test_who_pays_nothing_needs_no_money(price_factor, asks_for_money):
+    exchange = Exchange(pinned())
+    exchange.receive(headers())
+    (admit,) = exchange.receive(ev.KeyRead(key=key(price_factor=price_factor)))
+    assert (admit.admission.entry_nanos > 0) == asks_for_money
+    exchange.receive(ev.Admitted(granted=granted()))
+    assert (exchange.receive(chat())[0].amendment.reserved_nanos > 0) == asks_for_money
