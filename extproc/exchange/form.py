@@ -66,15 +66,16 @@ def write_form(fields: Mapping[str, object]) -> bytes:
     pieces: list[bytes | memoryview] = []
     for name, value in fields.items():
         if isinstance(value, File):
-            pieces += (_head(name, f'; filename="{value.filename}"', "\r\nContent-Type: application/octet-stream"), value.data)
+            head = _head(name, f'; filename="{value.filename}"', "\r\nContent-Type: application/octet-stream")
+            pieces += (head, value.data, b"\r\n")
         else:
             for text in value if isinstance(value, list) else [value]:
-                pieces += (_head(name), str(text).encode())
-    return b"".join(pieces).removeprefix(b"\r\n") + f"\r\n--{BOUNDARY}--\r\n".encode()
+                pieces += (_head(name), str(text).encode(), b"\r\n")
+    return b"".join((*pieces, f"--{BOUNDARY}--\r\n".encode()))
 
 
 def _head(name: str, filename: str = "", more: str = "") -> bytes:
-    return f'\r\n--{BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"{filename}{more}\r\n\r\n'.encode()
+    return f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"{filename}{more}\r\n\r\n'.encode()
 
 
 def _boundary_of(content_type: str) -> str:

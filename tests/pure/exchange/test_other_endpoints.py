@@ -209,6 +209,16 @@ def test_a_transcription_may_be_streamed():
     assert reply.data == delta("hi", "stop")
 
 
+@pytest.mark.parametrize("sent", [form(), form(b"")])
+def test_in_shadow_mode_a_form_goes_on_as_it_came(sent: bytes):
+    walk = hear(policy=Policy(shadow=True))
+    passed, *_ = walk.exchange.receive(ev.Body(data=sent))
+    if isinstance(passed, act.Amend):
+        passed = walk.forward()
+    assert passed.data == sent
+    assert "content-type" not in dict(passed.set_headers)
+
+
 @pytest.mark.parametrize("more", [{"stream": "true"}, {"response_format": "srt"}, {"response_format": "xml"}])
 def test_somebody_must_tell_the_seconds(more: dict):
     reply = hear().ask(form(b"\x1aE\xdf\xa3" + bytes(5_000), **more))
