@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
+from msgspec import structs
 from recordings import Recording, recordings
 
 from extproc.exchange.meter import Expected
@@ -52,7 +53,7 @@ def test_cut_anywhere_the_meter_says_the_same(one: Recording, way: dict[str, Any
     walk = one.asked()
     expected = walk.exchange.tab.expected
     assert expected is not None
-    known = Expected(**{name: getattr(expected, name) for name in expected.__struct_fields__} | way)
+    known = structs.replace(expected, **way)
     whole = outcome(known, one.data)
     assert whole[1].output_tokens >= 2
     for cut in cuts(one):

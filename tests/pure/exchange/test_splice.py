@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from msgspec import structs
+from recordings import Recording, recordings
 from stage import DONE, chat, chunk, delta, granted, pinned, play, to_open, to_streaming, usage_event
-from test_recorded_streams import RECORDED, STREAMS, expected
 
 from extproc.exchange import actions as act
 from extproc.exchange import events as ev
@@ -130,11 +131,12 @@ def test_one_that_is_not_buffered_keeps_its_length() -> None:
 # of every endpoint
 
 
-@pytest.mark.parametrize("row", RECORDED, ids=lambda row: row["file"])
+@pytest.mark.parametrize("one", [one for one in recordings() if one.row["tokens"] == "letters"], ids=lambda one: one.name)
 @pytest.mark.parametrize("size", [1, 1_000_000])
-def test_a_recorded_stream_is_the_same_but_for_the_cost_in_its_last_usage(row: dict[str, Any], size: int) -> None:
-    sent = (STREAMS / row["file"]).read_bytes()
-    meter = StreamMeter(expected(row["endpoint"], tells_cost=True))
+def test_a_recorded_stream_is_the_same_but_for_the_cost_in_its_last_usage(one: Recording, size: int) -> None:
+    sent, row, asked = one.data, one.row, one.asked().exchange.tab.expected
+    assert asked is not None
+    meter = StreamMeter(structs.replace(asked, tells_cost=True, hide_final=False, hide_running=False, rename=None))
     got, was_complete = b"", False
     for at in range(0, len(sent), size):
         shown = meter.feed(sent[at : at + size], end_of_stream=False)
@@ -142,7 +144,7 @@ def test_a_recorded_stream_is_the_same_but_for_the_cost_in_its_last_usage(row: d
         was_complete = meter.complete
     got += meter.feed(b"", end_of_stream=True)
     assert got.replace(b',"cost":0.000123', b"") == sent
-    tells = row["complete"] and row["usage"].get("source") == "upstream"
+    tells = row["end"] and row["usage"]["source"] == "upstream"
     assert got.count(b'"cost":') == tells
     if tells:
         assert got.rindex(b'"usage":') < got.index(b'"cost":'), "the last one"
