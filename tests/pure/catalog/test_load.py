@@ -55,7 +55,7 @@ def test_the_example():
     )
     assert qwen.priority_factors == {"standard": 1_000_000, "spot": 500_000}
     assert (qwen.sticky, qwen.usage, qwen.tariffs[0].method, qwen.free) == ("prefix", "inject", "per_token", False)
-    assert qwen.endpoints == {"chat.completions", "completions"}
+    assert qwen.endpoints == {"chat.completions", "completions", "responses", "messages"}
     assert catalog.models["gpt-3.5-turbo"] is catalog.models["qwen2.5-7b"]
     assert catalog.models["qwen-coder-7b"].served_name == "Qwen/Qwen2.5-Coder-7B-Instruct"
     assert catalog.models["deepseek-coder-lite"].tariffs[0].rates.resolved[1] == 700_000_000
