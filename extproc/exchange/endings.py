@@ -26,6 +26,7 @@ from extproc.exchange.response import FAILURES
 from extproc.exchange.state import Outcome, State
 from extproc.exchange.tab import Tab
 from extproc.money.hold import EndReason
+from extproc.money.usage import Usage
 
 StoreAnswer = KeyRead | Answered | Admitted | Amended | Refused | Counted | StoreFailed
 
@@ -38,7 +39,7 @@ def gone_forwarded(tab: Tab, event: Gone) -> Outcome:
         tab.decided_by("abort_before_response", policy)
     if policy == "void" or reason is not EndReason.CLIENT_GONE:
         return State.CLOSED, tab.void(reason, event.at_ns)
-    return State.CLOSED, tab.settle(tab.prompt_usage(), reason, event.at_ns)
+    return State.CLOSED, tab.settle(_prompt_usage(tab), reason, event.at_ns)
 
 
 def gone_streaming(tab: Tab, event: Gone) -> Outcome:
@@ -53,12 +54,16 @@ def gone_streaming(tab: Tab, event: Gone) -> Outcome:
     reason = _reason_of(event, said or EndReason.CUT)
     tab.decided_by("ended_early", policy.ended_early)
     if policy.ended_early == "input_only":
-        usage = tab.prompt_usage()
+        usage = _prompt_usage(tab)
     elif policy.ended_early == "full":
         usage = tab.held_usage()
     else:
         usage = meter.usage(ended_early=True)
     return State.CLOSED, tab.settle(usage, reason, event.at_ns)
+
+
+def _prompt_usage(tab: Tab) -> Usage:
+    return tab.meter.prompt_usage() if isinstance(tab.meter, StreamMeter) else tab.prompt_usage()
 
 
 def stopped(tab: Tab, event: Stopped) -> Outcome:

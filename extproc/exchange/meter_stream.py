@@ -161,6 +161,11 @@ class StreamMeter:
         units = self._units.values()
         return with_units(usage, expected, sum(text.characters for text in units), sum(text.words for text in units))
 
+    def prompt_usage(self) -> Usage:
+        """The prompt alone, as it was told, if it was."""
+        usage = self._said() or self._counted_by_us(0, UsageSource.COUNTED)
+        return with_units(structs.replace(usage, output_tokens=0, reasoning_tokens=0), self._expected, 0, 0)
+
     def _tokens_used(self) -> Usage:
         said = self._said()
         if said is not None:

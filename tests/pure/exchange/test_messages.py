@@ -240,6 +240,28 @@ def test_a_cut_stream_ends_with_an_error_that_the_sdk_raises():
     assert json.loads(shown.partition(b"data: ")[2])["error"]["type"] == "overloaded_error"
 
 
+@pytest.mark.parametrize(
+    ("events", "policy", "charge"),
+    [
+        ([], Policy(), 11_000),
+        ([{"type": "message_start", "message": {"usage": {"input_tokens": 30}}}], Policy(), 30_000),
+        ([{"type": "message_start", "message": {"usage": {"input_tokens": 0}}}], Policy(), 11_000),  # some say 0 until they know
+        ([{"type": "message_start", "message": {"usage": {"input_tokens": 30}}}, {"type": "message_delta", "usage": {"output_tokens": 5}}],
+         Policy(), 30_000),
+        ([{"type": "message_start", "message": {"usage": {"input_tokens": 30, "cache_read_input_tokens": 10}}},
+          {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "abc"}}], Policy(ended_early="input_only"), 35_000),
+    ],
+)  # fmt: skip
+def test_who_leaves_before_the_answer_pays_the_prompt_as_it_was_told(events: list[dict[str, Any]], policy: Policy, charge: int):
+    exchange = Exchange(pinned(SERVING, policy=policy))
+    ask(exchange, stream=True)
+    exchange.receive(ev.Amended(granted=granted()))
+    exchange.receive(ev.ResponseHeaders(status=200, headers={"content-type": "text/event-stream"}))
+    play(exchange, *(chunk(b"data: " + json.dumps(event).encode() + b"\n\n") for event in events))
+    end, _ = exchange.receive(ev.Gone())
+    assert end.ending.charge_nanos == charge
+
+
 # counting
 
 
