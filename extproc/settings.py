@@ -171,6 +171,7 @@ class Body:
     bytes_max: int = kit.number(1_048_576, 1_024, 33_000_000)  # a message of Envoy may have 32 MiB (edge, MESSAGE_BYTES_MAX)
     count_exactly_bytes_max: int = kit.number(262_144, 0, 2**30)
     offload_bytes: int = kit.number(16_384, 0, 65_536)  # a longer text blocks the loop for milliseconds
+    tokenize_urls: kit.NamedUrls = kit.read_by((), kit.read_urls, show=kit.show_urls)  # noqa: RUF009 - a field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,6 +238,7 @@ class Settings:
             entry_nanos=self.holds.entry_nanos,
             key_header=self.identity.key_header,
             cache_salt_key=(self.identity.cache_salt_key or "").encode(),
+            counted_upstream=frozenset(dict(self.body.tokenize_urls)),
         )
 
     def masked(self) -> dict[str, dict[str, Any]]:

@@ -34,6 +34,7 @@ from extproc.edge.threads import Threads
 from extproc.edge.transport.grpcio import GrpcioTransport
 from extproc.edge.transport.lean.server import LeanTransport
 from extproc.edge.transport.port import Call, Handler, HandlerFactory, Listen, Transport
+from extproc.edge.upstream_tokens import UpstreamTokens
 from extproc.errors import ExtprocError, StoreError
 from extproc.holds.memory import used_ratio
 from extproc.holds.redis import RedisHolds
@@ -234,6 +235,7 @@ async def gate_worker(settings: Settings, slot: int, listen_fd: int | None) -> G
         counters=lambda: catalog.counters,
         metrics=meter,
         threads=Threads(threads),
+        upstream_tokens=UpstreamTokens(dict(settings.body.tokenize_urls), monotonic_s=time.monotonic),
         open=drivers,
         beats=Beats(stores.holds, meter),
         missed=standing.miss,

@@ -28,6 +28,7 @@ from extproc.edge.lending import Lending
 from extproc.edge.pressure import Pressure
 from extproc.edge.threads import Threads
 from extproc.edge.transport.port import Call, GoneReason, StatusCode
+from extproc.edge.upstream_tokens import UpstreamTokens
 from extproc.errors import ExchangeError, StoreError
 from extproc.exchange import actions as act
 from extproc.exchange import events as ev
@@ -67,6 +68,7 @@ class Gate:
     counters: Callable[[], Counters]
     metrics: Metrics
     threads: Threads
+    upstream_tokens: UpstreamTokens
     open: set[Driver]
     beats: Beats
     missed: Callable[[str], None]
@@ -102,7 +104,7 @@ class Driver:
         self._rest: tuple[act.Action, ...] | None = None  # what waits until the ending is safe
         self._timer: asyncio.TimerHandle | None = None
         self._ending: Done | None = None
-        self._counting: asyncio.Future[int] | None = None
+        self._counting: asyncio.Future[Any] | None = None
         self._secret = ""
         self._loan: Loan | None = None
         gate.open.add(self)
@@ -248,7 +250,12 @@ class Driver:
         return ev.Amended(at_ns=time.monotonic_ns(), granted=granted)
 
     def _count(self, action: act.Count) -> bool:
-        answer = self._gate.threads.run(action.payer_id, action.job)
+        return self._await_count(self._gate.threads.run(action.payer_id, action.job))
+
+    def _count_upstream(self, action: act.CountUpstream) -> bool:
+        return self._await_count(self._gate.upstream_tokens.ask(action.payer_id, action.model, action.question))
+
+    def _await_count(self, answer: asyncio.Future[int] | asyncio.Future[int | None] | None) -> bool:
         if answer is None:
             self._uncounted()
             return False
@@ -257,7 +264,7 @@ class Driver:
         answer.add_done_callback(self._counted)
         return False
 
-    def _counted(self, answer: asyncio.Future[int]) -> None:
+    def _counted(self, answer: asyncio.Future[Any]) -> None:
         self._counting = None
         if self._timer is not None:
             self._timer.cancel()
@@ -374,6 +381,7 @@ _DEEDS: dict[type[act.Action], Callable[[Driver, Any], bool]] = {
     act.Amend: Driver._amend,  # noqa: SLF001
     act.Lend: Driver._lend,  # noqa: SLF001
     act.Count: Driver._count,  # noqa: SLF001
+    act.CountUpstream: Driver._count_upstream,  # noqa: SLF001
     act.Beat: Driver._beat,  # noqa: SLF001
     act.End: Driver._end,  # noqa: SLF001
     act.Note: Driver._note,  # noqa: SLF001

@@ -40,6 +40,14 @@ class Count(Action, frozen=True, kw_only=True):
     job: Callable[[], int]
 
 
+class CountUpstream(Action, frozen=True, kw_only=True):
+    """Post ``question`` to a server of ``model``; answered by Counted. ``payer_id``: whose share of the questions it takes."""
+
+    payer_id: str
+    model: str
+    question: bytes
+
+
 class Amend(Action, frozen=True, kw_only=True):
     """Answered by Amended, Refused or StoreFailed. ``waits`` False: Amended at once, whatever the store says afterwards (trust)."""
 

@@ -62,7 +62,7 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     def count(self, counter: Counter) -> int:
         """Tokens as the backend will count them; tools and odd message fields are estimated (:attr:`exact`)."""
-        tokens = self.token_ids + self.extra_bytes // BYTES_PER_TOKEN
+        tokens = self.beside_text
         if self.messages:
             tokens += counter.count_chat(self.messages)
         if self.shared:
@@ -102,6 +102,11 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     def exact(self) -> bool:
         """:meth:`count` is what the backend counts, but for a template that differs from the catalog's."""
         return not self.extra_bytes
+
+    @property
+    def beside_text(self) -> int:
+        """Tokens that came as ids, and an estimate of tools and odd message fields."""
+        return self.token_ids + self.extra_bytes // BYTES_PER_TOKEN
 
     @property
     def extra_bound(self) -> int:

@@ -26,7 +26,8 @@ class Policy:
 class Bounds:
     """Sizes and amounts that an exchange needs to know; from extproc.yaml's ``body``, ``holds``, ``listen`` and ``identity``.
 
-    ``cache_salt_key``: empty = payers share the prefix caches of backends.
+    ``cache_salt_key``: empty = payers share the prefix caches of backends. ``counted_upstream``: models whose own servers may be asked
+    for the tokens of a prompt.
     """
 
     body_bytes_max: int = 1_048_576
@@ -35,3 +36,4 @@ class Bounds:
     entry_nanos: int = 1_000_000
     key_header: str = "authorization"
     cache_salt_key: bytes = field(default=b"", repr=False)
+    counted_upstream: frozenset[str] = frozenset()

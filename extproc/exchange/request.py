@@ -9,7 +9,7 @@ from __future__ import annotations
 from extproc.accounts.scopes import key_fault
 from extproc.errors import ClientError
 from extproc.exchange import answers, replies
-from extproc.exchange.actions import Admit, Answer, Count, FindAnswer, LookUpKey, PassBody, PassHeaders
+from extproc.exchange.actions import Admit, Answer, Count, CountUpstream, FindAnswer, LookUpKey, PassBody, PassHeaders
 from extproc.exchange.answers import Question
 from extproc.exchange.ask import JSON
 from extproc.exchange.body import understand
@@ -18,6 +18,7 @@ from extproc.exchange.events import Admitted, Amended, Answered, Body, Counted, 
 from extproc.exchange.sizing import Size, clamped, size
 from extproc.exchange.state import Outcome, State
 from extproc.exchange.tab import Tab
+from extproc.exchange.upstream import question
 from extproc.money.hold import DenyReason, EndReason
 from extproc.money.price import Price
 from extproc.money.quote import Quote, Terms, affordable_output_tokens
@@ -165,8 +166,10 @@ def body(tab: Tab, event: Body) -> Outcome:
         understand(tab, event.data)
         assert tab.ask is not None
         counter, prompt = tab.counter, tab.ask.prompt
-        if counter is None or prompt.text_bytes > tab.pinned.bounds.count_exactly_bytes_max:
+        if prompt.text_bytes > tab.pinned.bounds.count_exactly_bytes_max:
             return _amend(tab, None)
+        if counter is None:
+            return _ask_upstream(tab) or _amend(tab, None)
         if prompt.work_bytes <= tab.pinned.bounds.offload_bytes:
             return _amend(tab, prompt.count(counter))
     except ClientError as error:
@@ -175,10 +178,25 @@ def body(tab: Tab, event: Body) -> Outcome:
     return State.COUNTING, (Count(payer_id=payer_id, job=lambda: prompt.count(counter)),)
 
 
+def _ask_upstream(tab: Tab) -> Outcome | None:
+    """The model has no vocabulary here, but perhaps a server that counts."""
+    assert tab.ask is not None
+    assert tab.model is not None
+    if tab.model.name not in tab.pinned.bounds.counted_upstream or tab.ask.is_free:
+        return None
+    asked = question(tab.ask.prompt, tab.model.served_name)
+    payer_id = tab.key.payer_id if tab.key else ""
+    return (State.COUNTING, (CountUpstream(payer_id=payer_id, model=tab.model.name, question=asked),)) if asked else None
+
+
 def counted(tab: Tab, event: Counted) -> Outcome:
     """Not counted in time: the bound is held for, and the backend asked to tell the prompt's tokens with the first chunk."""
+    assert tab.ask is not None
+    tokens = event.tokens
+    if tokens is not None and tab.counter is None:
+        tokens += tab.ask.prompt.beside_text  # its server has read the text only
     try:
-        return _amend(tab, event.tokens)
+        return _amend(tab, tokens)
     except ClientError as error:
         return _refuse_held(tab, event.at_ns, error)
 

@@ -34,6 +34,7 @@ from extproc.edge.lending import Lending
 from extproc.edge.pressure import Pressure
 from extproc.edge.threads import Threads
 from extproc.edge.transport.port import StatusCode
+from extproc.edge.upstream_tokens import UpstreamTokens
 from extproc.edge.wire import ext_proc_pb2 as wire
 from extproc.metrics import Metrics, registry
 from extproc.money.hold import Admission, Amendment, Checkpoint, Ending, EndResult, Granted, Verdict
@@ -119,6 +120,7 @@ async def a_gate(directory: Path) -> Gate:
         counters=lambda: catalog.counters,
         metrics=metrics,
         threads=Threads(ThreadPoolExecutor(1)),
+        upstream_tokens=UpstreamTokens({}, monotonic_s=time.monotonic),
         open=set(),
         beats=Beats(holds, metrics),
         missed=lambda _: None,

@@ -86,18 +86,21 @@ def shared_caches(settings: Settings) -> Iterator[Finding]:
 
 
 def unknown_backends(settings: Settings, catalog: Catalog | None) -> Iterator[Finding]:
-    """Backends are watched for a model that is none: nobody compares their tokens with anything."""
-    known = catalog.models if catalog else dict(settings.settler.backend_metrics)
-    for name in (name for name, _ in settings.settler.backend_metrics if name not in known):
-        place = place_of(settings, "settler", "backend_metrics")
-        yield Finding(
-            severity=Severity.ERROR,
-            check="unknown_backends",
-            file=place.file,
-            line=place.line,
-            what=f"settler.backend_metrics names {name!r}, and the catalog has no such model",
-            todo="name a model of the catalog, not what the backend calls it",
-        )
+    """Backends are watched or asked for a model that is none: nobody compares their tokens with anything, nobody asks."""
+    for section, key, named in (
+        ("settler", "backend_metrics", settings.settler.backend_metrics),
+        ("body", "tokenize_urls", settings.body.tokenize_urls),
+    ):
+        for name in (name for name, _ in named if catalog and name not in {model.name for model in catalog.models.values()}):
+            place = place_of(settings, section, key)
+            yield Finding(
+                severity=Severity.ERROR,
+                check="unknown_backends",
+                file=place.file,
+                line=place.line,
+                what=f"{section}.{key} names {name!r}, and the catalog has no such model",
+                todo="name a model of the catalog, not its alias nor what the backend calls it",
+            )
 
 
 def place_of(settings: Settings, section: str, key: str) -> Node:

@@ -378,9 +378,10 @@ def test_policies_that_give_something_away_are_named(shipped, policy, said):
     assert all(words in finding.what for finding, words in zip(findings, said, strict=True))
 
 
-def test_backends_of_a_model_that_is_none(shipped):
+@pytest.mark.parametrize("key", ["settler: {backend_metrics", "body: {tokenize_urls"])
+def test_backends_of_a_model_that_is_none(shipped, key):
     with (shipped.directory / "extproc.yaml").open("a") as file:
-        file.write("settler: {backend_metrics: {no-such-model: ['http://127.0.0.1:8000/metrics']}}\n")
+        file.write(f"{key}: {{no-such-model: ['http://127.0.0.1:8000/']}}}}\n")
     [finding] = shipped.new_findings()
     assert (finding.check, finding.severity, finding.line) == ("unknown_backends", Severity.ERROR, 2)
     assert "no-such-model" in finding.what

@@ -118,6 +118,13 @@ def test_every_kind_of_text_agrees(loaded: Loaded, kind: str) -> None:
         assert running_total(loaded.codec, text, sizes) == expected
 
 
+def test_blanks_that_make_the_encoder_panic(loaded: Loaded) -> None:
+    """tiktoken overflows the stack of its regular expression at some 10⁵ blanks; that panic is no Exception and would end a worker."""
+    longest = max(len(token) for token in loaded.encoding.token_byte_values() if token.isspace() and set(token) == {32})
+    text = " " * (1_200 * longest)
+    assert loaded.codec.count(text) == running_total(loaded.codec, text, [len(text)]) == 1_200
+
+
 def test_every_byte_and_no_special_token(loaded: Loaded) -> None:
     """What looks special is text, and there is no text that the encoding cannot say again."""
     for text in (*TEXTS.values(), "".join(map(chr, range(0x3200)))):

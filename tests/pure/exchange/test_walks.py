@@ -57,6 +57,7 @@ ANSWERS = {  # a store answers what it was asked
     act.Amend: (ev.Amended, ev.Refused, ev.StoreFailed),
     act.Lend: (ev.Amended, ev.StoreFailed),
     act.Count: (ev.Counted, ev.StoreFailed),
+    act.CountUpstream: (ev.Counted, ev.StoreFailed),
 }
 ANY_ANSWER = (ev.KeyRead, ev.Answered, ev.Admitted, ev.Refused, ev.StoreFailed, ev.Amended, ev.Counted)
 

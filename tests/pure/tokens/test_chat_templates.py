@@ -65,7 +65,7 @@ def test_tool_results_are_framed(counters: LoadedCounters) -> None:
 
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("tokenizer", ["qwen3", "cl100k"])
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     messages=st.lists(
         st.tuples(

@@ -166,8 +166,8 @@ def test_damaged_headers() -> None:
 
 
 def test_work_does_not_grow_with_the_image() -> None:
-    """Forty megabytes of hostile chunks: decoding them takes 30 ms, walking all of them seconds."""
-    text = url(PNG_MAGIC + header(1, 1) + chunk(b"tEXt", b"") * 2_500_000)
+    """Six megabytes of hostile chunks: walking all of them takes half a second."""
+    text = url(PNG_MAGIC + header(1, 1) + chunk(b"tEXt", b"") * 400_000)
     began = time.thread_time()
     assert image_size(text) is None
     assert time.thread_time() - began < 0.02

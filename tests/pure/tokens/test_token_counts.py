@@ -20,7 +20,7 @@ from extproc.tokens import incremental
 from extproc.tokens.incremental import Codec
 from extproc.tokens.registry import BpeCounter, LoadedCounters
 
-EXAMPLES = int(os.environ.get("EXTPROC_FUZZ_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("EXTPROC_FUZZ_EXAMPLES", "15"))
 NAMES = ("qwen3", "cl100k")
 
 TEXTS: dict[str, str] = json.loads((Path(__file__).parents[2] / "data/texts.json").read_text())

@@ -59,20 +59,19 @@ class Attempts(Codec):
         return super().head(text)
 
 
-@pytest.mark.parametrize("name", ["qwen3", "cl100k"])
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_hostile_text_is_linear_and_exact(encodings: Mapping[str, tiktoken.Encoding], name: str, kind: str) -> None:
-    nfc = name == "qwen3"
+def test_hostile_text_is_linear_and_exact(encodings: Mapping[str, tiktoken.Encoding], kind: str) -> None:
     text = HOSTILE[kind]
-    expected = len(encodings[name].encode_ordinary(unicodedata.normalize("NFC", text) if nfc else text))
+    encoding = encodings["qwen3"]
+    expected = len(encoding.encode_ordinary(unicodedata.normalize("NFC", text)))
 
-    meter = Metered(encodings[name])
-    assert Codec(meter, nfc=nfc).count(text) == expected
+    meter = Metered(encoding)
+    assert Codec(meter, nfc=True).count(text) == expected
     assert meter.chars <= 3 * len(text)
     assert meter.longest <= COUNT_WINDOW
 
-    meter = Metered(encodings[name])
-    running = RunningCount(Codec(meter, nfc=nfc))
+    meter = Metered(encoding)
+    running = RunningCount(Codec(meter, nfc=True))
     for at in range(0, len(text), 40):
         running.feed(text[at : at + 40])
         assert len(running._tail) <= TAIL_WINDOW + TAIL_GROWTH + 40
@@ -91,15 +90,6 @@ def test_a_cut_bound_to_be_wrong_is_off_by_little(encodings: Mapping[str, tiktok
         running.feed(text[at : at + 4])
     assert abs(codec.count(text) - expected) <= len(text) // 256
     assert abs(running.total() - expected) <= len(text) // 256
-
-
-def test_blanks_that_make_the_encoder_panic(encodings: Mapping[str, tiktoken.Encoding]) -> None:
-    """tiktoken overflows the stack of its regular expression at some 10⁵ blanks; that panic is no Exception and would end a worker."""
-    text = " " * (1_200 * 128)  # the longest token of blanks has 128
-    codec = Codec(encodings["qwen3"], nfc=True)
-    running = RunningCount(codec)
-    running.feed(text)
-    assert codec.count(text) == running.total() == 1_200
 
 
 def test_a_tail_that_cannot_be_cut_is_not_searched_for_every_piece(encodings: Mapping[str, tiktoken.Encoding]) -> None:
