@@ -73,10 +73,13 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         """An upper bound from sizes alone. Without a vocabulary: three tokens a byte cover every byte-level BPE under NFC."""
         repeated = _utf8_bytes(self.shared) * (self.prompts - 1)
         if counter is None:
-            return self.token_ids + self.extra_bound + 3 * (self.text_bytes + repeated) + 16 * (len(self.messages) + 1)
+            around = 16 * (len(self.messages) + 1) + self.tokens_each * (self.prompts - 1)
+            return self.token_ids + self.extra_bound + 3 * (self.text_bytes + repeated) + around
         tokens = self.token_ids + self.extra_bound
         if self.messages:
             tokens += counter.bound_chat(self.text_bytes, len(self.messages))
+        else:
+            tokens += self.tokens_each * self.prompts
         if self.shared:
             tokens += counter.bound(_utf8_bytes(self.shared)) * self.prompts
         return tokens + sum(counter.bound(_utf8_bytes(text)) for text in self.texts)

@@ -41,8 +41,10 @@ def spoken(**rates: int) -> Model:
 class Walk:
     """One request through the machine, up to its charge."""
 
-    def __init__(self, path: str, served: Model | None = None, *, policy: Policy | None = None, **more: str) -> None:
-        self.exchange = Exchange(pinned(served or sold(), policy=policy, bounds=Bounds(offload_bytes=65_536)))
+    def __init__(
+        self, path: str, served: Model | None = None, *, policy: Policy | None = None, bounds: Bounds | None = None, **more: str
+    ) -> None:
+        self.exchange = Exchange(pinned(served or sold(), policy=policy, bounds=bounds or Bounds(offload_bytes=65_536)))
         to_open(self.exchange, path=path, **more)
 
     def ask(self, body: Any) -> Any:
@@ -123,6 +125,12 @@ def test_prompts_without_output(path: str, body: dict, tokens: int, answer: dict
 def test_bodies_that_are_refused(path: str, body: dict, param: str):
     reply = Walk(path).ask(body)
     assert (reply.status, error_of(reply)["param"]) == (400, param)
+
+
+@pytest.mark.parametrize(("tokenizer", "held"), [("upstream", 16 + 2 * 999), ("words", 2 * 1_000)])
+def test_a_thousand_empty_texts_have_their_beginnings_and_ends(tokenizer: str, held: int):
+    walk = Walk("/v1/embeddings", sold(tokenizer=tokenizer), bounds=Bounds(count_exactly_bytes_max=-1))
+    assert walk.ask({"input": [""] * 1_000}).tokens == held
 
 
 def test_what_a_window_cannot_hold_may_be_cut_by_the_backend():
