@@ -237,7 +237,10 @@ def _forward(tab: Tab) -> Outcome:
 
 def _route(tab: Tab) -> tuple[tuple[str, str], ...]:
     assert tab.model is not None
-    return ("x-model", tab.model.name), ("x-priority", tab.priority), ("content-type", tab.ask.content_type if tab.ask else JSON)
+    names = ("x-model", tab.model.name), ("x-priority", tab.priority)
+    if tab.is_shadow:
+        return names  # the body goes on as it came
+    return *names, ("content-type", tab.ask.content_type if tab.ask else JSON)
 
 
 def not_amended(tab: Tab, event: Refused) -> Outcome:
