@@ -187,7 +187,7 @@ REFUSED = [
     "/v1/chat/completions%2e%2e%2fmetrics",
     "/v1/chat/completions/batch",
     "/metrics",
-    "/tokenize",
+    "/tokenize/batch",
     "/sim/config",
     "/sim/log",
     "/invocations",

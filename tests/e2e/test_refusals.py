@@ -165,7 +165,7 @@ def test_a_model_that_does_not_serve_this_endpoint(guest: Guest):
 def test_paths_and_methods_that_are_not_there(guest: Guest):
     client = guest.openai()
     with guest.charged_nothing():
-        for path in ("/nope", "/embeddings", "/chat/completions/batch", "/chat", "/Chat/Completions"):
+        for path in ("/nope", "/images/generations", "/chat/completions/batch", "/chat", "/Chat/Completions"):
             with pytest.raises(openai.NotFoundError) as missing:
                 client.post(path, cast_to=object, body=body())
             error_of(missing.value.response, 404, "unknown_url")
@@ -174,7 +174,7 @@ def test_paths_and_methods_that_are_not_there(guest: Guest):
                 ask()
             assert type(wrong.value) is openai.APIStatusError
             error_of(wrong.value.response, 405, "method_not_allowed")
-        for path in ("/metrics", "/invocations", "/v2/embed", "/sim/log", "/tokenize", "/health", "/", "/v1"):
+        for path in ("/metrics", "/invocations", "/v2/embed", "/sim/log", "/pooling", "/health", "/", "/v1"):
             for method in ("GET", "POST", "DELETE"):
                 answer = guest.house.client().request(method, path, headers=guest.headers)
                 error_of(answer, 404, "unknown_url")
