@@ -282,6 +282,16 @@ def test_images_are_held_for(urls: list, images: int):
     ]
 
 
+def test_images_may_be_priced_by_the_piece():
+    tariff = Tariff(method="hybrid", rates=Rates(input=RATE, images=7_000_000 * 1_000_000))
+    walk = Walk("/v1/chat/completions", sold(**SEEING, tariffs=(tariff,)))
+    walk.ask(looking(png(28, 28), "https://example.org/a.png"))
+    walk.forward()
+    answer = {"choices": [{"message": {"content": "h"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 300, "completion_tokens": 1}}
+    ending, record = walk.answer(answer)
+    assert (ending.charge_nanos, record.images) == (300 * 1_000 + 2 * 7_000_000, 2)
+
+
 def test_images_nobody_counted_are_charged_by_their_size():
     walk = Walk("/v1/chat/completions", sold(**SEEING, tariffs=(Tariff(rates=Rates(input=RATE, image_tokens=2 * RATE, output=RATE)),)))
     walk.ask(looking(png(512, 512)))
