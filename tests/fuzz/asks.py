@@ -15,7 +15,22 @@ from typing import Any, NamedTuple
 
 BOUNDARY = "a-boundary"
 PIECES = (
-    *("the river ", "runs through ", "a valley. ", "\n", "42", " and ", "don't ", "值得", "注意 的是 ", "한국어 ", "مرحبا ", "😀👩‍👩‍👧", "é", "e\u0301"),
+    *(
+        "the river ",
+        "runs through ",
+        "a valley. ",
+        "\n",
+        "42",
+        " and ",
+        "don't ",
+        "值得",
+        "注意 的是 ",
+        "한국어 ",
+        "مرحبا ",
+        "😀👩‍👩‍👧",
+        "é",
+        "e\u0301",
+    ),
     *('{"a": [1, 2]}', "    def f(x):\n", "AAAAaaaa", "   ", "<|im_end|>", "\u2028", "\x00", "ﬀ", "Ⅷ"),
 )
 
@@ -81,7 +96,9 @@ def _maybe(dice: random.Random, probability: float = 0.3, **members: Any) -> dic
 
 def _sampling(dice: random.Random) -> dict[str, Any]:
     given = _maybe(dice, 0.15, temperature=0.7, top_p=0.9, seed=1, stop=["\n\n"], logit_bias={"5": -100}, ignore_eos=True, top_k=20)
-    return given | _maybe(dice, 0.1, user="u", metadata={"a": "b"}, priority=-5, cache_salt="x", request_id="r", vllm_xargs={"a": 1}, unknown=1)
+    return given | _maybe(
+        dice, 0.1, user="u", metadata={"a": "b"}, priority=-5, cache_salt="x", request_id="r", vllm_xargs={"a": 1}, unknown=1
+    )
 
 
 def _output_max(dice: random.Random) -> Any:
@@ -100,9 +117,18 @@ def chat(dice: random.Random, model: str) -> dict[str, Any]:
     messages += [{"role": dice.choice(("user", "assistant")), "content": text(dice)} for _ in range(dice.randint(1, 4))]
     if model == "sees" and dice.random() < 0.7:
         url = picture(dice)
-        parts = [{"type": "image_url", "image_url": dice.choice((url, {"url": url, "detail": "low"}))}, {"type": "text", "text": text(dice)}]
+        parts = [
+            {"type": "image_url", "image_url": dice.choice((url, {"url": url, "detail": "low"}))},
+            {"type": "text", "text": text(dice)},
+        ]
         messages.append({"role": "user", "content": parts})
-    body: dict[str, Any] = {"model": model, "messages": messages, **_sampling(dice), **_streaming(dice), **_maybe(dice, n=dice.randint(1, 4))}
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": messages,
+        **_sampling(dice),
+        **_streaming(dice),
+        **_maybe(dice, n=dice.randint(1, 4)),
+    }
     if dice.random() < 0.15:
         body["tools"] = [{"type": "function", "function": {"name": "look", "description": text(dice), "parameters": {"type": "object"}}}]
     return body | _maybe(dice, 0.6, max_tokens=_output_max(dice)) | _maybe(dice, 0.2, max_completion_tokens=_output_max(dice))
@@ -116,7 +142,10 @@ def completions(dice: random.Random, model: str) -> dict[str, Any]:
 
 
 def responses(dice: random.Random, model: str) -> dict[str, Any]:
-    items = [{"role": "user", "content": [{"type": "input_text", "text": text(dice)}]}, {"type": "message", "role": "assistant", "content": text(dice)}]
+    items = [
+        {"role": "user", "content": [{"type": "input_text", "text": text(dice)}]},
+        {"type": "message", "role": "assistant", "content": text(dice)},
+    ]
     body = {"model": model, "input": dice.choice((text(dice), items)), **_maybe(dice, instructions=text(dice), temperature=0.5, store=True)}
     stream = {"stream": True} if dice.random() < 0.5 else {}
     tools = [{"type": "function", "name": "look", "parameters": {"type": "object"}}]
@@ -150,7 +179,10 @@ def score(dice: random.Random, model: str) -> dict[str, Any]:
 
 
 def transcriptions(dice: random.Random, model: str) -> dict[str, str]:
-    return {"model": model, **_maybe(dice, language="en", response_format=dice.choice(("json", "verbose_json")), temperature="0", stream="true")}
+    return {
+        "model": model,
+        **_maybe(dice, language="en", response_format=dice.choice(("json", "verbose_json")), temperature="0", stream="true"),
+    }
 
 
 def tokenize(dice: random.Random, model: str) -> dict[str, Any]:

@@ -81,7 +81,15 @@ RAW: tuple[Callable[[Dice], str], ...] = (
 NAMES = (
     *("model", "messages", "prompt", "input", "max_tokens", "n", "stream", "stream_options", "stop", "tools", "role", "content", "query"),
     *("documents", "text_1", "text_2", "tokens", "system", "echo", "best_of", "suffix", "priority", "cache_salt", "request_id", "logprobs"),
-    *("kv_transfer_params", "vllm_xargs", "chat_template", "mm_processor_kwargs", "include_reasoning", "stream_interval", "prompt_logprobs"),
+    *(
+        "kv_transfer_params",
+        "vllm_xargs",
+        "chat_template",
+        "mm_processor_kwargs",
+        "include_reasoning",
+        "stream_interval",
+        "prompt_logprobs",
+    ),
     *("__proto__", "", "usage", "previous_response_id", "background", "truncate_prompt_tokens", "\ud800", "é", "max_completion_tokens"),
 )
 
@@ -147,7 +155,9 @@ def spoil_bytes(dice: Dice, ask: Ask) -> bytes:
             case 1:
                 body[at : at + dice.choice((1, 2, 20))] = b""
             case 2:
-                body[at : at + 1] = dice.choice((b'"', b"{", b"}", b"[", b"]", b",", b":", b"\\", b"\n", b"0", b"-", b"e", b"/*", b"\r\n--"))
+                body[at : at + 1] = dice.choice(
+                    (b'"', b"{", b"}", b"[", b"]", b",", b":", b"\\", b"\n", b"0", b"-", b"e", b"/*", b"\r\n--")
+                )
             case _:
                 body[at:at] = body[: dice.randint(0, 40)]
     return bytes(body)
@@ -180,9 +190,13 @@ def anything(dice: Dice, ask: Ask) -> bytes:
 def spoil_form(dice: Dice, ask: Ask) -> tuple[bytes, str]:
     """Headers, names, boundaries and files that are none, or too many."""
     name = dice.choice(("model", "stream", "file", "language", "prompt", "response_format", "temperature", "hotwords", "user", "é", "a[]"))
-    value = dice.choice(("true", "1", "text", "vtt", "x" * 70_000, "\ud83d\ude00", "NaN", "-1", f"\r\n--{BOUNDARY}--", "whisper-large-v3", ""))
+    value = dice.choice(
+        ("true", "1", "text", "vtt", "x" * 70_000, "\ud83d\ude00", "NaN", "-1", f"\r\n--{BOUNDARY}--", "whisper-large-v3", "")
+    )
     fields = {"model": "whisper-large-v3", name: value}
-    file = dice.choice((sound(500), b"", b"RIFF", b"ID3" + dice.randbytes(50), b"OggS" * 20, b"fLaC" + bytes(50), dice.randbytes(300), sound(500)[:30]))
+    file = dice.choice(
+        (sound(500), b"", b"RIFF", b"ID3" + dice.randbytes(50), b"OggS" * 20, b"fLaC" + bytes(50), dice.randbytes(300), sound(500)[:30])
+    )
     body = form_ask(ask.path, fields, file).body
     before, after = dice.choice(
         (
@@ -198,7 +212,7 @@ def spoil_form(dice: Dice, ask: Ask) -> tuple[bytes, str]:
         spoilt = spoil_bytes(dice, ask._replace(body=spoilt))
     kind = dice.choice(
         (
-            *[f"multipart/form-data; boundary={BOUNDARY}"] * 6, "multipart/form-data", "multipart/form-data; boundary=", f"Multipart/Form-Data;boundary=\"{BOUNDARY}\"",
+            *[f"multipart/form-data; boundary={BOUNDARY}"] * 6, "multipart/form-data", "multipart/form-data; boundary=", f'Multipart/Form-Data;boundary="{BOUNDARY}"',
             f"multipart/form-data; boundary={BOUNDARY}; boundary=b", "multipart/form-data; boundary=" + "x" * 200, "application/json", "", "multipart/mixed; boundary=a-boundary",
         )
     )  # fmt: skip
@@ -214,7 +228,11 @@ def random_hostile(dice: Dice) -> Ask:
     spoils = [spoil_bytes, cut_off, anything, recode]
     if ask.members is not None:
         spoils += [spoil_members] * 10 + [double_a_key] * 2
-    kind = ask.content_type if dice.random() < 0.95 else dice.choice(("", "text/plain", "application/json; charset=utf-16", "multipart/form-data; boundary=x"))
+    kind = (
+        ask.content_type
+        if dice.random() < 0.95
+        else dice.choice(("", "text/plain", "application/json; charset=utf-16", "multipart/form-data; boundary=x"))
+    )
     return ask._replace(body=dice.choice(spoils)(dice, ask), content_type=kind)
 
 
@@ -315,7 +333,9 @@ def run(bodies: int, seed: int) -> Counter[str]:
 def main(bodies: int, seed: int) -> None:
     begun = time.monotonic()
     found = run(bodies, seed)
-    print(f"{bodies} hostile bodies over all endpoints, seed {seed}, {time.monotonic() - begun:.0f} s: none broke anything; each was refused")
+    print(
+        f"{bodies} hostile bodies over all endpoints, seed {seed}, {time.monotonic() - begun:.0f} s: none broke anything; each was refused"
+    )
     print("and given back, or held for and forwarded as a plain body.")
     for what, count in found.most_common():
         print(f"  {what:<40} {count:>8}")

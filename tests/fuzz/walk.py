@@ -12,6 +12,7 @@ from extproc.catalog.load import load_catalog
 from extproc.catalog.model import Catalog
 from extproc.exchange import actions as act
 from extproc.exchange import events as ev
+from extproc.exchange.ask import Prompt
 from extproc.exchange.machine import Exchange
 from extproc.exchange.policy import Bounds, Policy
 from extproc.exchange.record import Record
@@ -44,11 +45,15 @@ def pinned(file: Path, counters: Counters | None = None, *, policy: Policy | Non
 
 
 class Walk:
-    """``passed`` to a backend with ``amendment`` held; or refused with ``reply``. ``ends``: every ending of the hold."""
+    """``passed`` to a backend with ``amendment`` held; or refused with ``reply``. ``ends``: every ending of the hold.
 
-    def __init__(self, pinned: Pinned, *, key: Key = KEY, spendable_nanos: int = RICH) -> None:
+    ``stores_away``: credit is lent in the store's place. ``prompt``: as it was understood.
+    """
+
+    def __init__(self, pinned: Pinned, *, key: Key = KEY, spendable_nanos: int = RICH, stores_away: bool = False) -> None:
         self.exchange = Exchange(pinned)
-        self.key, self.spendable_nanos = key, spendable_nanos
+        self.key, self.spendable_nanos, self.stores_away = key, spendable_nanos, stores_away
+        self.prompt: Prompt | None = None
         self.is_held = False
         self.amendment: Amendment | None = None
         self.passed: act.PassBody | None = None
@@ -59,7 +64,9 @@ class Walk:
             act.LookUpKey: lambda _: ev.KeyRead(key=self.key),
             act.Admit: self._admit,
             act.Count: lambda action: ev.Counted(tokens=action.job()),
+            act.CountUpstream: lambda _: ev.Counted(tokens=None),
             act.Amend: self._amend,
+            act.Lend: self._lend,
         }
 
     def ask(self, path: str, data: bytes, content_type: str = "application/json", **headers: str) -> None:
@@ -82,6 +89,18 @@ class Walk:
         if length is not None:
             return self._chunk(b"".join(chunks), is_last=True)
         return b"".join([self._chunk(chunk, is_last=False) for chunk in chunks]) + self._chunk(b"", is_last=True)
+
+    def fail(self, status: int) -> None:
+        """The backend has answered, but not with a success."""
+        self._receive(ev.ResponseHeaders(at_ns=3, status=status, headers={"content-type": "application/json"}))
+        self._chunk(b"{}", is_last=True)
+
+    def leave(self, chunks: Iterable[bytes], content_type: str) -> None:
+        """The client hangs up when it has so much of the answer."""
+        self._receive(ev.ResponseHeaders(at_ns=3, status=200, headers={"content-type": content_type}))
+        for chunk in chunks:
+            self._chunk(chunk, is_last=False)
+        self._receive(ev.Gone(at_ns=5))
 
     def fork(self) -> Walk:
         """The same request once more, from here on."""
@@ -127,6 +146,9 @@ class Walk:
             self.ends.append(action.ending)
 
     def _admit(self, action: act.Admit) -> ev.Event:
+        if self.stores_away:
+            self.is_held = True  # by nobody yet, and yet it has to be voided
+            return ev.StoreFailed(what="redis")
         if action.admission.entry_nanos > self.spendable_nanos:
             return self._denied(action.admission.entry_nanos)
         self.is_held = True
@@ -135,7 +157,17 @@ class Walk:
     def _amend(self, action: act.Amend) -> ev.Event:
         if action.amendment.reserved_nanos > self.spendable_nanos and not action.amendment.goes_on:
             return self._denied(action.amendment.reserved_nanos)
-        self.amendment = action.amendment
+        return self._granted(action.amendment)
+
+    def _lend(self, action: act.Lend) -> ev.Event:
+        if action.amendment.cap_nanos > self.spendable_nanos:
+            return ev.StoreFailed(what="no more credit")
+        return self._granted(action.amendment)
+
+    def _granted(self, amendment: Amendment) -> ev.Event:
+        ask = self.exchange.tab.ask
+        assert ask is not None
+        self.prompt, self.amendment = ask.prompt, amendment
         return ev.Amended(granted=Granted(hold_id=HOLD, spendable_nanos=self.spendable_nanos))
 
     def _denied(self, required_nanos: int) -> ev.Refused:

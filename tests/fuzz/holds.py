@@ -1,0 +1,331 @@
+"""Random requests over all endpoints, methods and policies, from the body to the charge: what was held covers what is charged. By seed.
+
+    PYTHONPATH=tests python -m fuzz.holds 100000 7    tries so many, and prints hold ÷ charge of those that reach half of their maximum
+
+A model with a random price serves an ordinary request (``asks.py``). Its backend reads the prompt as the right tokenizer does, with what its
+template adds; generates as much as it likes, up to what it was allowed; and tells its usage – truly, wrongly or not at all. Or the
+answer breaks off, or the client leaves. ``pure/money/random_bills.py`` tries the same of the money alone, with stranger figures.
+"""
+
+# ruff: noqa: T201 - it is there to print
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from typing import Any, NamedTuple
+
+from msgspec import structs
+from pure.money.random_bills import MILLIONTHS, ordinary_bill, random_bill
+
+from extproc.accounts.model import Key
+from extproc.catalog.model import CHARGEABLE, Catalog, Model, Tariff, Tier
+from extproc.exchange.ask import Prompt
+from extproc.exchange.endpoints import BY_PATH
+from extproc.exchange.policy import Bounds, Policy
+from extproc.exchange.record import Record
+from extproc.exchange.tab import Pinned
+from extproc.money.hold import NO_LIMITS
+from extproc.money.price import FACTOR_ONE, Price, Rates
+from extproc.money.receipt import cost_nanos
+from extproc.money.usage import used
+from extproc.tokens.images import image_tokens
+from extproc.tokens.registry import LoadedCounters, load_counters
+from fuzz.asks import Ask, random_ask
+from fuzz.walk import KEY, RICH, Walk
+
+Dice = random.Random
+POLICIES = (
+    Policy(),
+    Policy(no_usage="hold"),
+    Policy(ended_early="full"),
+    Policy(ended_early="input_only", abort_before_response="void"),
+    Policy(over_balance="clamp", clamp_output_tokens_min=1),
+    Policy(trust_factor=2),
+    Policy(stores_away_credit_nanos=10**12),
+)
+FACTORS = (500_000, 850_000, FACTOR_ONE)
+USAGES = ("inject", "inject", "inject", "continuous", "forced", "counted")
+TOOLS_PREAMBLE_TOKENS = 130  # Qwen's, about
+RATIO_MEDIAN_MAX = 3
+WORD = " time"  # a token of every vocabulary here
+
+
+class Case(NamedTuple):
+    """``is_ordinary``: a price as vendors have it, a full one."""
+
+    model: Model
+    key: Key
+    terms: Pinned
+    ask: Ask
+    spendable_nanos: int
+    is_ordinary: bool
+
+
+class Made(NamedTuple):
+    """What a backend has made of it: tokens of the prompt, and of each choice; how it tells them, and how it all ends."""
+
+    prompt: int
+    cached: int
+    outputs: list[int]
+    tells: str  # truly | nothing | wrongly
+    end: str  # whole | broken | left | died
+
+
+@cache
+def counters() -> LoadedCounters:
+    return load_counters({"qwen2", "cl100k"})
+
+
+def random_case(dice: Dice) -> Case:
+    served: list[str] = []
+
+    def named(endpoint: str) -> str:
+        served.append(endpoint)
+        return dice.choice(("m", "m", "sees"))
+
+    ask = random_ask(dice, named)
+    (endpoint,) = served
+    is_ordinary = dice.random() < 0.7
+    factors = FACTORS if is_ordinary else MILLIONTHS
+    sees = ask.members is not None and ask.members["model"] == "sees"
+    rates, method = random_rates(dice, endpoint, has_images=sees, is_ordinary=is_ordinary)
+    tokenizer = "upstream" if endpoint == "transcriptions" else dice.choice(("qwen2", "qwen2", "cl100k", "upstream"))
+    model = Model(
+        name="sees" if sees else "m", served_name=dice.choice(("Org/M", "m")), endpoints=frozenset({endpoint}), tokenizer=tokenizer,
+        chat_template="gpt" if tokenizer == "cl100k" else "chatml", context_tokens=32_768, output_tokens_max=0 if method == "per_second" else 2_048,
+        output_tokens_default=dice.choice((64, 256, 1_024)), free=False, usage=dice.choice(USAGES), image_formula="qwen2-vl" if sees else "",
+        image_tokens_max=4_096 if sees else 0, priority_factors={"standard": dice.choice(factors) or 1},
+        tariffs=(Tariff(method=method, rates=rates, minimum_nanos=0 if is_ordinary else dice.choice((0, 0, 0, 1, 1_000_000))),),
+    )  # fmt: skip
+    tier = Tier(name="default", limits=NO_LIMITS, price_factor=dice.choice(factors))
+    catalog = Catalog(version="v", currency="CNY", tiers={"default": tier}, default_tier="default", models={"m": model, "sees": model})
+    policy = dice.choice(POLICIES)
+    bounds = Bounds(counted_upstream=frozenset({"m"}) if dice.random() < 0.2 else frozenset())
+    terms = Pinned(catalog=catalog, policy=policy, bounds=bounds, counters=counters(), price_known=lambda payer, price: False)
+    key = replace(KEY, price_factor=dice.choice(factors) if dice.random() < 0.2 else FACTOR_ONE)
+    poor = 10 ** dice.randint(6, 10) if dice.random() < 0.2 else RICH
+    return Case(model, key, terms, ask, poor, is_ordinary)
+
+
+def random_rates(dice: Dice, endpoint: str, *, has_images: bool, is_ordinary: bool) -> tuple[Rates, str]:
+    """Of what this endpoint uses, as a catalog would be held to."""
+    usable = CHARGEABLE[endpoint] if has_images else CHARGEABLE[endpoint] - {"images", "image_tokens"}
+    while True:
+        price = (ordinary_bill if is_ordinary else random_bill)(dice).price
+        rates = {unit: rate for unit in price.rates.__struct_fields__ if (rate := getattr(price.rates, unit)) and unit in usable}
+        if endpoint == "transcriptions" and price.method != "per_second":
+            continue
+        if rates:
+            return Rates(**rates), price.method
+
+
+def random_made(dice: Dice, walk: Walk, prompt: Prompt, case: Case) -> Made:
+    """An honest backend's figures. What is generated is bounded by what the forwarded body says."""
+    tab = walk.exchange.tab
+    assert tab.sized is not None
+    each, choices = tab.sized.output_each, tab.sized.demand.output_tokens // max(1, tab.sized.output_each)
+    read = min(read_tokens(dice, prompt, case), case.model.context_tokens * prompt.prompts)
+    outputs = [dice.choice((each, dice.randint(0, each), dice.randint((each + 1) // 2, each))) for _ in range(choices)]
+    tells = dice.choice(("truly", "truly", "truly", "nothing", "wrongly"))
+    return Made(
+        read, dice.choice((0, 0, dice.randint(0, read))), outputs, tells, dice.choice(("whole", "whole", "whole", "broken", "left", "died"))
+    )
+
+
+def read_tokens(dice: Dice, prompt: Prompt, case: Case) -> int:
+    """As the model's own tokenizer counts; a template that differs from the catalog's by a few tokens a message and as many once."""
+    counter = counters().get("qwen2" if case.model.tokenizer == "upstream" else case.model.tokenizer, case.model.chat_template)
+    assert counter is not None
+    tokens = prompt.token_ids + sum(counter.count(text) for text in prompt.texts) + counter.count(prompt.shared) * prompt.prompts
+    if prompt.messages:
+        tokens += counter.count_chat(prompt.messages) + dice.randint(0, 4) * len(prompt.messages) + dice.randint(0, 16)
+    else:
+        tokens += dice.randint(0, prompt.tokens_each) * prompt.prompts
+    if prompt.extra_bytes:
+        tokens += prompt.extra_bytes // dice.choice((2, 3, 4)) + TOOLS_PREAMBLE_TOKENS
+    most = case.model.image_tokens_max
+    sizes = [size or (dice.choice((512, 1_024, 2_048)), 768) for size in prompt.images]
+    return tokens + sum(image_tokens(case.model.image_formula, size, most) for size in sizes)
+
+
+# what a backend writes
+
+
+def usage_of(dice: Dice, path: str, made: Made, audio_ms: int) -> dict[str, Any] | None:
+    if made.tells == "nothing":
+        return None
+    if made.tells == "wrongly":
+        figures = [dice.choice((10**12, -5, "7", 1.5, None, 2**70, 0)) for _ in range(3)]
+    else:
+        figures = [made.prompt, sum(made.outputs), made.cached]
+    prompt, output, cached = figures
+    if "audio" in path:
+        return {"type": "duration", "seconds": -(-audio_ms // 1_000) if made.tells == "truly" else prompt}
+    if path.startswith("/v1/messages"):
+        fresh = prompt - cached if made.tells == "truly" else prompt
+        return {"input_tokens": fresh, "cache_read_input_tokens": cached, "output_tokens": output}
+    if path.startswith("/v1/responses"):
+        return {"input_tokens": prompt, "input_tokens_details": {"cached_tokens": cached}, "output_tokens": output}
+    return {"prompt_tokens": prompt, "completion_tokens": output, "prompt_tokens_details": {"cached_tokens": cached}}
+
+
+def document(path: str, made: Made, usage: dict[str, Any] | None) -> dict[str, Any]:
+    told = {} if usage is None else {"usage": usage}
+    texts = [WORD * tokens for tokens in made.outputs]
+    if path == "/v1/messages":
+        return {"type": "message", "content": [{"type": "text", "text": texts[0]}], "stop_reason": "end_turn"} | told
+    if path == "/v1/responses":
+        return {"status": "completed", "output": [{"type": "message", "content": [{"type": "output_text", "text": texts[0]}]}]} | told
+    if "audio" in path:
+        return {"text": "a time"} | told
+    if "completions" not in path:
+        return {"data": [{"embedding": [1]}]} | told
+    name = "message" if "chat" in path else "text"
+    said = [{"content": text} if "chat" in path else text for text in texts]
+    return {"choices": [{"index": index, name: one, "finish_reason": "stop"} for index, one in enumerate(said)]} | told
+
+
+def events(path: str, made: Made, usage: dict[str, Any] | None) -> list[bytes]:
+    if path == "/v1/messages":
+        begun = {} if usage is None else {name: usage[name] for name in usage if name != "output_tokens"}
+        delta = {"type": "content_block_delta", "delta": {"type": "text_delta", "text": WORD * made.outputs[0]}}
+        end = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}} | ({} if usage is None else {"usage": usage})
+        return [sse(one) for one in ({"type": "message_start", "message": {"usage": begun}}, delta, end, {"type": "message_stop"})]
+    if path == "/v1/responses":
+        delta = {"type": "response.output_text.delta", "delta": WORD * made.outputs[0]}
+        return [sse(delta), sse({"type": "response.completed", "response": document(path, made._replace(outputs=[0]), usage)})]
+    found = []
+    for index, tokens in enumerate(made.outputs):
+        for part in (tokens // 2, tokens - tokens // 2):
+            said = {"text": WORD * part} if path == "/v1/completions" else {"delta": {"content": WORD * part}}
+            found.append(sse({"choices": [{"index": index, **said, "finish_reason": None}]}))
+        found.append(sse({"choices": [{"index": index, "delta": {}, "text": "", "finish_reason": "stop"}]}))
+    told = [] if usage is None else [sse({"choices": [], "usage": usage})]
+    return [*found, *told, b"data: [DONE]\n\n"]
+
+
+def sse(event: Mapping[str, Any]) -> bytes:
+    return b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n"
+
+
+def play(dice: Dice, walk: Walk, path: str, made: Made) -> None:
+    """The answer, up to its end."""
+    tab = walk.exchange.tab
+    assert tab.sized is not None
+    usage = usage_of(dice, path, made, tab.sized.demand.audio_ms)
+    assert tab.price is not None
+    if made.tells == "truly" and made.end == "whole" and tab.trusts_usage and not tab.price.needs_text:
+        made = made._replace(outputs=[1 for _ in made.outputs])  # nobody counts the text
+    if made.end == "died" and dice.random() < 0.5:
+        walk.fail(503)
+        return
+    is_stream = tab.stream
+    if is_stream:
+        chunks, kind = events(path, made, usage), "text/event-stream"
+    else:
+        chunks, kind = [json.dumps(document(path, made, usage)).encode()], "application/json"
+    if made.end == "whole":
+        walk.answer(chunks, kind, length=None if is_stream else len(chunks[0]))
+        return
+    whole = b"".join(chunks)
+    part = [whole[: dice.randrange(len(whole) + 1)]]
+    if made.end == "left":
+        walk.leave(part, kind)
+    elif made.end == "broken":
+        walk.answer(part, kind)
+    else:
+        walk.answer([*part, sse({"error": {"message": "EngineCore", "code": 500}}), b"data: [DONE]\n\n"], kind)
+
+
+# what must be true
+
+
+def check(dice: Dice, case: Case) -> tuple[str, float | None]:
+    """What became of it; and hold ÷ charge of an ordinary request that has reached half of its maximum."""
+    lends = case.terms.policy.stores_away_credit_nanos is not None and dice.random() < 0.5
+    walk = Walk(case.terms, key=case.key, spendable_nanos=case.spendable_nanos, stores_away=lends)
+    walk.ask(case.ask.path, case.ask.body, case.ask.content_type)
+    if walk.passed is None:
+        assert walk.reply is not None
+        assert all(ending.charge_nanos == 0 for ending in walk.ends)
+        return f"refused: {walk.reply.code}", None
+    held, tab, prompt = walk.amendment, walk.exchange.tab, walk.prompt
+    assert held is not None
+    assert prompt is not None
+    assert tab.sized is not None
+    assert not walk.ends
+    made = random_made(dice, walk, prompt, case)
+    play(dice, walk, case.ask.path, made)
+    (ending,), record = walk.ends, walk.record
+    assert 0 <= ending.charge_nanos <= held.cap_nanos <= walk.spendable_nanos
+    assert held.reserved_nanos == (0 if lends else held.cap_nanos)
+    assert ending.charge_nanos == record.cost_nanos
+    assert ending.charge_nanos == min(record.list_nanos, held.cap_nanos)
+    is_true = made.tells == "truly" and made.end == "whole"
+    if is_true:
+        assert record.overage_nanos == 0, (made, record, tab.sized)
+        check_usage(case, made, record)
+    usage, quota = used(structs.asdict(record))
+    if record.price and BY_PATH[case.ask.path].is_listed:
+        assert cost_nanos(usage, Price.parse(record.price), quota) == record.list_nanos
+    else:
+        assert ending.charge_nanos == 0
+    most = tab.sized.demand.output_tokens
+    if not (is_true and case.is_ordinary and ending.charge_nanos and 2 * sum(made.outputs) >= most):
+        return record.end_reason, None
+    return record.end_reason, held.cap_nanos / ending.charge_nanos
+
+
+def check_usage(case: Case, made: Made, record: Record) -> None:
+    """What is told truly is what is charged."""
+    if (
+        case.model.usage != "counted"
+        and record.usage_source == "upstream"
+        and BY_PATH[case.ask.path].is_listed
+        and "audio" not in case.ask.path
+    ):
+        assert (record.input_tokens, record.output_tokens, record.cached_tokens) == (made.prompt, sum(made.outputs), made.cached)
+
+
+def run(requests: int, seed: int) -> tuple[Counter[str], dict[str, list[float]]]:
+    """What became of them, and ratios by endpoint. A failure names its seed."""
+    became: Counter[str] = Counter()
+    ratios = defaultdict(list)
+    for number in range(requests):
+        dice = random.Random(f"{seed}/{number}")
+        case = random_case(dice)
+        try:
+            what, ratio = check(dice, case)
+        except BaseException as error:
+            error.add_note(f"seed {seed}, request {number}: {case.ask.path} {case.ask.body[:600]!r} {case.model} {case.terms.policy}")
+            raise
+        became[what] += 1
+        if ratio is not None:
+            bounded = ", no vocabulary" if case.model.tokenizer == "upstream" and "audio" not in case.ask.path else ""
+            ratios[f"{BY_PATH[case.ask.path].name}{bounded}"].append(ratio)
+            ratios[f"method {case.model.tariffs[0].method}"].append(ratio)
+    return became, dict(ratios)
+
+
+def main(requests: int, seed: int) -> None:
+    begun = time.monotonic()
+    became, ratios = run(requests, seed)
+    print(f"{requests} random requests over all endpoints, methods and policies, seed {seed}, {time.monotonic() - begun:.0f} s:")
+    print("  hold ≥ charge in all; what a backend told truly never cost more than was held.")
+    print("  " + ", ".join(f"{what} {count}" for what, count in became.most_common()))
+    print("Hold ÷ charge of the ordinary ones that reached half of their maximum:")
+    ratios["all"] = [ratio for name, found in ratios.items() if name.startswith("method ") for ratio in found]
+    for name, found in sorted(ratios.items()):
+        print(f"  {name:<34} {len(found):>7}  median {statistics.median(found):>5.2f}  p99 {statistics.quantiles(found, n=100)[98]:>6.1f}")
+    assert statistics.median(ratios["all"]) <= RATIO_MEDIAN_MAX
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))
