@@ -7,7 +7,8 @@
 #   make chaos   everything that breaks something on purpose, then kills at random moments under load, 50 a round; closes with a line of JSON
 #                (ROUNDS=, SEED=)
 #   make test-long   what takes longer than a lease, with the real ones: 150 s to a first token, an upload of 150 s; PostgreSQL away for ten minutes
-#   make fuzz    a million mutated connections (EXAMPLES=, SEED=), then every property test with many more examples
+#   make fuzz    a million mutated connections (EXAMPLES=, SEED=), 200,000 hostile bodies (BODIES=), 100,000 random requests over all endpoints,
+#                methods and policies and as many bills (REQUESTS=), then every property test with many more examples: 15 minutes
 
 SHELL := /bin/bash
 PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -17,6 +18,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
 EXAMPLES ?= 1000000
+BODIES ?= 200000
+REQUESTS ?= 100000
 ROUNDS ?= 20
 SEED ?= $(shell date +%s)
 
@@ -50,7 +53,11 @@ chaos: $(STAMP)
 
 fuzz: $(STAMP)
 	$(BIN)/python tests/contract/transport/lean_fuzz.py $(EXAMPLES) $(SEED)
-	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest --timeout 1800 tests/pure tests/integration/tokens tests/contract/transport/test_lean_machine.py $(ARGS)
+	PYTHONPATH=tests $(BIN)/python -m fuzz.hostile $(BODIES) $(SEED)
+	PYTHONPATH=tests $(BIN)/python -m fuzz.holds $(REQUESTS) $(SEED)
+	$(BIN)/python tests/pure/money/random_bills.py $(REQUESTS) $(SEED)
+	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest --timeout 1800 tests/pure tests/integration/tokens tests/integration/exchange \
+		tests/contract/transport/test_lean_machine.py $(ARGS)
 
 venv: $(STAMP)
 

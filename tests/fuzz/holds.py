@@ -100,7 +100,7 @@ def random_case(dice: Dice) -> Case:
     model = Model(
         name="sees" if sees else "m", served_name=dice.choice(("Org/M", "m")), endpoints=frozenset({endpoint}), tokenizer=tokenizer,
         chat_template="gpt" if tokenizer == "cl100k" else "chatml", context_tokens=32_768, output_tokens_max=0 if method == "per_second" else 2_048,
-        output_tokens_default=dice.choice((64, 256, 1_024)), free=False, usage=dice.choice(USAGES), image_formula="qwen2-vl" if sees else "",
+        output_tokens_default=dice.choice((64, 256, 1_024)), free=False, usage=dice.choice(USAGES[:-1] if tokenizer == "upstream" else USAGES), image_formula="qwen2-vl" if sees else "",
         image_tokens_max=4_096 if sees else 0, priority_factors={"standard": dice.choice(factors) or 1},
         tariffs=(Tariff(method=method, rates=rates, minimum_nanos=0 if is_ordinary else dice.choice((0, 0, 0, 1, 1_000_000))),),
     )  # fmt: skip
