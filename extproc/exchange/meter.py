@@ -32,8 +32,8 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
     ``choices``: over all ``prompts``. ``trust_usage`` False: the model's figures are not to be relied on (catalog, ``usage: counted``).
     ``hide_final``: withhold the usage event that we asked for and the client did not. ``hide_running``: likewise per-chunk usage.
     ``needs_text``: characters or words of the answer are priced, so its text is counted whatever its usage says.
-    ``rename``: (name in the answer, name that the client asked for), both as JSON, or ``None``. ``tells_cost``: in the last usage that the
-    client gets to see.
+    ``rename``: (name in the answer, name that the client asked for), both as JSON, or ``None``. ``tells_cost``: in the last usage of a
+    stream that the client gets to see.
     """
 
     endpoint: Endpoint

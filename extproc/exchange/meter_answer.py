@@ -8,7 +8,6 @@ from typing import Any
 
 from extproc.exchange.ask import Piece
 from extproc.exchange.meter import REASONS, Expected, counted, renamed, unreadable, with_units
-from extproc.exchange.splice import with_cost
 from extproc.money.hold import EndReason
 from extproc.money.usage import TOKENS_MAX, Usage, UsageSource
 from extproc.tokens.units import TextUnits
@@ -71,10 +70,9 @@ class AnswerMeter:
         return shown.removesuffix(self._held)
 
     def priced(self, shown: bytes, cost_nanos: int) -> bytes:
-        """Of an answer that came in one piece."""
-        if not self._expected.tells_cost or self._piece is None:
-            return shown
-        return with_cost(shown, self._piece.usage, cost_nanos)
+        """Unchanged: a whole answer has its cost in a header."""
+        del cost_nanos
+        return shown
 
     def usage(self, *, ended_early: bool) -> Usage:
         """The answer's own usage, else a count of its text, or of what arrived of it; too large to be read: what was held."""

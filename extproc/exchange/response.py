@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from msgspec import structs
-
 from extproc.exchange.actions import PassChunk, PassResponseHeaders, PassTrailers
 from extproc.exchange.events import Chunk, ResponseHeaders, Trailers
 from extproc.exchange.figures import Pairs, ended
@@ -49,7 +47,7 @@ def _begin(tab: Tab, event: ResponseHeaders) -> PassResponseHeaders:
         return PassResponseHeaders(set_headers=headers, remove_headers=("content-length",) if length else ())
     # A buffered answer can still get headers and another length; above half of Envoy's buffer it would hang (ENVOY.md).
     buffer = length.isdigit() and int(length) <= tab.pinned.bounds.body_bytes_max // 2
-    tab.meter = AnswerMeter(expected if buffer or not expected.tells_cost else structs.replace(expected, tells_cost=False))
+    tab.meter = AnswerMeter(expected)
     changed = length and not buffer and expected.rename is not None
     return PassResponseHeaders(buffer=buffer, set_headers=headers, remove_headers=("content-length",) if changed else ())
 

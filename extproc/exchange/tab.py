@@ -361,7 +361,7 @@ class Tab:
             hide_final=not ask.wants_usage and (forced or self.injects_usage),
             hide_running=not ask.wants_continuous_usage and (forced or self.injects_continuous),
             rename=(_quoted(rename[0]), _quoted(rename[1])) if rename else None,
-            tells_cost=not self.is_shadow and (not ask.stream or (ask.wants_usage and self.trusts_usage)),
+            tells_cost=ask.stream and ask.wants_usage and self.trusts_usage and not self.is_shadow,
         )
 
     def sticky(self) -> str:

@@ -29,7 +29,7 @@ def cuts(one: Recording) -> Iterable[int]:
 @pytest.mark.parametrize("one", RECORDINGS, ids=lambda one: one.name)
 def test_cut_anywhere_the_charge_and_the_bytes_are_the_same(one: Recording):
     """Through the whole exchange."""
-    asked, shown, whole = one.asked(), one.for_client(whole=False), None
+    asked, shown, whole = one.asked(), one.for_client(), None
     for cut in cuts(one):
         walk = asked.fork()
         assert one.answered(walk, [one.data[:cut], one.data[cut:]]) == shown, cut

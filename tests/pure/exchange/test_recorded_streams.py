@@ -25,7 +25,7 @@ def test_every_endpoint_is_there_streaming_and_not():
 def test_recorded_answers():
     for one in RECORDINGS:
         walk, row, usage = one.asked(), one.row, one.row["usage"]
-        assert one.answered(walk, [one.data]) == one.for_client(whole=True), one.name
+        assert one.answered(walk, [one.data]) == one.for_client(), one.name
         record = walk.record
         assert {name: getattr(record, name) for name in USAGE_FIELDS} == {name: usage.get(name, 0) for name in USAGE_FIELDS}, one.name
         assert (record.usage_source, record.end_reason) == (usage["source"], row["end_reason"] or "upstream_error"), one.name
@@ -38,7 +38,7 @@ def test_recorded_answers_byte_by_byte():
     for one in RECORDINGS:
         if len(one.data) < 1_000:
             walk = one.asked()
-            assert one.answered(walk, (one.data[at : at + 1] for at in range(len(one.data)))) == one.for_client(whole=False), one.name
+            assert one.answered(walk, (one.data[at : at + 1] for at in range(len(one.data)))) == one.for_client(), one.name
             told = one.row["cost_nanos"], one.row["end_reason"] or "upstream_error"
             assert (walk.record.cost_nanos, walk.record.end_reason) == told, one.name
 
