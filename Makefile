@@ -44,7 +44,7 @@ bench: $(STAMP)
 	QUICK=$(QUICK) $(BIN)/python -m tests.bench $(if $(QUICK),,--readme) $(ARGS)
 
 chaos: $(STAMP)
-	$(BIN)/python -m pytest -m "" tests/chaos
+	EXTPROC_ROUNDS=3 $(BIN)/python -m pytest -m "" tests/chaos
 	$(BIN)/python -m pytest -m long tests/e2e tests/integration
 	$(BIN)/python tests/chaos/storm.py $(ROUNDS) $(SEED)
 
