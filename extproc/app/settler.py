@@ -24,6 +24,7 @@ from extproc.ledger.outboxes import PostgresOutboxes
 from extproc.ledger.witness import PostgresWitness
 from extproc.settings import Settings
 from extproc.settlement.meter import ALARMS, Series
+from extproc.settlement.old_master import OldMaster
 from extproc.settlement.pace import Pace
 from extproc.settlement.poster import Poster
 from extproc.settlement.reaper import Reaper
@@ -37,7 +38,7 @@ from extproc.stores.shards import SHARDS, shard_of
 
 log = logging.getLogger(__name__)
 
-CONNECTIONS = 11  # two lanes of the poster, two of the replay, and one for each other loop: after an outage none waits for another's
+CONNECTIONS = 12  # two lanes of the poster, two of the replay, and one for each other loop: after an outage none waits for another's
 GC_YOUNG = 100_000  # allocations between collections: a batch is some ten thousand values without circles, gone when it is committed
 
 
@@ -120,7 +121,8 @@ async def main(settings: Settings, child: Child) -> None:
             batch_wait_ms=settings.settler.batch_wait_ms,
         )
         watch = stores.holds.watch(lambda _: series.shards_closed(len(stores.holds.closed)))
-        loops = [poster.run(), reaper.run(), sweep.run(), rebuild.run()]
+        old_master = OldMaster(holds=stores.holds, epochs=stores.epochs, led=lambda: leadership.current, meter=meter, pace=pace)
+        loops = [poster.run(), reaper.run(), sweep.run(), rebuild.run(), old_master.run()]
         loops += reconcile.loops(settings, stores, series, meter=meter, pace=pace)
         loops += [_replay(settings, stores, meter, pace).run(), Undertaker(stores.epochs, meter=meter, pace=pace).run()]
         loops += [witness.run(), _witness_endings(settings, stores, meter, pace).run()] if witness else []
