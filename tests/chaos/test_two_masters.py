@@ -7,6 +7,7 @@ import json
 import shutil
 import socket
 import tempfile
+import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from traffic import Traffic
 from wire import Told, call, chat, figure, steering
 
 from extproc.local import postgres, valkey
+from extproc.settlement.poster import STALLED_S
 from extproc.stores.shards import TAGS, tag_of
 
 pytestmark = pytest.mark.long
@@ -77,26 +79,34 @@ class TwoMasters(Pair):
 
     def part(self) -> None:
         """On one side the successor, the ledger and the first sidecar; on the other the old master and the other sidecar."""
-        others = {str(pid) for pid in pids(self.second_ops).values()}
         self.other_ledger.server = self.directory / "nowhere"
         self.other_ledger.sever()
+        self.promote()
+        until(self.is_built, "the successor is built")
+
+    def promote(self) -> None:
+        """The first sidecar is led there."""
         with self.successor() as new:
             new.execute_command("REPLICAOF", "NO", "ONE")
         self.redis_url = self.replica.url
         self.valkey_proxy.server = self.replica.socket_file
         self.valkey_proxy.sever()
-        # As if the workers beyond had been silent for 15 s: the successor is built without them.
+
+    def is_built(self) -> bool:
+        """The successor serves. As if the workers beyond had been silent for 15 s: it is built without them."""
+        others = {str(pid) for pid in pids(self.second_ops).values()}
         with self.database() as connection:
             for row in connection.execute("SELECT id, name FROM gate_workers").fetchall():
                 if row["name"].split()[-2] in others:
                     connection.execute("DELETE FROM gate_workers WHERE id = %s", (row["id"],))
-        until(lambda: len(self.open_shards(self.successor())) == 64, "the successor is built")
+        return len(self.open_shards(self.successor())) == 64
 
     def the_ledger_is_back(self) -> None:
         self.other_ledger.server = self.directory / "postgres/run/.s.PGSQL.5432"
 
     def the_old_master_is_taken_away(self) -> None:
-        self.valkey.kill()
+        if self.valkey.engine.alive:
+            self.valkey.kill()
         self.other_valkey.server = self.replica.socket_file
         self.other_valkey.sever()
 
@@ -180,6 +190,37 @@ async def test_two_masters_serve_at_once(masters: TwoMasters):
     assert not any(row["loss_nanos"] for row in rich.rows())
     assert "alarm: old_masters rose by 64" in masters.alarms()
     assert any(alarm.startswith("alarm: late_loss_nanos rose") for alarm in masters.alarms())
+
+
+async def test_the_leader_stays_with_an_old_master_that_dies(masters: TwoMasters):
+    """Nobody builds the successor while somebody else leads; he lets go, and those who were led there are served."""
+    rich = await asyncio.to_thread(masters.guest)
+    await asyncio.to_thread(masters.replicate)
+    masters.kill(pids(masters.first_ops)["settler"])
+    await asyncio.to_thread(until, lambda: led(masters.second_ops) == 64, "the other one leads")
+    async with Traffic(masters, rich, a_second=A_SECOND) as traffic:
+        await served(traffic, 20)
+        await asyncio.to_thread(masters.promote)
+        await served(traffic, 20)
+        assert masters.open_shards(masters.successor()) == [], "one of them serves"
+        masters.valkey.kill()
+        died_s = time.monotonic()
+        await asyncio.to_thread(until, masters.is_built, "the successor is built", 3 * STALLED_S)
+        built_s = time.monotonic() - died_s
+        await served(traffic, 20)
+        masters.the_old_master_is_taken_away()
+        await asyncio.to_thread(masters.wait_serving)
+        await served(traffic, 20)
+    figure(f"built {built_s:.1f} s after the old master's death; {dict(Counter(told.status for told in traffic.told))}")
+    await asyncio.to_thread(until, lambda: booked(rich, traffic.told), "everything is booked", 30)
+    await asyncio.to_thread(charged_once, masters, rich, traffic.told)
+    assert not any(row["loss_nanos"] for row in rich.rows())
+
+
+def led(ops: str) -> int:
+    with urllib.request.urlopen(f"http://{ops}/metrics", timeout=5) as page:
+        lines = page.read().decode().splitlines()
+    return int(sum(float(line.split()[-1]) for line in lines if line.startswith("extproc_settlement_shards_led")))
 
 
 def booked(guest: Guest, tolds: list[Told]) -> bool:
