@@ -33,7 +33,7 @@ test: lint
 
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -s tests/chaos/long_patience.py $(ARGS)
-	EXTPROC_POSTGRES_AWAY_S=600 $(BIN)/python -m pytest -s --timeout 1200 tests/chaos/test_postgres.py $(ARGS)
+	EXTPROC_POSTGRES_AWAY_S=600 EXTPROC_A_SECOND=200 $(BIN)/python -m pytest -s --timeout 1200 tests/chaos/test_postgres.py $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -47,7 +47,7 @@ bench: $(STAMP)
 	QUICK=$(QUICK) $(BIN)/python -m tests.bench $(if $(QUICK),,--readme) $(ARGS)
 
 chaos: $(STAMP)
-	$(BIN)/python -m pytest -m "" tests/chaos
+	EXTPROC_ROUNDS=3 $(BIN)/python -m pytest -m "" tests/chaos
 	$(BIN)/python -m pytest -m long tests/e2e tests/integration
 	$(BIN)/python tests/chaos/storm.py $(ROUNDS) $(SEED)
 

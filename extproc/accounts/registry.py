@@ -26,6 +26,9 @@ PRICE_FACTOR_MAX = 1_000 * FACTOR_ONE  # as in the catalog; more is a slip of th
 class Deliveries(KeyDeliveries, Protocol):
     """The part of ``holds.port.Delivery`` that accounts and keys need."""
 
+    def epoch_of(self, payer_id: str) -> str:
+        """The life of Redis that a delivery would reach now."""
+
     async def install_payer(self, payer_id: str, *, version: int, total_nanos: int, available_nanos: int, credit_nanos: int) -> bool:
         """A payer that Redis has never had."""
 
@@ -215,8 +218,10 @@ class Registry:
 
     async def deliver_key(self, delivery: KeyDelivery) -> None:
         """Bring it to Redis and remember that it is there."""
+        epoch = self._delivery.epoch_of(delivery.key.payer_id)
         await self._store.deliver(delivery)
-        await self._database.fetch(self._queries["confirm_key"], {"id": delivery.key.id, "version": delivery.version})
+        confirmed = {"id": delivery.key.id, "version": delivery.version, "epoch": epoch}
+        await self._database.fetch(self._queries["confirm_key"], confirmed)
 
     async def undelivered_freezes(self, *, after: str | None, limit: int) -> list[FreezeDelivery]:
         """The same for freezes, by payer id."""
@@ -225,17 +230,20 @@ class Registry:
 
     async def deliver_freeze(self, delivery: FreezeDelivery) -> bool:
         """False: Redis lacks the payer."""
+        epoch = self._delivery.epoch_of(delivery.payer_id)
         there = await self._delivery.set_frozen(delivery.payer_id, version=delivery.version, frozen=delivery.frozen)
         if there:
-            await self._database.fetch(self._queries["confirm_freeze"], {"id": delivery.payer_id, "version": delivery.version})
+            confirmed = {"id": delivery.payer_id, "version": delivery.version, "epoch": epoch}
+            await self._database.fetch(self._queries["confirm_freeze"], confirmed)
         return there
 
     # --- within
 
     async def _install(self, account_id: str) -> None:
+        epoch = self._delivery.epoch_of(account_id)
         try:
             await self._delivery.install_payer(account_id, version=0, total_nanos=0, available_nanos=0, credit_nanos=0)
-            await self._database.fetch(self._queries["confirm_install"], {"id": account_id})
+            await self._database.fetch(self._queries["confirm_install"], {"id": account_id, "epoch": epoch})
         except StoreError:
             return  # redis_version stays NULL: the sweep installs it
 

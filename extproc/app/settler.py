@@ -11,6 +11,7 @@ import logging
 import socket
 import time
 from collections.abc import Coroutine, Sequence
+from functools import partial
 
 from extproc import metrics
 from extproc.app import reconcile
@@ -24,6 +25,8 @@ from extproc.ledger.outboxes import PostgresOutboxes
 from extproc.ledger.witness import PostgresWitness
 from extproc.settings import Settings
 from extproc.settlement.meter import ALARMS, Series
+from extproc.settlement.month_end import oldest_unconfirmed_ms
+from extproc.settlement.old_master import OldMaster
 from extproc.settlement.pace import Pace
 from extproc.settlement.poster import Poster
 from extproc.settlement.reaper import Reaper
@@ -37,7 +40,7 @@ from extproc.stores.shards import SHARDS, shard_of
 
 log = logging.getLogger(__name__)
 
-CONNECTIONS = 11  # two lanes of the poster, two of the replay, and one for each other loop: after an outage none waits for another's
+CONNECTIONS = 12  # two lanes of the poster, two of the replay, and one for each other loop: after an outage none waits for another's
 GC_YOUNG = 100_000  # allocations between collections: a batch is some ten thousand values without circles, gone when it is committed
 
 
@@ -120,7 +123,8 @@ async def main(settings: Settings, child: Child) -> None:
             batch_wait_ms=settings.settler.batch_wait_ms,
         )
         watch = stores.holds.watch(lambda _: series.shards_closed(len(stores.holds.closed)))
-        loops = [poster.run(), reaper.run(), sweep.run(), rebuild.run()]
+        old_master = OldMaster(holds=stores.holds, epochs=stores.epochs, led=lambda: leadership.current, meter=meter, pace=pace)
+        loops = [poster.run(), reaper.run(), sweep.run(), rebuild.run(), old_master.run()]
         loops += reconcile.loops(settings, stores, series, meter=meter, pace=pace)
         loops += [_replay(settings, stores, meter, pace).run(), Undertaker(stores.epochs, meter=meter, pace=pace).run()]
         loops += [witness.run(), _witness_endings(settings, stores, meter, pace).run()] if witness else []
@@ -144,6 +148,11 @@ def _replay(settings: Settings, stores: Stores, meter: SettlerMeter, pace: Pace)
     )
 
 
+def _log_name(settings: Settings) -> str:
+    """Of the access log, among those of all hosts."""
+    return f"{socket.gethostname()}:{settings.access_log.file}"
+
+
 def _witness(settings: Settings, stores: Stores, meter: SettlerMeter, pace: Pace) -> Witness | None:
     """If there is an access log. Each host has its own: whoever runs there reads it, twice if need be."""
     file = settings.access_log.file
@@ -151,7 +160,7 @@ def _witness(settings: Settings, stores: Stores, meter: SettlerMeter, pace: Pace
         return None
     return Witness(
         source=Log(file),
-        name=f"{socket.gethostname()}:{file}",
+        name=_log_name(settings),
         holds=stores.holds,
         register=PostgresWitness(stores.database),
         meter=meter,
@@ -161,14 +170,16 @@ def _witness(settings: Settings, stores: Stores, meter: SettlerMeter, pace: Pace
 
 
 def _witness_endings(settings: Settings, stores: Stores, meter: SettlerMeter, pace: Pace) -> WitnessEndings:
-    """Of all hosts' logs: several settlers do each other's work."""
+    """Of all hosts' logs: several settlers do each other's work, if need be."""
     return WitnessEndings(
+        name=_log_name(settings),
         kept=PostgresWitness(stores.database),
         postings=stores.ledger,
         stream=RedisEventStream(stores.pipeline),
         meter=meter,
         pace=pace,
         shard_of=shard_of,
+        unconfirmed_ms=partial(oldest_unconfirmed_ms, settings.outbox.dir),
         lease_s=settings.holds.lease_s + settings.holds.grace_s,
     )
 

@@ -1,7 +1,7 @@
 """Credit of a worker while the hold store is away (policy ``stores_away: {credit: …}``): bounded, and only for whom was seen with money.
 
-What is lent is the cap of a request; what it is charged in the end stays lent until the ledger has surely told Redis of it. So an outage,
-or many short ones, cost at most the credit for each payer who had money when he was seen last.
+What is lent is the cap of a request; what it is charged in the end stays lent until the ledger has it, and has surely told Redis. So an
+outage, or many short ones, cost at most the credit for each payer who had money when he was seen last.
 
 A loan is on the disk before anything is forwarded, and so are its checkpoints: whoever takes over the outbox of a worker that was killed
 ends what it had lent at that. Its ending, or :meth:`Outbox.forget`, takes it off the disk.
@@ -19,11 +19,15 @@ from typing import Final, Protocol
 from extproc.money.hold import Amendment, Checkpoint, Ending, Granted, Loan
 
 PAYERS_MAX: Final = 50_000  # seen last, about 200 bytes each; who was pushed out is refused as if there were no such policy
-SETTLED_S: Final = 60.0  # after the last end: outbox, ledger and the credit back to Redis take ten when nothing is wrong
+SETTLED_S: Final = 60.0  # after the ledger has the last end: the credit back to Redis takes seconds when nothing is wrong
 
 
 class Outbox(Protocol):
     """``settlement/outbox.py``, as far as loans are concerned."""
+
+    @property
+    def behind_s(self) -> float:
+        """How long ago the oldest ending was put in that the ledger may not have; 0 = it has all."""
 
     def lend(self, loan: Loan, stored: Callable[[], object]) -> bool:
         """What is known of a loan now. ``stored`` is called when it is on the disk. False: it is not kept."""
@@ -56,8 +60,12 @@ class Lending:
         seen.move_to_end(payer_id)
         if len(seen) > PAYERS_MAX:
             seen.popitem(last=False)
-        if self._lent and (lent := self._lent.get(payer_id)) and not lent.open and self._now_s() - lent.ended_s > SETTLED_S:
+        if self._lent and (lent := self._lent.get(payer_id)) and not lent.open and self._is_settled(lent):
             del self._lent[payer_id]
+
+    def _is_settled(self, lent: _Lent) -> bool:
+        """While PostgreSQL is away Redis hears nothing of what was charged, however long ago."""
+        return self._now_s() - lent.ended_s > SETTLED_S + self._outbox.behind_s
 
     def lend(self, asked: Amendment, *, credit_nanos: int) -> tuple[Loan, asyncio.Future[Granted]] | None:
         """The cap of one request: never more than the payer was last seen with, nor than this worker's share of the credit.

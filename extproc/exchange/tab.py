@@ -244,8 +244,8 @@ class Tab:
             return ()
         usage = NO_USAGE
         if self.meter is not None and self.meter.started:
-            # Half a JSON answer is no figure; its prompt is one.
-            usage = self.meter.usage(ended_early=True) if isinstance(self.meter, StreamMeter) else self.prompt_usage()
+            meter = self._figure_meter()
+            usage = meter.usage(ended_early=True) if meter else self.prompt_usage()
         cost, nanos = self._cost_and_charge(usage)
         if self.checkpoint is None or nanos >= self.checkpoint.charge_nanos:
             record = self._record(EndReason.SIDECAR_LOST, at_ns, usage=usage, list_nanos=cost, charge_nanos=nanos)
@@ -257,11 +257,15 @@ class Tab:
     def tell(self, at_ns: int) -> Pairs:
         """What would be charged at least, for the other witness: what of it is new. Only after something was delivered."""
         self.figures_due_ns = at_ns + FIGURES_EVERY_NS
-        meter = self.meter if isinstance(self.meter, StreamMeter) else None
+        meter = self._figure_meter()
         usage, delivered = (meter.usage_at_least(), meter.delivered()) if meter else (self.prompt_usage(), None)
         cost, nanos = self._cost_and_charge(usage)
         before, self.told = self.told, figures(usage, cost_nanos=cost, charge_nanos=nanos, delivered=delivered)
         return tuple([pair for pair in self.told if pair not in before])
+
+    def _figure_meter(self) -> StreamMeter | None:
+        """Who counts output that is charged if it ends now. ``None``: the prompt alone is, of half a JSON answer, or by the policy."""
+        return self.meter if isinstance(self.meter, StreamMeter) and self.pinned.policy.ended_early != "input_only" else None
 
     # how it ends
 

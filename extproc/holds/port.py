@@ -252,6 +252,11 @@ class Witnessing(Protocol):
 class Delivery(Protocol):
     """Out of PostgreSQL into Redis: idempotent, versioned, harmless if doubled, late or reordered."""
 
+    def epoch_of(self, payer_id: str) -> str:
+        """The life of the payer's shard that a delivery would reach now, "" = none. What was brought to another one than the ledger has
+        (an old master's) counts for nothing: ask before you deliver, and say it when you confirm.
+        """
+
     async def install_payer(self, payer_id: str, *, version: int, total_nanos: int, available_nanos: int, credit_nanos: int) -> bool:
         """Create a payer that Redis has never had. False: it is there already, nothing was changed."""
 

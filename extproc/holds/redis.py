@@ -204,6 +204,9 @@ class RedisHolds(RedisShards):
         args = (payer_id, version, total_nanos, spendable, credit_nanos)
         return bool(await self._call("install", shard_of(payer_id), args))
 
+    def epoch_of(self, payer_id: str) -> str:
+        return self._epochs.of(shard_of(payer_id))
+
     async def credit(self, payer_id: str, *, version: int, total_nanos: int, credit_nanos: int) -> bool:
         assert abs(total_nanos) <= TOTAL_NANOS_MAX
         args = (payer_id, version, total_nanos, amount(credit_nanos))

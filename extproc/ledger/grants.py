@@ -81,8 +81,8 @@ class PostgresGrants:
         rows = await self._database.fetch(self._queries["undelivered_balances"], {"after": after, "limit": min(limit, PAGE_MAX)})
         return [Balance(**row) for row in rows]
 
-    async def confirm(self, payer_id: str, version: int) -> None:
-        await self._database.fetch(self._queries["confirm_balance"], {"payer": payer_id, "version": version})
+    async def confirm(self, payer_id: str, version: int, *, epoch: str) -> None:
+        await self._database.fetch(self._queries["confirm_balance"], {"payer": payer_id, "version": version, "epoch": epoch})
 
     # --- within
 

@@ -323,8 +323,8 @@ class Grants(Protocol):
     async def undelivered(self, *, after: str | None, limit: int) -> list[Balance]:
         """Balances whose version Redis has not confirmed, by payer id, after the one given."""
 
-    async def confirm(self, payer_id: str, version: int) -> None:
-        """Redis has this version (or a newer one)."""
+    async def confirm(self, payer_id: str, version: int, *, epoch: str) -> None:
+        """Redis has this version (or a newer one), in this epoch; in another one than the shard has, that means nothing."""
 
 
 # --- epochs: what a rebuild needs

@@ -50,7 +50,7 @@ class PostgresWitness:
                 kept = (await transaction.fetch(self._queries["count_witness_endings"], {}))[0]["kept"]
                 if kept + len(endings) > ENDINGS_MAX:
                     raise StoreRefused(f"{kept} requests without an ending wait already: the access log waits for them")
-                await transaction.fetch(self._queries["keep_witness_endings"], {"rows": json.dumps(list(endings))})
+                await transaction.fetch(self._queries["keep_witness_endings"], {"rows": json.dumps(list(endings)), "log": log})
             *_, filled, _ = await transaction.run(
                 [
                     (self._queries["keep_reasons"], {"rows": rows}),
@@ -61,9 +61,11 @@ class PostgresWitness:
             )
         return filled[0]["told"], filled[0]["waiting"]
 
-    async def endings(self, *, after: str, ripe_s: int) -> Sequence[Mapping[str, Any]]:
-        """The next holds that still have no ending, by id; those that have one are forgotten."""
-        params = {"after": after, "ripe_s": ripe_s, "limit": PAGE_ROWS}
+    async def endings(self, log: str, *, after: str, ripe_s: int, others_s: int) -> Sequence[Mapping[str, Any]]:
+        """The next holds that still have no ending, by id; those that have one are forgotten. What another ``log`` said is ripe
+        ``others_s`` later.
+        """
+        params = {"log": log, "after": after, "ripe_s": ripe_s, "others_s": others_s, "limit": PAGE_ROWS}
         return await self._database.fetch(self._queries["look_at_witness_endings"], params)
 
     async def forget(self, hold_ids: Collection[str]) -> None:

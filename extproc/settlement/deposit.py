@@ -152,6 +152,7 @@ async def deliver(balance: Balance, *, ledger: Grants, delivery: Delivery, meter
     Such a payer is alarmed, and left to a rebuild: what of its money was held or spent there is not known here.
     """
     payer_id, version, total, credit = balance.payer_id, balance.version, balance.credited_total, balance.credit_nanos
+    epoch = delivery.epoch_of(payer_id)
     there = balance.redis_version is None and await delivery.install_payer(
         payer_id, version=version, total_nanos=total, available_nanos=balance.balance_nanos, credit_nanos=credit
     )
@@ -160,6 +161,6 @@ async def deliver(balance: Balance, *, ledger: Grants, delivery: Delivery, meter
     if not there:
         meter.add(Series.MISSING_PAYERS)
         return False
-    await ledger.confirm(payer_id, version)
+    await ledger.confirm(payer_id, version, epoch=epoch)
     meter.add(Series.DELIVERED_BALANCES)
     return True

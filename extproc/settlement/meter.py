@@ -34,6 +34,7 @@ class Series(StrEnum):
     REBUILD_FAILURES = "rebuild_failures"
     REBUILD_MS = "rebuild_ms"  # of the last one
     SILENT_WORKERS = "silent_workers"  # gate workers that a rebuild did not hear
+    OLD_MASTERS = "old_masters"  # shards that a server served beside its successor: closed
     OUTBOX_CONFIRMED = "outbox_confirmed"  # rows that were read back from the ledger
     OUTBOX_POSTED = "outbox_posted"  # endings that only an outbox had: Redis has lost them, or was away
     OUTBOX_AGE_MS = "outbox_age_ms"  # of the oldest row that is not confirmed
@@ -57,7 +58,9 @@ ALARMS: Final = frozenset(
         Series.FENCE_VIOLATIONS,
         Series.MISSING_PAYERS,
         Series.OVERAGE_NANOS,
+        Series.LATE_LOSS_NANOS,
         Series.SILENT_WORKERS,
+        Series.OLD_MASTERS,
         Series.OUTBOX_RESTARTS,
         Series.UNREADABLE_OUTBOXES,
     }

@@ -63,11 +63,12 @@ class Entry(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """``rows`` and ``used_bytes``: not confirmed; ``broken``: files that were put aside."""
+    """``rows`` and ``used_bytes``: not confirmed, and ``oldest_ms`` of them (0 = all are); ``broken``: files that were put aside."""
 
     rows: int = 0
     used_bytes: int = 0
     broken: int = 0
+    oldest_ms: int = 0
 
 
 class Outbox:
@@ -102,9 +103,15 @@ class Outbox:
         """Rises when a row was refused, dropped before its time, or lost with its file: what it brought along is not known any more."""
         return self._refused + self._keeper.replaced
 
+    @property
+    def behind_s(self) -> float:
+        """How long ago the oldest ending was put in that the ledger may not have, as of the last look; 0 = it has all."""
+        oldest_ms = self._keeper.figures.oldest_ms
+        return max(0, self._unix_ms() - oldest_ms) / 1_000 if oldest_ms else 0.0
+
     def tell(self, series: OutboxSeries) -> None:
         """Figures as of the last look."""
-        rows, used_bytes, broken_files = self._keeper.figures
+        rows, used_bytes, broken_files, _ = self._keeper.figures
         series.told(rows=rows, used_bytes=used_bytes, broken=broken_files, failures=self._failures, is_full=self.is_full)
 
     async def start(self) -> None:
@@ -346,7 +353,9 @@ class Keeper:
             self.replaced += early and extent.first_ms >= before_ms
         rows, used_bytes = _beyond(self._below, file.extent())
         self.is_over = used_bytes > self._bytes_max
-        self.figures = Figures(rows=rows, used_bytes=used_bytes, broken=len(broken(self._directory)))
+        oldest = file.read(self._below - 1, 1)
+        oldest_ms = oldest[0].posting.occurred_ms if oldest else 0
+        self.figures = Figures(rows=rows, used_bytes=used_bytes, broken=len(broken(self._directory)), oldest_ms=oldest_ms)
 
     def _loans(self, group: Sequence[Entry]) -> tuple[Sequence[Lent], Sequence[str]]:
         """Loans as they are at the end of the group, and those that end with it."""

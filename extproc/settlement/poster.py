@@ -157,6 +157,8 @@ class Poster:
         """Now and then: which shards are ours, and from where those that are new are to be read."""
         if not self._is_time_to_lead():
             return
+        if self._pace.monotonic_s() - self._good_s > STALLED_S:
+            await self._read_or_let_go()
         held = await self._leadership.held()
         new = held - self._cursors.keys()
         committed = {shard: cursor.stream_id for shard, cursor in (await self._ledger.cursors(sorted(new))).items()} if new else {}
@@ -164,6 +166,16 @@ class Poster:
         self._checked_s = self._pace.monotonic_s()
         self._meter.set(Series.LED_SHARDS, len(held))
         await self._trim(committed)  # a poster killed between commit and trim left this to do
+
+    async def _read_or_let_go(self) -> None:
+        """Whoever does not reach Redis leads nothing, and begins to when it does: another settler may reach it, or its successor, which is
+        served by nobody until a leader has built its shards.
+        """
+        try:
+            await self._stream.read({0: START}, count=1, block_ms=0)
+        except StoreError:
+            await self._leadership.release()
+            raise
 
     def _is_time_to_lead(self) -> bool:
         return self._checked_s is None or self._pace.monotonic_s() - self._checked_s >= LEAD_CHECK_S

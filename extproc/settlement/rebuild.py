@@ -1,8 +1,9 @@
 """Builds a shard of Redis again, from what PostgreSQL has posted and what gate workers hold open.
 
-A shard is broken when its server restarted, was emptied or promoted (its epoch is none, or of another life), when a payer is missing from
-it, or when somebody wants it built. Nobody is served from it meanwhile: its requests get 503, its endings wait. All broken shards that
-this settler leads are built together, each on these steps:
+A shard is broken when its server restarted, was emptied or promoted (its epoch is none, or of another life), when it is open under a lower
+number than the ledger has opened since (an old master is back), when a payer is missing from it, or when somebody wants it built. Nobody is
+served from it meanwhile: its requests get 503, its endings wait. All broken shards that this settler leads are built together, each on
+these steps:
 
 1. ``take``: the next number from PostgreSQL. Whoever still builds or writes under a lower one is refused from ``begin`` on.
 2. ``begin``: Redis closes the shard. Holds and events that it has kept stay.
@@ -280,8 +281,17 @@ class Rebuild:
 
 
 def is_broken(state: ShardState, known: ShardEpoch | None) -> bool:
-    """Not serving, or not as PostgreSQL has it: somebody took a higher number and did not come to its end, or wants one."""
-    return not state.is_open or known is None or known.is_wanted or (not known.is_open and known.epoch != state.epoch)
+    """Not serving, or not as PostgreSQL has it: somebody took a higher number and did not come to its end, or did so elsewhere, or wants
+    one.
+    """
+    if known is None or not state.is_open:
+        return True
+    return known.is_wanted or (not known.is_open and known.epoch != state.epoch) or is_superseded(state, known)
+
+
+def is_superseded(state: ShardState, known: ShardEpoch) -> bool:
+    """It serves under a number that the ledger has left behind: an old master, which has a successor and does not know it."""
+    return state.is_open and known.is_open and _number(known.epoch) > _number(state.epoch)
 
 
 def number_of(state: ShardState) -> int:

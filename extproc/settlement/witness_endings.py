@@ -9,11 +9,14 @@ Only what can be worked out again is booked: a figure that the price of the ledg
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, Protocol
 
+from extproc.errors import StoreError
 from extproc.holds.port import EventStream, Sighted
 from extproc.ledger.port import EventType, Postings
 from extproc.money.hold import EndReason
@@ -32,6 +35,7 @@ log = logging.getLogger(__name__)
 
 LOOK_EVERY_S: Final = 2.0
 PAGES_MAX: Final = 100  # of one look: all that may be kept
+OTHERS_S: Final = 600  # of another host: its settler sees the outboxes there, and is given so long to come back
 FIRST: Final = "00000000-0000-0000-0000-000000000000"
 
 Row = Mapping[str, Any]
@@ -40,8 +44,10 @@ Row = Mapping[str, Any]
 class Kept(Protocol):
     """What of all this is in the ledger's database. A row is what :func:`to_keep` made, with ``seen_ms`` and ``is_ripe``."""
 
-    async def endings(self, *, after: str, ripe_s: int) -> Sequence[Row]:
-        """The next holds that still have no ending, by id; those that have one are forgotten."""
+    async def endings(self, log: str, *, after: str, ripe_s: int, others_s: int) -> Sequence[Row]:
+        """The next holds that still have no ending, by id; those that have one are forgotten. What another ``log`` said is ripe
+        ``others_s`` later.
+        """
 
     async def forget(self, hold_ids: Collection[str]) -> None:
         """They are booked, or never will be."""
@@ -100,7 +106,9 @@ def posting_of(row: Row, price: Price, shard: int) -> Posting | None:
 
 
 class WitnessEndings:
-    """``step`` is one look at all that is kept. ``lease_s``: when a hold that nobody cares for has ended in Redis, with the reaper's grace.
+    """``step`` is one look at all that is kept. ``name``: of this host's log. ``lease_s``: when a hold that nobody cares for has ended in
+    Redis, with the reaper's grace. ``unconfirmed_ms`` blocks: when the oldest ending occurred that an outbox of this host has yet to bring,
+    ``None`` = none has.
 
     It needs no leadership: two settlers book the same, and the ledger books it once.
     """
@@ -108,14 +116,17 @@ class WitnessEndings:
     def __init__(
         self,
         *,
+        name: str,
         kept: Kept,
         postings: Postings,
         stream: EventStream,
         meter: Meter,
         pace: Pace,
         shard_of: Callable[[str], int],
+        unconfirmed_ms: Callable[[], int | None],
         lease_s: int,
     ) -> None:
+        self._name = name
         self._kept = kept
         self._postings = postings
         self._booking = Booking(postings, meter)
@@ -124,6 +135,7 @@ class WitnessEndings:
         self._meter = meter
         self._pace = pace
         self._shard_of = shard_of
+        self._unconfirmed_ms = unconfirmed_ms
         self._ripe_s = int(RIPE_S) + lease_s
 
     async def run(self) -> None:
@@ -134,7 +146,7 @@ class WitnessEndings:
         """:class:`StoreError`: a store is away; what is kept waits for it."""
         after = FIRST
         for _ in range(PAGES_MAX):
-            rows = await self._kept.endings(after=after, ripe_s=self._ripe_s)
+            rows = await self._kept.endings(self._name, after=after, ripe_s=self._ripe_s, others_s=OTHERS_S)
             if not rows or self._pace.is_over:
                 break
             await self._book(await self._due([row for row in rows if row["is_ripe"]]))
@@ -142,7 +154,11 @@ class WitnessEndings:
         return LOOK_EVERY_S
 
     async def _due(self, rows: Sequence[Row]) -> Sequence[Row]:
-        """Those of which their streams have nothing more to say: the ending may be there, and the poster behind."""
+        """Those of which outboxes and streams have nothing more to say: the ending may be there, and the settler behind. What an owner says
+        (that nothing is to be charged, or a token less than bytes let one think) does not undo what is booked.
+        """
+        behind_ms = await self._behind_ms()
+        rows = [row for row in rows if behind_ms is None or behind_ms > row["seen_ms"]]
         if not rows:
             return ()
         cursors = await self._postings.cursors(sorted({self._shard_of(row["payer_id"]) for row in rows}))
@@ -155,6 +171,12 @@ class WitnessEndings:
             if first_ms is None or first_ms > row["seen_ms"] + ripe_ms:
                 due.append(row)
         return due
+
+    async def _behind_ms(self) -> int | None:
+        """Up to when the outboxes are done, ``None`` = up to now. One that cannot be read is not waited for: it alarms, and may stay so."""
+        with contextlib.suppress(StoreError):
+            return await asyncio.to_thread(self._unconfirmed_ms)
+        return None
 
     async def _book(self, rows: Sequence[Row]) -> None:
         """A price that the ledger does not have yet may come with another request: it is waited for."""

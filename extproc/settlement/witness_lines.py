@@ -87,7 +87,7 @@ def read_lines(lines: Iterable[bytes]) -> tuple[list[Statement], int]:
         if b'"hold_id":"' in line and b'"end_reason":"' not in line:
             try:
                 statements.append(_statement(json.loads(line)))
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
                 unreadable += 1
         elif not (line.startswith(b"{") and line.endswith(b"}")):
             unreadable += 1
@@ -112,11 +112,16 @@ def _terms(line: Mapping[str, Any], billing: Mapping[str, str]) -> Terms:
         raise ValueError("no price id")
     return Terms(
         key_id=_id(billing["key_id"]),
-        request_id=str(line.get("request_id") or "")[:REQUEST_ID_MAX].replace("\0", ""),
+        request_id=_text(line.get("request_id")),
         status=_tokens(line.get("status") or 0),
         cap_nanos=_amount(billing["cap_nanos"]),
         price_id=price_id,
     )
+
+
+def _text(value: object) -> str:
+    """Whatever a client has sent, as PostgreSQL takes it: half a surrogate pair would stop the whole log."""
+    return str(value or "").replace("\0", "")[:REQUEST_ID_MAX].encode("utf-8", "replace").decode()
 
 
 def _id(text: str) -> str:

@@ -6,7 +6,9 @@ import json
 import signal
 import socket
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from breakable import DRAIN_S, BreakableHouse
 from house import LARGE, SMALL, until
@@ -20,16 +22,19 @@ LEAVE_S = DRAIN_S + 30.0
 class Pair(BreakableHouse):
     """``sidecar`` and ``other``, with two workers each."""
 
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
+    def __init__(self, directory: Path, *, settings: str = "", of_other: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        """``of_other``: members of sections that the other one has otherwise."""
+        super().__init__(directory, settings=settings)
         self.first_settings, self.first_ops = self.settings_file, self._ops
-        settings = json.loads(self.settings_file.read_text())
+        theirs = json.loads(self.settings_file.read_text())
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.second_ops = f"127.0.0.1:{probe.getsockname()[1]}"
-        settings["listen"] |= {"address": f"unix:{directory}/run-b/gate-{{worker}}.sock", "ops_address": self.second_ops}
+        theirs["listen"] |= {"address": f"unix:{directory}/run-b/gate-{{worker}}.sock", "ops_address": self.second_ops}
+        for section, members in (of_other or {}).items():
+            theirs[section] = {**theirs.get(section, {}), **members}
         self.second_settings = directory / "extproc-b.yaml"
-        self.second_settings.write_text(json.dumps(settings))
+        self.second_settings.write_text(json.dumps(theirs))
         self.other = self._start(first=False)
         self._stack.callback(lambda: self.other.stop(30))
         self.envoy.stop()

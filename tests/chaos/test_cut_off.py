@@ -60,6 +60,7 @@ def cut_off(house: BreakableHouse, slot: int) -> Iterator[None]:
         house.valkey_proxy.cut_off = frozenset()
 
 
+@pytest.mark.long
 async def test_one_worker_is_cut_off_from_redis(house: BreakableHouse, guest: Guest):
     """Its streams finish, new ones get 503; what it charges comes into the ledger by its disk, while it is cut off, once.
 

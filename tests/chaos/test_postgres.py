@@ -16,7 +16,13 @@ from wire import call, chat, figure
 from extproc.accounts.keys import new_key
 
 AWAY_S = float(os.environ.get("EXTPROC_POSTGRES_AWAY_S", "5"))
-A_SECOND = 50
+A_SECOND = float(os.environ.get("EXTPROC_A_SECOND", "50"))
+
+
+CATCH_UP = """
+    SELECT count(*) AS rows, extract(epoch FROM max(posted_at) - min(posted_at))::float AS took_s
+    FROM requests WHERE user_id = %s AND occurred_at < to_timestamp(%s) AND posted_at >= to_timestamp(%s)
+"""
 
 
 async def test_known_keys_do_not_notice(house: BreakableHouse, guest: Guest):
@@ -33,6 +39,7 @@ async def test_known_keys_do_not_notice(house: BreakableHouse, guest: Guest):
         meanwhile = traffic.told[before:]
         house.postgres.start_again()
         back = time.monotonic()
+        back_unix_s = time.time()
         figure(f"away for {time.monotonic() - gone:.1f} s at {A_SECOND} requests/s; {len(meanwhile)} requests meanwhile")
         await asyncio.to_thread(until, lambda: traffic.answered >= before + len(meanwhile) + 20, "load")
     statuses = Counter(told.status for told in traffic.told)
@@ -43,6 +50,8 @@ async def test_known_keys_do_not_notice(house: BreakableHouse, guest: Guest):
     await asyncio.to_thread(house.wait_serving)
     rows = await asyncio.to_thread(house.judge, guest, traffic.told)
     figure(f"{len(rows)} rows of {len(traffic.told)} requests")
+    (caught_up,) = house.rows(CATCH_UP, guest.id, back_unix_s, back_unix_s)
+    figure(f"{caught_up['rows']} rows waited; {caught_up['took_s']:.2f} s from the first batch of them to the last, beside the load")
     assert {row["request_id"] for row in rows} == {told.request_id for told in traffic.told}
     assert all(row["ending"] == "settle" and row["usage_source"] == "upstream" for row in rows)
     async with asyncio.timeout(20):  # as soon as PostgreSQL can say

@@ -41,13 +41,15 @@ SELECT id::text AS payer_id, frozen, frozen_version AS version FROM users
 WHERE frozen_redis_version < frozen_version AND (%(after)s::uuid IS NULL OR id > %(after)s::uuid) ORDER BY id LIMIT %(limit)s;
 
 -- name: confirm_freeze
--- Redis has this version; never backwards.
-UPDATE users SET frozen_redis_version = greatest(frozen_redis_version, least(%(version)s, frozen_version)) WHERE id = %(id)s::uuid;
+-- Redis has this version; never backwards. An old master, whose epoch is not the ledger's any more, has confirmed nothing.
+UPDATE users SET frozen_redis_version = greatest(frozen_redis_version, least(%(version)s, frozen_version))
+WHERE id = %(id)s::uuid AND NOT EXISTS (SELECT FROM shard_epochs AS e WHERE e.shard = shard_of(users.id) AND e.epoch <> %(epoch)s);
 
 -- name: insert_audit
 -- Who did what to whom, and why.
 INSERT INTO audit (id, actor, action, subject, reason) VALUES (%(id)s::uuid, %(actor)s, %(action)s, %(subject)s, %(reason)s);
 
 -- name: confirm_install
--- Redis has this new payer.
-UPDATE balances SET redis_version = greatest(coalesce(redis_version, 0), 0) WHERE user_id = %(id)s::uuid;
+-- Redis has this new payer, unless it was an old master.
+UPDATE balances SET redis_version = greatest(coalesce(redis_version, 0), 0)
+WHERE user_id = %(id)s::uuid AND NOT EXISTS (SELECT FROM shard_epochs AS e WHERE e.shard = shard_of(user_id) AND e.epoch <> %(epoch)s);

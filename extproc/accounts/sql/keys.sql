@@ -36,8 +36,9 @@ FROM credentials AS c JOIN users AS u ON u.id = c.user_id
 WHERE c.user_id = ANY(%(payers)s::uuid[]);
 
 -- name: confirm_key
--- Redis has this version; never backwards.
-UPDATE credentials SET redis_version = greatest(coalesce(redis_version, 0), least(%(version)s, version)) WHERE id = %(id)s::uuid;
+-- Redis has this version; never backwards. An old master, whose epoch is not the ledger's any more, has confirmed nothing.
+UPDATE credentials SET redis_version = greatest(coalesce(redis_version, 0), least(%(version)s, version))
+WHERE id = %(id)s::uuid AND NOT EXISTS (SELECT FROM shard_epochs AS e WHERE e.shard = shard_of(user_id) AND e.epoch <> %(epoch)s);
 
 -- name: insert_key
 -- A new key; nothing of its secret but the hash and a hint.

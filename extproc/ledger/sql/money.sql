@@ -16,8 +16,9 @@ WHERE redis_version IS DISTINCT FROM version AND (%(after)s::uuid IS NULL OR use
 ORDER BY user_id LIMIT %(limit)s;
 
 -- name: confirm_balance
--- Redis has this version; never backwards.
-UPDATE balances SET redis_version = greatest(coalesce(redis_version, 0), least(%(version)s, version)) WHERE user_id = %(payer)s::uuid;
+-- Redis has this version; never backwards. An old master, whose epoch is not the ledger's any more, has confirmed nothing.
+UPDATE balances SET redis_version = greatest(coalesce(redis_version, 0), least(%(version)s, version))
+WHERE user_id = %(payer)s::uuid AND NOT EXISTS (SELECT FROM shard_epochs AS e WHERE e.shard = shard_of(user_id) AND e.epoch <> %(epoch)s);
 
 -- name: set_credit_line
 -- A new credit line, and the version that brings it to Redis.

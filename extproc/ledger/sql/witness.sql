@@ -48,15 +48,16 @@ SELECT count(*) AS kept FROM witness_endings;
 
 -- name: keep_witness_endings
 -- What Envoy's line says of requests whose end the gate has not told; the first line of a hold stands.
-INSERT INTO witness_endings (hold_id, payer_id, key_id, request_id, status, cap_nanos, price_id, figures)
-SELECT r.hold_id, r.payer_id, r.key_id, r.request_id, r.status, r.cap_nanos, r.price_id, r.figures
+INSERT INTO witness_endings (hold_id, payer_id, key_id, request_id, status, cap_nanos, price_id, figures, log)
+SELECT r.hold_id, r.payer_id, r.key_id, r.request_id, r.status, r.cap_nanos, r.price_id, r.figures, %(log)s
 FROM json_to_recordset(%(rows)s::json) AS r (
     hold_id uuid, payer_id uuid, key_id uuid, request_id text, status integer, cap_nanos bigint, price_id text, figures json
 )
 ON CONFLICT (hold_id) DO NOTHING;
 
 -- name: look_at_witness_endings
--- The next holds of which the ledger still has no ending, and whether every other way has had its time. The others are forgotten.
+-- The next holds of which the ledger still has no ending, and whether every other way has had its time: of lines of other hosts, whose settlers
+-- see outboxes that we do not, a longer one. Those that have an ending are forgotten.
 -- LATERAL … LIMIT: as above.
 WITH page AS (
     SELECT * FROM witness_endings WHERE hold_id > %(after)s::uuid ORDER BY hold_id LIMIT %(limit)s
@@ -70,7 +71,7 @@ WITH page AS (
 SELECT
     hold_id::text AS hold_id, payer_id::text AS payer_id, key_id::text AS key_id, request_id, status, cap_nanos, price_id,
     figures::text AS figures, (extract(epoch FROM seen_at) * 1000)::bigint AS seen_ms,
-    seen_at < now() - %(ripe_s)s * interval '1 second' AS is_ripe
+    seen_at < now() - (%(ripe_s)s + CASE WHEN log IN ('', %(log)s) THEN 0 ELSE %(others_s)s END) * interval '1 second' AS is_ripe
 FROM met WHERE NOT is_ended ORDER BY hold_id;
 
 -- name: forget_witness_endings

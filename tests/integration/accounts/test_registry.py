@@ -16,6 +16,9 @@ from extproc.money.hold import Limits
 class DeafRedis:
     """Redis away, for deliveries."""
 
+    def epoch_of(self, _payer):
+        return ""
+
     def __getattr__(self, _verb):
         async def refuse(*_args, **_fields):
             raise StoreRefused("away")
@@ -229,3 +232,22 @@ async def test_a_price_factor_that_cannot_be(house, factor, reason):
 async def test_a_price_factor_of_nobody(house):
     with pytest.raises(UsageError, match="there is no account"):
         await house.registry.set_price_factor(house.registry._new_id(), 1, actor="test", reason="why")
+
+
+async def test_what_an_old_master_was_told_is_told_its_successor(house):
+    """The shard was opened elsewhere since: a revocation that was brought to the old one must not be taken for delivered."""
+    account = await house.registry.create_account(name="n", tier="t", actor="test")
+    key = await house.registry.create_key(account.id, name="k", scopes=Scopes(), actor="test")
+    epoch = house.holds.epoch_of(account.id)
+    with psycopg.connect(house.dsn) as connection:
+        connection.execute("INSERT INTO shard_epochs SELECT shard_of(%s), 9, 'successor.9', 'open'", [account.id])
+    await house.registry.revoke(key.id, actor="test")
+    await house.registry.freeze(account.id, frozen=True, actor="test", reason="test")
+    (waiting,) = await house.registry.undelivered_keys(after=None, limit=5)
+    (freeze,) = await house.registry.undelivered_freezes(after=None, limit=5)
+    with psycopg.connect(house.dsn) as connection:
+        connection.execute("UPDATE shard_epochs SET epoch = %s", [epoch])
+    await house.registry.deliver_key(waiting)
+    assert await house.registry.deliver_freeze(freeze)
+    assert await house.registry.undelivered_keys(after=None, limit=5) == []
+    assert await house.registry.undelivered_freezes(after=None, limit=5) == []

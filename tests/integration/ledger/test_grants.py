@@ -69,10 +69,20 @@ async def test_confirmations_never_go_backwards(bench):
         await bench.ledger.grant(bench.grant(payer, amount))
     assert [one.payer_id for one in await bench.ledger.undelivered(after=None, limit=9)] == [payer]
     for version in (2, 1):
-        await bench.ledger.confirm(payer, version)
+        await bench.ledger.confirm(payer, version, epoch="")
         assert (await bench.ledger.balance(payer)).redis_version == 2
-    await bench.ledger.confirm(payer, 99)
+    await bench.ledger.confirm(payer, 99, epoch="")
     assert (await bench.ledger.balance(payer)).is_delivered
+    assert await bench.ledger.undelivered(after=None, limit=9) == []
+
+
+async def test_an_old_master_confirms_nothing(bench):
+    """The shard has been opened elsewhere since: what was brought here must be brought there."""
+    payer = await bench.account(1)
+    bench.sql("INSERT INTO shard_epochs SELECT shard_of(%s), 4, 'b.4', 'open'", payer)
+    await bench.ledger.confirm(payer, 1, epoch="a.3")
+    assert [one.payer_id for one in await bench.ledger.undelivered(after=None, limit=9)] == [payer]
+    await bench.ledger.confirm(payer, 1, epoch="b.4")
     assert await bench.ledger.undelivered(after=None, limit=9) == []
 
 

@@ -97,7 +97,7 @@ async def test_keys_without_a_budget_are_counted_from_the_first_day_on(bench, sp
     key = key_of(bench, payer)
     await bench.ledger.post([bench.posting(payer, 10, key_id=key), bench.posting(payer, 20, key_id=key)])
     bench.sql("DELETE FROM budget_spend")
-    migration = (files("extproc.ledger") / "migrations/0012_spending.sql").read_text()
+    migration = (files("extproc.ledger") / "migrations/0013_spending.sql").read_text()
     bench.sql(migration.partition("COMMENT ON TABLE")[0])
     assert (await spending.spent(enquiry(payer, key))).days == ((TODAY, 25 + 45),)
 

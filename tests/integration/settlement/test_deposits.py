@@ -21,6 +21,9 @@ class Deaf:
     def __init__(self, holds, *, after: bool) -> None:
         self._holds, self._after = holds, after
 
+    def epoch_of(self, payer_id):
+        return self._holds.epoch_of(payer_id)
+
     def __getattr__(self, verb):
         real = getattr(self._holds, verb)
 

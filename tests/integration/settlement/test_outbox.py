@@ -201,6 +201,23 @@ async def test_rows_go_when_they_are_confirmed_and_a_day_old(directory: Path, mo
         assert box.outbox.lives == 0
 
 
+async def test_how_far_behind_the_ledger_is(directory: Path):
+    async with opened(directory) as box:
+        assert box.outbox.behind_s == 0
+        box.put(1)
+        await box.until_stored(1)
+        box.clock.skipped_ms += 600_000
+        await until(lambda: box.outbox.behind_s >= 600)
+        box.put(2)
+        await box.until_stored(2)
+        box.clock.skipped_ms += 60_000
+        outbox_id = OutboxFile.read_only(box.path).outbox_id
+        confirm(box.path, Watermark(outbox_id=outbox_id, below=2, ledger_id="l"))
+        await until(lambda: 60 <= box.outbox.behind_s < 600)
+        confirm(box.path, Watermark(outbox_id=outbox_id, below=3, ledger_id="l"))
+        await until(lambda: box.outbox.behind_s == 0)
+
+
 async def test_confirmed_rows_make_room_and_unconfirmed_rows_keep_everybody_out(directory: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "PIECE_ROWS", 10)
     async with opened(directory, bytes_max=1_048_576) as box:

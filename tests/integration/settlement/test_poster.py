@@ -13,6 +13,7 @@ from extproc.exchange.record import Record
 from extproc.ledger.leadership import PostgresLeadership
 from extproc.settlement.meter import Series
 from extproc.settlement.pace import Pace
+from extproc.settlement.poster import STALLED_S
 from extproc.stores.shards import shard_of
 
 
@@ -378,3 +379,50 @@ async def test_who_leads_nothing_tells_what_waits_all_the_same(town):
     await town.poster().step()
     await idle.step()
     assert town.meter.gauges[Series.POSTER_LAG_MS] == 0
+
+
+async def test_who_does_not_reach_redis_lets_another_lead(town):
+    """A leader whose Redis is away (its network, or an old master that was taken away) must not keep those from posting who reach it."""
+    payer, key = await town.customer()
+    moment = [0.0]
+    pace = Pace(asyncio.Event(), monotonic_s=lambda: moment[0], unix_ms=unix_ms)
+    cut_off = Interrupted(town.stream, "read", StoreRefused("away"), after=False, times=0)
+    leading, waiting = town.leader(), town.leader()
+    first, second = town.poster(stream=cut_off, leadership=leading, pace=pace), town.poster(leadership=waiting)
+    await first.step()
+    await second.step()
+    assert (len(leading.current), len(waiting.current)) == (64, 0)
+    await town.serve(payer, key)
+    cut_off._times = 99
+    for moment[0] in (1.0, STALLED_S - 1):
+        with pytest.raises(StoreRefused):
+            await first.step()
+        assert len(leading.current) == 64, "a moment is nothing"
+    for moment[0] in (STALLED_S + 1, STALLED_S + 2):
+        with pytest.raises(StoreRefused):
+            await first.step()
+        assert len(leading.current) == 0
+    second._checked_s = None
+    await second.step()
+    assert (len(waiting.current), town.count("requests")) == (64, 1)
+    cut_off._times = 0
+    await first.step()
+    assert len(leading.current) == 0, "it is led already"
+
+
+async def test_a_ledger_that_is_away_is_no_reason_to_let_go(town):
+    """Whoever reaches Redis goes on where he is."""
+    payer, key = await town.customer()
+    moment = [0.0]
+    pace = Pace(asyncio.Event(), monotonic_s=lambda: moment[0], unix_ms=unix_ms)
+    leading = town.leader()
+    ledger = Interrupted(town.ledger, "post", StoreUnknown("away"), after=False, times=3)
+    poster = town.poster(ledger=ledger, leadership=leading, pace=pace)
+    await town.serve(payer, key)
+    for _ in range(3):
+        with pytest.raises(StoreUnknown):
+            await poster.step()
+        assert len(leading.current) == 64
+        moment[0] += STALLED_S
+    await poster.step()
+    assert town.count("requests") == 1

@@ -441,8 +441,9 @@ async def test_the_sweep_finds_what_is_missing(town: Town, whole: Settler):
     await town.deposits.deposit(payer, 1, method="bank", actor="t")
     await town.sweep().step()
     async with asyncio.timeout(10):
-        while await town.holds.view(payer) is None:
+        while not town.holds.epoch_of(payer).endswith(f".{OPENED + 1}"):
             await asyncio.sleep(0.01)
+            await town.holds.states()
     await town.sweep().step()
     assert (await town.at_rest(payer))[:2] == (10_001, 10_001)
     balance = await town.ledger.balance(payer)

@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from ledger_invariants import ledger_faults
 from town import CAP, PRICE, Town, new_id, unix_ms
 
 from extproc.errors import StoreRefused
@@ -17,7 +18,7 @@ from extproc.ledger.witness import PostgresWitness
 from extproc.money.posting import Posting
 from extproc.settlement.meter import Series
 from extproc.settlement.witness import Witness
-from extproc.settlement.witness_endings import FIRST, WitnessEndings
+from extproc.settlement.witness_endings import FIRST, OTHERS_S, WitnessEndings
 from extproc.settlement.witness_log import Log
 from extproc.stores.shards import shard_of
 
@@ -29,6 +30,7 @@ class Scene:
     def __init__(self, town: Town, log: Path, payer: str, key: str) -> None:
         self.town, self.log, self.payer, self.key = town, log, payer, key
         self.poster = town.poster()
+        self.unconfirmed_ms: int | None = None
         self.restart()
 
     def restart(self) -> None:
@@ -38,23 +40,36 @@ class Scene:
             source=Log(self.log), name="host:log", holds=self.town.holds, register=register, meter=self.town.meter, pace=self.town.pace
         )
 
-    def another(self) -> WitnessEndings:
+    def another(self, name: str = "host:log") -> WitnessEndings:
         return WitnessEndings(
+            name=name,
             kept=PostgresWitness(self.town.database),
             postings=self.town.ledger,
             stream=self.town.stream,
             meter=self.town.meter,
             pace=self.town.pace,
             shard_of=shard_of,
+            unconfirmed_ms=lambda: self.unconfirmed_ms,
             lease_s=LEASE_S,
         )
 
-    def write(self, hold: str, output: int = 50, **more: str) -> None:
+    def ending(self, hold: str, kind: str, charge: int) -> Posting:
+        """Of its owner, out of an outbox."""
+        row = self.town.settle(hold, self.payer, self.key, output=(charge - 5) // 2).row if charge else b"{}"
+        return Posting(shard_of(self.payer), "", kind, hold, self.payer, self.key, charge, CAP, "", 0, unix_ms(), row)
+
+    def write(self, hold: str, output: int = 50, *, request_id: str | None = None, **more: str) -> None:
         charge = str(5 + 2 * output)
         billing: dict[str, Any] = {"hold_id": hold, "payer_id": self.payer, "key_id": self.key, "cap_nanos": str(CAP)}
         billing |= {"price_id": PRICE.price_id, "charge_nanos": charge, "input_tokens": "5", "output_tokens": str(output)}
         billing |= {"usage_source": "counted", "delivered": "1000/200/1"} | more
-        line = {"request_id": f"envoy-{hold}", "status": 200, "bytes_sent": 1_400, "details": "via_upstream", "billing": billing}
+        line = {
+            "request_id": request_id or f"envoy-{hold}",
+            "status": 200,
+            "bytes_sent": 1_400,
+            "details": "via_upstream",
+            "billing": billing,
+        }
         with self.log.open("a") as file:
             file.write(json.dumps(line, separators=(",", ":")) + "\n")
 
@@ -154,7 +169,7 @@ async def test_lines_that_come_twice_and_settlers_that_are_two_or_killed(scene: 
     scene.write(hold)
     await scene.read()
     assert scene.town.count("witness_endings") == 1
-    both = await PostgresWitness(scene.town.database).endings(after=FIRST, ripe_s=0)
+    both = await PostgresWitness(scene.town.database).endings("host:log", after=FIRST, ripe_s=0, others_s=0)
     await scene.book()
     await scene.another()._book(both)  # it had read them before the other one booked
     assert scene.events(hold) == [("expire", 109)]
@@ -201,6 +216,81 @@ async def test_a_payer_that_does_not_exist_is_a_conflict(scene: Scene):
     assert scene.events(hold) == []
     assert scene.rows("SELECT reason FROM conflicts") == [("unknown_payer",)]
     assert scene.town.count("witness_endings") == 0
+
+
+@pytest.mark.parametrize(("kind", "charge"), [("void", 0), ("settle", 107)])
+async def test_an_outbox_that_is_behind_knows_better(scene: Scene, kind: str, charge: int):
+    """An owner's word that nothing is to be charged, or less than bytes let one think, would come too late: it does not undo what is booked."""
+    hold = await scene.lost()
+    before = await scene.balance()
+    scene.write(hold)
+    scene.unconfirmed_ms = unix_ms() - 60_000
+    await scene.read()
+    await scene.book()
+    assert scene.events(hold) == [], "what was written a minute ago is not in the ledger yet"
+    await scene.town.ledger.post([scene.ending(hold, kind, charge)])
+    scene.unconfirmed_ms = unix_ms()
+    await scene.book()
+    assert scene.events(hold) == [(kind, charge)]
+    assert await scene.balance() == before - charge
+    assert scene.town.count("conflicts") == scene.town.count("witness_endings") == 0
+
+
+async def test_an_outbox_that_cannot_be_read_is_not_waited_for(scene: Scene):
+    """It is an alarm of its own, and may stay so for longer than a line is kept."""
+
+    def fail() -> int:
+        raise StoreRefused("an outbox of another format")
+
+    hold = await scene.lost()
+    scene.write(hold)
+    await scene.read()
+    scene.endings._unconfirmed_ms = fail
+    await scene.book()
+    assert scene.events(hold) == [("expire", 109)]
+
+
+async def test_refund_and_correction_between_the_line_and_its_owner(scene: Scene):
+    """An operator has given it all back and taken the rest of the account; then the outbox comes, from another disk, and again."""
+    town, hold = scene.town, await scene.lost()
+    scene.write(hold)
+    await scene.read()
+    await scene.book()
+    await town.deposits.refund(await town.ledger.charge(hold), 109, reason="complaint", actor="test")
+    await town.deposits.correct(scene.payer, -await scene.balance(), reason="fraud", actor="test")
+    for _ in range(2):
+        await town.ledger.post([scene.ending(hold, "settle", 125)])
+    assert scene.events(hold) == [("usage_refund", 0), ("expire", 109), ("adjust", 16)]
+    assert scene.rows("SELECT cost, refunded_nanos, loss_nanos FROM requests WHERE id = %s", hold) == [(109, 109, 16)]
+    assert await scene.balance() == 0
+    assert ledger_faults(town.dsn) == []
+
+
+async def test_the_settler_of_another_host_waits_longer(scene: Scene):
+    """It does not see the outboxes of this one. If nobody is left who does, it books all the same, and once."""
+    hold = await scene.lost()
+    scene.write(hold)
+    await scene.read()
+    ours, scene.endings = scene.endings, scene.another("elsewhere:log")
+    scene.endings._unconfirmed_ms = lambda: None
+    scene.unconfirmed_ms = unix_ms() - 60_000
+    await scene.book()
+    assert scene.events(hold) == []
+    await scene.book(after_s=OTHERS_S)
+    scene.unconfirmed_ms = None
+    await ours.step()
+    assert scene.events(hold) == [("expire", 109)]
+
+
+@pytest.mark.parametrize("request_id", ["\ud800", "a\0b", "x" * 5_000, "é\u2028\x7f", "'; DROP TABLE requests; --", '{"hold_id":"x"}'])
+async def test_what_a_client_has_sent_stops_no_log(scene: Scene, request_id: str):
+    """Half a surrogate pair is JSON, and no text of PostgreSQL's: the line would be met again and again, and with it all others."""
+    hold, other = await scene.lost(), new_id()
+    scene.write(hold, request_id=request_id)
+    scene.write(other)
+    await scene.read()
+    await scene.book()
+    assert scene.events(hold) == scene.events(other) == [("expire", 109)]
 
 
 async def test_a_price_that_comes_later_is_waited_for(scene: Scene):

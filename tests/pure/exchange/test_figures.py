@@ -12,6 +12,7 @@ from extproc.exchange import actions as act
 from extproc.exchange import events as ev
 from extproc.exchange.figures import FIGURES_EVERY_NS
 from extproc.exchange.machine import Exchange
+from extproc.exchange.policy import Policy
 
 NANO = RATE // 1_000_000  # of an input token; an output token costs two
 EVENT_BYTES = len(delta("a"))
@@ -43,6 +44,18 @@ def test_the_first_output_is_told_with_everything_and_later_only_what_is_new():
     later = told(exchange, chunk(delta("c"), at_ns=10 + FIGURES_EVERY_NS))
     assert later == {"charge_nanos": str(NANO * (prompt + 6)), "output_tokens": "3", "delivered": f"{3 * EVENT_BYTES}/{EVENT_BYTES}/1"}
     assert told(exchange, chunk(delta("d"), at_ns=10 + FIGURES_EVERY_NS + 1)) == {}
+
+
+def test_where_the_policy_charges_the_prompt_alone_nobody_is_told_of_output():
+    """Neither a worker that dies nor a line of the access log may cost a client more than his leaving would have."""
+    exchange = Exchange(pinned(policy=Policy(ended_early="input_only")))
+    to_streaming(exchange)
+    figures = told(exchange, chunk(delta("abc"), at_ns=10))
+    assert (figures["output_tokens"], figures["charge_nanos"]) == ("0", str(NANO * int(figures["input_tokens"])))
+    assert "delivered" not in figures, "what came later is nobody's either"
+    checkpoint = exchange.receive(ev.Tick(at_ns=20))[0].checkpoint
+    end, _ = exchange.receive(ev.Gone(at_ns=30))
+    assert checkpoint.charge_nanos == end.ending.charge_nanos == int(figures["charge_nanos"])
 
 
 def test_nothing_is_told_before_output():

@@ -312,6 +312,8 @@ async def test_the_lower_number_stops_where_it_is(scene: Scene):
         ("r.1", "", ("r.2", False, False), True),
         ("r.2", "", ("r.2", False, False), False),
         ("r.1", "", ("r.1", True, True), True),
+        ("r.1", "", ("x.2", True, False), True),  # the old master is back
+        ("r.2", "", ("x.1", True, False), False),  # the ledger is an older copy
     ],
 )
 def test_what_is_broken(epoch: str, rebuilding: str, known: tuple[str, bool, bool] | None, broken: bool):

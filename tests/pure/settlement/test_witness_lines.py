@@ -233,3 +233,13 @@ def test_a_checkpoint_as_high_stays(checkpoint: int):
 def test_a_row_that_cannot_be_read_stays_what_it_is(row: bytes):
     witnessed = witnessed_by(told(line(BILLING | FIGURES)).figures, hold(5, row=row), None)
     assert (witnessed.checkpoint_nanos, witnessed.row) == (700, row)
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "9" * 5_000])
+@pytest.mark.parametrize("member", ["status", "bytes_sent"])
+def test_a_number_that_is_none_spoils_its_line_only(member: str, number: str):
+    terms = {"key_id": PAYER, "cap_nanos": "9000", "price_id": "a" * 64}
+    good = line(BILLING | terms | FIGURES)
+    bad = line(BILLING | terms | FIGURES, **{member: "@"}).replace(b'"@"', number.encode())
+    statements, unreadable = read_lines([bad, good])
+    assert (len(statements), unreadable) == (1, 1)
