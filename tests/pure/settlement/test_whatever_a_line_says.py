@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from extproc.ledger.rows import parse_row
 from extproc.money.hold import EndKind
-from extproc.money.price import Price
+from extproc.money.price import Price, Rates
 from extproc.money.receipt import cost_nanos
 from extproc.money.usage import TOKENS_MAX, Usage
 from extproc.settlement.witness_endings import posting_of, to_keep
@@ -19,7 +19,7 @@ from extproc.settlement.witness_lines import REQUEST_ID_MAX, read_lines
 UUIDS = st.sampled_from(
     ["018bcfe5-6800-7000-8000-000000000001", "018bcfe5-6800-7fff-bfff-ffffffffffff", "00000000-0000-0000-0000-000000000000"]
 )
-PRICE = Price(model="m", priority="p", tier="t", currency="EUR", input_rate=1_000_000, cached_input_rate=500_000, output_rate=2_000_000)
+PRICE = Price(model="m", priority="p", tier="t", currency="EUR", rates=Rates(input=1_000_000, cached_input=500_000, output=2_000_000))
 NUMBERS = st.one_of(
     st.integers(0, 60),
     st.sampled_from([TOKENS_MAX, TOKENS_MAX + 1, 2**62 - 1, 2**62, -1, 10**30]),
