@@ -133,11 +133,16 @@ class Database:
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
         """Commit when the block ends, roll back when it raises."""
+        task = asyncio.current_task()
+        cancelled_before = task.cancelling() if task else 0
         try:
             connection = await self._pool.getconn()
         except (PoolTimeout, PoolClosed, TooManyRequests, psycopg.Error) as error:
             raise StoreRefused(f"PostgreSQL is away: {error}") from error
         try:
+            if task and task.cancelling() > cancelled_before:
+                # The pool waits by `asyncio.wait_for`, which before Python 3.12 drops a cancellation that comes together with a connection.
+                raise asyncio.CancelledError
             try:
                 yield Transaction(connection, limit_s=self._limit_s)
             except BaseException as error:

@@ -123,18 +123,46 @@ async def test_nobody_there_is_refused_soon():
 
 
 async def test_cancelled_in_the_middle(pool):
+    inserted = asyncio.Event()
+
     async def slow() -> None:
         async with pool.transaction() as transaction:
             await transaction.fetch(INSERT, {"id": ID})
+            inserted.set()
             await asyncio.Event().wait()
 
     task = asyncio.create_task(slow())
-    while not (await pool.fetch(query("SELECT count(*) AS n FROM pg_stat_activity WHERE state = 'idle in transaction'")))[0]["n"]:
-        await asyncio.sleep(0)
+    await inserted.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert await users(pool) == 0
+
+
+async def test_cancelled_in_the_moment_in_which_a_connection_comes(database):
+    """The pool of psycopg swallows it on Python 3.11: the task would go on as if nobody had cancelled it."""
+    async with Database(database, pool_max=1) as pool:
+        begun = asyncio.Event()
+
+        async def second() -> None:
+            async with pool.transaction():
+                begun.set()
+
+        for ticks in range(12):  # of the loop, between the return of the only connection and the cancellation
+            async with pool.transaction():
+                task = asyncio.create_task(second())
+                while not pool._pool.get_stats().get("requests_waiting"):
+                    await asyncio.sleep(0)
+            for _ in range(ticks):
+                await asyncio.sleep(0)
+            if begun.is_set() or not task.cancel():
+                await task
+                begun.clear()
+                continue
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert not begun.is_set()
+        assert (await pool.fetch(query("SELECT 1 AS one")))[0]["one"] == 1, "the connection is not lost"
 
 
 class Frozen:
