@@ -50,6 +50,7 @@ POLICIES = (
     Policy(over_balance="clamp", clamp_output_tokens_min=1),
     Policy(trust_factor=2),
     Policy(stores_away_credit_nanos=10**12),
+    Policy(shadow=True),
 )
 FACTORS = (500_000, 850_000, FACTOR_ONE)
 USAGES = ("inject", "inject", "inject", "continuous", "forced", "counted")
@@ -121,7 +122,7 @@ def random_case(dice: Dice) -> Case:
         name="sees" if sees else "m", served_name=dice.choice(("Org/M", "m")), endpoints=frozenset({endpoint}), tokenizer=tokenizer,
         chat_template="gpt" if tokenizer == "cl100k" else "chatml", context_tokens=32_768, output_tokens_max=0 if tariff.method == "per_second" else 2_048,
         output_tokens_default=dice.choice((64, 256, 1_024)), free=False, usage=dice.choice(USAGES[:-1] if tokenizer == "upstream" else USAGES), image_formula="qwen2-vl" if sees else "",
-        image_tokens_max=4_096 if sees else 0, priority_factors={"standard": dice.choice(factors) or 1},
+        image_tokens_max=4_096 if sees else 0, sandbox=True, priority_factors={"standard": dice.choice(factors) or 1},
         tariffs=(tariff,),
     )  # fmt: skip
     tier = Tier(name="default", limits=NO_LIMITS, price_factor=dice.choice(factors))
@@ -129,7 +130,7 @@ def random_case(dice: Dice) -> Case:
     policy = dice.choice(POLICIES)
     bounds = Bounds(counted_upstream=frozenset({"m"}) if dice.random() < 0.2 else frozenset())
     terms = Pinned(catalog=catalog, policy=policy, bounds=bounds, counters=counters(), price_known=lambda payer, price: False)
-    key = replace(KEY, price_factor=dice.choice(factors) if dice.random() < 0.2 else FACTOR_ONE)
+    key = replace(KEY, price_factor=dice.choice(factors) if dice.random() < 0.2 else FACTOR_ONE, sandbox=dice.random() < 0.03)
     poor = 10 ** dice.randint(6, 10) if dice.random() < 0.2 else RICH
     return Case(model, key, terms, ask, poor, is_ordinary)
 
@@ -301,7 +302,11 @@ def check(dice: Dice, case: Case) -> tuple[str, float | None]:
         assert all(ending.charge_nanos == 0 for ending in walk.ends)
         return f"refused: {walk.reply.code}", None
     held, tab, prompt = walk.amendment, walk.exchange.tab, walk.prompt
-    assert held is not None
+    is_paid = not (case.terms.policy.shadow or case.key.sandbox)
+    if held is None:
+        assert case.terms.policy.shadow
+        assert all(ending.charge_nanos == 0 for ending in walk.ends)
+        return "spared", None
     assert prompt is not None
     assert tab.sized is not None
     assert not walk.ends
@@ -310,6 +315,7 @@ def check(dice: Dice, case: Case) -> tuple[str, float | None]:
     (ending,), record = walk.ends, walk.record
     assert 0 <= ending.charge_nanos <= held.cap_nanos <= walk.spendable_nanos
     assert held.reserved_nanos == (0 if lends else held.cap_nanos)
+    assert is_paid or held.cap_nanos == 0
     assert ending.charge_nanos == record.cost_nanos
     assert ending.charge_nanos == min(record.list_nanos, held.cap_nanos)
     is_true = made.tells == "truly" and made.end == "whole"
@@ -322,6 +328,8 @@ def check(dice: Dice, case: Case) -> tuple[str, float | None]:
     else:
         assert ending.charge_nanos == 0
     most = tab.sized.demand.output_tokens
+    if not is_paid:
+        return "metered only", None
     if not (is_true and case.is_ordinary and ending.charge_nanos and 2 * sum(made.outputs) >= most):
         return record.end_reason, None
     return record.end_reason, held.cap_nanos / ending.charge_nanos
