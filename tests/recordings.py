@@ -92,22 +92,23 @@ class Recording:
         return walk
 
     def answered(self, walk: Walk, chunks: Iterable[bytes]) -> bytes:
-        """In pieces; only a JSON answer of one piece has its length told, and gets its cost."""
+        """In pieces; only a JSON answer of one piece has its length told."""
         pieces = list(chunks)
         is_whole = not self.is_stream and len(pieces) == 1
         return walk.answer(pieces, self.content_type, length=len(self.data) if is_whole else None)
 
     def for_client(self) -> bytes:
-        """What a client has to get: its own name of the model, nothing that it has not asked for, and the cost where a stream tells its usage."""
+        """What a client has to get: its own name of the model, nothing that it has not asked for, and in a stream the cost where usage is told."""
         request, shown = self.row["request"], self.data
         if isinstance(request.get("model"), str):
             shown = shown.replace(b'"model":"Org/M"', b'"model":%b' % json.dumps(request["model"]).encode())
-        wants = self.row["path"] in ("/v1/responses", "/v1/messages")
-        if not wants and self.is_stream:
+        if not self.is_stream:
+            return shown
+        tells = self.row["tells_cost"]
+        if self.row["path"] not in ("/v1/responses", "/v1/messages"):
             options = request.get("stream_options", {})
             shown = _without(shown, final=not options.get("include_usage"), running=not options.get("continuous_usage_stats"))
-            wants = bool(options.get("include_usage"))
-        tells = wants and self.is_stream and self.row["tells_cost"]
+            tells = tells and options.get("include_usage")
         return _with_cost(shown, self.row["cost_nanos"]) if tells else shown
 
 

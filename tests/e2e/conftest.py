@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 from house import Guest, House, short_directory
+from upstack import Up, up_and_running
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +23,9 @@ def guest(house: House) -> Iterator[Guest]:
     """A fresh account with money and a key without limits."""
     yield house.guest()
     house.close_clients()
+
+
+@pytest.fixture(scope="session")
+def up() -> Iterator[Up]:
+    """What `extproc up` runs."""
+    yield from up_and_running()

@@ -2,108 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import shutil
-import ssl
-import struct
-import tempfile
-import wave
-import zlib
-from collections.abc import Iterator
-from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
-import psycopg
 import pytest
-from house import until
-from psycopg.rows import dict_row
-
-from extproc.local.stack import Plan
-from extproc.local.up import running
-
-BODY_BYTES_MAX = 26_500_000  # a file of 25 MB and its form, as docs/reference/endpoints.md says
-TEXT, LOOKS, READS, HEARS = "qwen2.5-7b", "qwen2.5-vl-7b", "bge-m3", "whisper-large-v3"
-
-
-class Up:
-    """A stack, and its one account."""
-
-    def __init__(self, facts: dict[str, Any]) -> None:
-        self.facts = facts
-        self.trust = trust = ssl.create_default_context(cafile=facts["ca_file"])
-        self.http = httpx.Client(
-            base_url=facts["base_url"].removesuffix("/v1"),
-            verify=trust,
-            timeout=30,
-            headers={"authorization": f"Bearer {facts['api_key']}"},
-        )
-        self.openai = openai.OpenAI(
-            base_url=facts["base_url"], api_key=facts["api_key"], max_retries=0, http_client=openai.DefaultHttpxClient(verify=trust)
-        )
-
-    def row(self, request_id: str) -> dict[str, Any]:
-        with psycopg.connect(self.facts["postgres_dsn"], row_factory=dict_row, autocommit=True) as database:
-            return until(lambda: database.execute("SELECT * FROM requests WHERE request_id = %s", (request_id,)).fetchone(), "the row")
-
-    def post(self, path: str, **more: Any) -> tuple[Any, dict[str, Any]]:
-        answer = self.http.post(path, **more)
-        assert answer.status_code == 200, answer.text
-        row = self.row(answer.headers["x-request-id"])
-        assert Decimal(answer.headers["x-request-cost"]) * 10**9 == row["cost"]
-        return answer.json(), row
-
-    def seen(self, model: str, request_id: str) -> dict[str, Any]:
-        """What the simulator has of it."""
-        answer = httpx.get(f"{self.facts['simulator_urls'][model][0]}/sim/requests/{request_id}")
-        return answer.json()["requests"][0]
-
-
-@pytest.fixture(scope="module")
-def up() -> Iterator[Up]:
-    folder = Path(tempfile.mkdtemp(prefix="xe-", dir="/tmp"))
-    folder.chmod(0o711)
-    with pytest.MonkeyPatch.context() as environ:
-        environ.setenv("EXTPROC_BODY__BYTES_MAX", str(BODY_BYTES_MAX))
-        yield from _up(folder)
-
-
-def _up(folder: Path) -> Iterator[Up]:
-    try:
-        with running(folder, Plan(durable=False), say=lambda _: None) as stack:
-            assert stack.envoy is not None
-            stack.envoy.stop()
-            stack.envoy.start_again({"2097152": str(2 * BODY_BYTES_MAX)})
-            stack.envoy.wait_healthy({"extproc": 2, **dict.fromkeys((TEXT, LOOKS, READS, HEARS), 1)})
-            made = Up(stack.facts())
-            yield made
-            made.http.close()
-            made.openai.close()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def wav(seconds: float) -> bytes:
-    file = io.BytesIO()
-    with wave.open(file, "wb") as written:
-        written.setnchannels(1)
-        written.setsampwidth(2)
-        written.setframerate(8_000)
-        written.writeframes(bytes(int(seconds * 8_000) * 2))
-    return file.getvalue()
-
-
-def png(width: int, height: int) -> str:
-    def part(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    rows = zlib.compress(b"\0" * (width + 1) * height)
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    file = b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", rows) + part(b"IEND", b"")
-    return "data:image/png;base64," + base64.b64encode(file).decode()
+from upstack import HEARS, LOOKS, READS, TEXT, Up, png, wav
 
 
 @pytest.mark.parametrize("texts", ["hello", ["hello", "bonjour"], [1, 2, 3], [[1], [2, 3]]])

@@ -112,6 +112,11 @@ def _streaming(dice: random.Random) -> dict[str, Any]:
     return {"stream": dice.choice((True, True, "true", 1))} | options
 
 
+def schema(dice: random.Random) -> dict[str, Any]:
+    properties = {f"p{number}": {"type": "string", "description": text(dice, 10)} for number in range(dice.choice((0, 1, 20)))}
+    return {"type": "object", "properties": properties}
+
+
 def chat(dice: random.Random, model: str) -> dict[str, Any]:
     messages: list[dict[str, Any]] = [{"role": "system", "content": text(dice)}] if dice.random() < 0.4 else []
     messages += [{"role": dice.choice(("user", "assistant")), "content": text(dice)} for _ in range(dice.randint(1, 4))]
@@ -130,7 +135,7 @@ def chat(dice: random.Random, model: str) -> dict[str, Any]:
         **_maybe(dice, n=dice.randint(1, 4)),
     }
     if dice.random() < 0.15:
-        body["tools"] = [{"type": "function", "function": {"name": "look", "description": text(dice), "parameters": {"type": "object"}}}]
+        body["tools"] = [{"type": "function", "function": {"name": "look", "description": text(dice), "parameters": schema(dice)}}]
     return body | _maybe(dice, 0.6, max_tokens=_output_max(dice)) | _maybe(dice, 0.2, max_completion_tokens=_output_max(dice))
 
 
@@ -148,7 +153,7 @@ def responses(dice: random.Random, model: str) -> dict[str, Any]:
     ]
     body = {"model": model, "input": dice.choice((text(dice), items)), **_maybe(dice, instructions=text(dice), temperature=0.5, store=True)}
     stream = {"stream": True} if dice.random() < 0.5 else {}
-    tools = [{"type": "function", "name": "look", "parameters": {"type": "object"}}]
+    tools = [{"type": "function", "name": "look", "parameters": schema(dice)}]
     return body | stream | _maybe(dice, 0.15, tools=tools) | _maybe(dice, 0.7, max_output_tokens=_output_max(dice))
 
 
@@ -159,7 +164,7 @@ def messages(dice: random.Random, model: str) -> dict[str, Any]:
         blocks.append({"type": "image", "source": source})
     body = {"model": model, "max_tokens": _output_max(dice), "messages": [{"role": "user", "content": dice.choice((text(dice), blocks))}]}
     more = _maybe(dice, system=text(dice), stream=True, temperature=1, metadata={"user_id": "u"}, stop_sequences=["x"])
-    return body | more | _maybe(dice, 0.15, tools=[{"name": "look", "input_schema": {"type": "object"}}])
+    return body | more | _maybe(dice, 0.15, tools=[{"name": "look", "input_schema": schema(dice)}])
 
 
 def embeddings(dice: random.Random, model: str) -> dict[str, Any]:

@@ -120,6 +120,8 @@ def _spoil(dice: Dice, tree: Any, mark: str) -> None:
     node = tree
     while True:
         children = list(node.items() if isinstance(node, dict) else enumerate(node))
+        if not children:
+            return
         inner = [child for _, child in children if isinstance(child, dict | list) and child]
         if inner and dice.random() < 0.6:
             node = dice.choice(inner)
