@@ -17,7 +17,7 @@ from traffic import Traffic
 from wire import figure, steering
 
 ROUNDS = int(os.environ.get("EXTPROC_ROUNDS", "1"))  # of two workers each
-A_SECOND = 80
+A_SECOND = int(os.environ.get("EXTPROC_A_SECOND", "80"))
 ERRORS_STOP_S = 3.0
 STREAM = steering(tokens=25, delay_ms=20)  # half a second
 
