@@ -117,7 +117,7 @@ class RedisHolds(RedisShards):
                 "" if amendment.sandbox_tokens_per_day is None else amendment.sandbox_tokens_per_day,
                 "" if amendment.would_hold_nanos is None else amount(amendment.would_hold_nanos),
                 "1" if amendment.goes_on else "",
-                *(() if amendment.quota is NO_QUOTA else (tokens_word(amendment.quota), amount(amendment.reserved_beside_nanos))),
+                *(() if amendment.quota is NO_QUOTA else _beside(amendment)),
             ),
             _verdict,
         )
@@ -285,6 +285,12 @@ async def _all_of(calls: Sequence[asyncio.Future[Any]]) -> None:
 
 def _all(calls: Sequence[asyncio.Future[Any]]) -> Awaitable[None]:
     return asyncio.ensure_future(_all_of(calls))
+
+
+def _beside(amendment: Amendment) -> Words:
+    """The free tokens that are wanted, and what is reserved with them."""
+    assert not amendment.goes_on, "whoever takes free tokens waits to hear that they were there"
+    return tokens_word(amendment.quota), amount(amendment.reserved_beside_nanos)
 
 
 def _tokens(tokens: int) -> int:

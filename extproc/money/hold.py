@@ -117,9 +117,6 @@ class Amendment(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     quota: Quota = NO_QUOTA
     reserved_beside_nanos: int = 0
 
-    def __post_init__(self) -> None:
-        assert self.quota is NO_QUOTA or not self.goes_on, "whoever takes free tokens waits to hear that they were there"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
