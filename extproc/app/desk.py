@@ -29,6 +29,7 @@ from extproc.app.desk_facts import (
     plain,
     receipt_facts,
     time_text,
+    tokens_entry,
     uuid_of,
 )
 from extproc.app.explain import explained
@@ -159,7 +160,7 @@ class Desk:
             "currency": sums.pop("currency") or self.currency(),
             **sums,
             "events": [plain(event) for event in found.events],
-            "entries": [plain(entry) for entry in found.entries],
+            "entries": [plain(entry) if entry["unit"] == "nanos" else tokens_entry(entry) for entry in found.entries],
         }
 
     async def holds(self, named: str | None) -> list[Facts]:
@@ -174,6 +175,8 @@ class Desk:
                 "state": hold.state,
                 **money("reserved", hold.reserved_nanos),
                 **money("checkpoint", hold.checkpoint_nanos),
+                "free_input": hold.quota.input_tokens,
+                "free_output": hold.quota.output_tokens,
                 "lease_until": time_text(hold.lease_ms),
                 "lease_left_ms": hold.lease_ms - unix_ms(),
             }
@@ -225,12 +228,18 @@ class Desk:
             **money("entry_held", view.entry_held_nanos),
             "open_holds": view.open_holds,
             "version": view.version,
+            "free_input": view.quota.input_tokens,
+            "free_output": view.quota.output_tokens,
+            "held_input": view.held_quota.input_tokens,
+            "held_output": view.held_quota.output_tokens,
         }
         return {
             "currency": self.currency(),
             **money("balance", posted.balance_nanos),
             **money("credit", posted.credit_nanos),
             **money("credited", posted.credited_total),  # ever, by deposits and corrections
+            "free_input": posted.free_input,  # tokens of the quota that are left
+            "free_output": posted.free_output,
             "version": posted.version,
             "redis": redis,
         }

@@ -63,6 +63,21 @@ class Books:
         receipt = await self._stores.deposits.write_off(account.id, nanos, reason=reason, actor=self._actor, reference=reference)
         return self._moved(account, receipt, nanos)
 
+    async def grant_quota(self, named: str, *, input_tokens: int, output_tokens: int, reason: str, reference: str | None = None) -> Facts:
+        """Free tokens of prompts and of answers, used before money."""
+        account = await self._find(named)
+        receipt = await self._stores.deposits.grant_quota(
+            account.id, input_tokens=input_tokens, output_tokens=output_tokens, reason=reason, actor=self._actor, reference=reference
+        )
+        return {
+            "account": account.id,
+            "event": receipt.event_id,
+            "booked_before": not receipt.fresh,
+            "free_input": receipt.balance.free_input,
+            "free_output": receipt.balance.free_output,
+            "in_force": receipt.is_delivered,
+        }
+
     async def set_credit(self, named: str, amount: str, *, reason: str) -> Facts:
         """How far below zero an account may go."""
         account = await self._find(named)

@@ -63,6 +63,11 @@ def plain(row: Mapping[str, Any]) -> Facts:
     return facts
 
 
+def tokens_entry(entry: Mapping[str, Any]) -> Facts:
+    """A line in free tokens: its amount is a number of them, and no money."""
+    return plain({name: value for name, value in entry.items() if name != "amount"}) | {"amount": str(entry["amount"])}
+
+
 def money(name: str, nanos: int | None) -> Facts:
     """``name`` as the exact decimal, ``name_nanos`` as the int."""
     return {name: None if nanos is None else format_amount(nanos), f"{name}_nanos": nanos}

@@ -151,6 +151,25 @@ def writeoff(
     _show_booked(done, as_json=as_json)
 
 
+@account.command("grant-quota")
+@click.argument("account")
+@click.option("--input", "given", type=click.IntRange(min=0), default=0, help="So many tokens of prompts.")
+@click.option("--output", "made", type=click.IntRange(min=0), default=0, help="So many tokens of answers.")
+@because
+@once
+@of_deployment
+def grant_quota(
+    *, account: str, given: int, made: int, reason: str, reference: str | None, config: Path | None, data: Path | None, as_json: bool
+) -> None:
+    """Give an account free tokens; they are used before its money is."""
+    done = at_desk(
+        config,
+        data,
+        lambda desk: desk.books.grant_quota(account, input_tokens=given, output_tokens=made, reason=reason, reference=reference),
+    )
+    print_json(done) if as_json else print_facts(done, "account", "free_input", "free_output", "booked_before", "in_force")
+
+
 @account.command()
 @click.argument("account")
 @click.argument("amount")

@@ -131,5 +131,6 @@ def _entries(facts: dict[str, Any]) -> list[str]:
     if not facts["entries"]:
         return ["entries     none"]
     rows = [{**entry, "name": ":".join(filter(None, (entry["kind"], entry["name"])))} for entry in facts["entries"]]
+    rows = [row if row["unit"] == "nanos" else {**row, "name": f"{row['name']}, {_words(row['unit'])} tokens"} for row in rows]
     sums = f"sum of entries: {facts['entries_sum_nanos']} nanos"
     return ["entries", *table(rows, {"event_id": "event", "name": "account", "amount": "amount"}), sums]

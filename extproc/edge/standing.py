@@ -28,6 +28,7 @@ from extproc.holds.port import PayerView, Reasserting, Reassertion, ShardState
 from extproc.metrics import Metrics
 from extproc.money.posting import Posting
 from extproc.money.quote import Terms
+from extproc.money.usage import NO_QUOTA
 
 log = logging.getLogger(__name__)
 
@@ -213,4 +214,6 @@ def _reassertion(
         tokens=tokens,
         row=last.row if last else tab.admission().row,
         created_ms=tab.created_ms,
+        quota=tab.quota,
+        used=last.quota if last else NO_QUOTA,
     )

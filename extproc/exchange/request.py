@@ -15,6 +15,7 @@ from extproc.exchange.ask import JSON
 from extproc.exchange.body import understand
 from extproc.exchange.doors import FORBIDDEN_HEADERS, door_of, secret_of, too_large
 from extproc.exchange.events import Admitted, Amended, Answered, Body, Counted, Headers, KeyRead, Refused, StoreFailed
+from extproc.exchange.figures import Pairs
 from extproc.exchange.sizing import Size, clamped, size
 from extproc.exchange.state import Outcome, State
 from extproc.exchange.tab import Tab
@@ -22,6 +23,7 @@ from extproc.exchange.upstream import question
 from extproc.money.hold import DenyReason, EndReason
 from extproc.money.price import Price
 from extproc.money.quote import Quote, Terms, affordable_output_tokens
+from extproc.money.usage import FREE, NO_QUOTA
 
 UNAVAILABLE = "unavailable"
 SHORT = frozenset({DenyReason.INSUFFICIENT, DenyReason.HELD, DenyReason.KEY_BUDGET})  # fewer tokens may fit
@@ -70,7 +72,7 @@ def key_read(tab: Tab, event: KeyRead) -> Outcome:
 def admitted(tab: Tab, event: Admitted) -> Outcome:
     """The entry hold stands: let Envoy read the body."""
     granted = event.granted
-    tab.hold_id, tab.spendable_nanos = granted.hold_id, granted.spendable_nanos
+    tab.hold_id, tab.spendable_nanos, tab.free = granted.hold_id, granted.spendable_nanos, granted.quota
     tab.requests_left, tab.tokens_left = granted.requests, granted.tokens
     if granted.would_deny is not None:
         tab.spares(granted.would_deny.value)
@@ -214,6 +216,7 @@ def amended(tab: Tab, event: Amended) -> Outcome:
     """The exact hold stands, or (in shadow mode) would not: forward."""
     granted = event.granted
     tab.tokens_left = granted.tokens or tab.tokens_left
+    tab.take(granted.quota)
     if granted.would_deny is not None and _lower(tab, granted.would_deny, granted.spendable_nanos) is None:
         tab.spares(granted.would_deny.value)
     return _forward(tab)
@@ -222,13 +225,15 @@ def amended(tab: Tab, event: Amended) -> Outcome:
 def _forward(tab: Tab) -> Outcome:
     _, worst, price = _priced(tab)
     key = tab.key
-    metadata = (
+    metadata: Pairs = (
         ("hold_id", tab.hold_id),
         ("payer_id", key.payer_id if key else ""),
         ("key_id", key.id if key else ""),
         ("cap_nanos", str(worst.cap_nanos)),
         ("price_id", price.price_id),
     )
+    if tab.quota is not NO_QUOTA:
+        metadata += tuple(zip(FREE, map(str, tab.quota.both), strict=True))
     names = _route(tab)
     if sticky := tab.sticky():
         names = (*names, ("x-sticky", sticky))
@@ -246,6 +251,7 @@ def _route(tab: Tab) -> tuple[tuple[str, str], ...]:
 def not_amended(tab: Tab, event: Refused) -> Outcome:
     """Perhaps fewer output tokens fit: silently if the client named no maximum, by policy if it did."""
     denied = event.denied
+    tab.free = denied.quota
     lower = _lower(tab, denied.reason, denied.spendable_nanos)
     if lower is None:
         return never_amended(tab, event)
@@ -262,7 +268,7 @@ def _lower(tab: Tab, reason: DenyReason, spendable_nanos: int) -> Size | None:
     assert ask is not None
     if reason not in SHORT or (ask.output_max is not None and policy.over_balance != "clamp"):
         return None
-    most = affordable_output_tokens(price, sized.demand, spendable_nanos=spendable_nanos)
+    most = affordable_output_tokens(price, sized.demand, spendable_nanos=spendable_nanos, quota=tab.free)
     lower = clamped(sized, output_total=max(0, most), choices=ask.choices)
     return lower if lower.output_each >= min(policy.clamp_output_tokens_min, sized.output_each) else None
 

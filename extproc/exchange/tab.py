@@ -29,9 +29,9 @@ from extproc.exchange.record import Record
 from extproc.exchange.sizing import Size, with_text
 from extproc.money.hold import Admission, Amendment, Checkpoint, Ending, EndKind, EndReason, Window
 from extproc.money.price import FACTOR_ONE, Price
-from extproc.money.quote import NOTHING_DUE, Quote, Terms, quote
+from extproc.money.quote import NOTHING_DUE, Quote, Terms, quote, worth_taking
 from extproc.money.receipt import cost_nanos
-from extproc.money.usage import CHARACTERS_PER_TOKEN_MAX, NO_USAGE, TOKENS_MAX, Usage, UsageSource, rare_of
+from extproc.money.usage import CHARACTERS_PER_TOKEN_MAX, NO_QUOTA, NO_USAGE, TOKENS_MAX, Quota, Usage, UsageSource, rare_of, used_of
 from extproc.tokens.counter import Counter, Counters
 
 STANDARD = "standard"
@@ -74,6 +74,7 @@ class Tab:
         "door",
         "expected",
         "figures_due_ns",
+        "free",
         "hold_id",
         "is_shadow",
         "key",
@@ -84,6 +85,7 @@ class Tab:
         "pinned",
         "price",
         "priority",
+        "quota",
         "quote",
         "remarks",
         "request_id",
@@ -115,6 +117,8 @@ class Tab:
         self.terms = Terms.SHADOW if self.is_shadow else Terms.PAID
         self.remarks: dict[str, Any] = {"shadow": True} if self.is_shadow else {}  # fields of the record that are rarely there
         self.spendable_nanos = 0  # when it was admitted
+        self.free = NO_QUOTA  # tokens that are there, as far as we were told
+        self.quota = NO_QUOTA  # of them, what the hold has taken
         self.requests_left: Window | None = None  # of the tightest limit, this request counted
         self.tokens_left: Window | None = None
         self.body = b""  # as it came: what a shadow request forwards
@@ -185,7 +189,7 @@ class Tab:
     # what the stores are asked
 
     def admission(self) -> Admission:
-        """The entry hold. It costs nothing for a key that can reach something free."""
+        """The entry hold. It costs nothing for a key that can reach something free, nor (as the store says) for an account with a quota."""
         key, tier = self._key(), self._tier()
         needs_money = self.terms is not Terms.SANDBOX and not reaches_free(self.pinned.catalog, tier, key)
         return Admission(
@@ -193,7 +197,7 @@ class Tab:
             payer_id=key.payer_id,
             key_id=key.id,
             request_id=self.request_id,
-            entry_nanos=self.pinned.bounds.entry_nanos if needs_money else 0,
+            entry_nanos=self.pinned.bounds.entry_nanos if needs_money and self.free is NO_QUOTA else 0,
             account_limits=tier.limits,
             key_limits=key.limits,
             row=self._begun(EndReason.SIDECAR_LOST).to_row(),
@@ -214,14 +218,20 @@ class Tab:
         worst, trust = self._quote(), self.pinned.policy.trust_factor
         if self.terms is Terms.LENT:
             return Lend(amendment=self._amendment())
+        amendment = self._amendment()
         if trust is None or not worst.reserved_nanos or self.spendable_nanos < trust * worst.reserved_nanos:
-            return Amend(amendment=self._amendment())
+            return Amend(amendment=amendment)
+        if amendment.quota is not NO_QUOTA:
+            return Amend(amendment=amendment)  # it has to be known whether they were there
         self.decided_by("trust_factor", trust)
         return Amend(amendment=self._amendment(is_trusted=True), waits=False)
 
     def _amendment(self, *, is_trusted: bool = False) -> Amendment:
         key, worst, sized = self._key(), self._quote(), self.sized
         assert sized is not None
+        quota, beside_nanos = NO_QUOTA, worst.list_nanos
+        if self.free is not NO_QUOTA and self.price is not None and (worst.reserved_nanos or (self.is_shadow and worst.list_nanos)):
+            quota, beside_nanos = worth_taking(self.price, sized.demand, self.free)
         return Amendment(
             hold_id=self.hold_id,
             owner=self.owner,
@@ -234,9 +244,18 @@ class Tab:
             key_limits=key.limits,
             row=self._begun(EndReason.SIDECAR_LOST).to_row(),
             sandbox_tokens_per_day=self._tier().sandbox_tokens_per_day if self.terms is Terms.SANDBOX else None,
-            would_hold_nanos=worst.list_nanos if self.is_shadow else None,
+            would_hold_nanos=beside_nanos if self.is_shadow else None,
             goes_on=is_trusted or self.is_shadow,
+            quota=NO_QUOTA if self.is_shadow else quota,
+            reserved_beside_nanos=beside_nanos,
         )
+
+    def take(self, quota: Quota) -> None:
+        """The hold has taken these free tokens, and reserved what is due beside them."""
+        if quota is not NO_QUOTA:
+            assert self.sized is not None
+            assert self.price is not None
+            self.quota, self.quote = quota, quote(self.price, self.sized.demand, self.terms, quota)
 
     def beat(self, at_ns: int) -> tuple[Beat, ...]:
         """What would be charged if this worker died now: nothing before output; never less than the last time."""
@@ -247,12 +266,13 @@ class Tab:
             meter = self._figure_meter()
             usage = meter.usage(ended_early=True) if meter else self.prompt_usage()
         cost, nanos = self._cost_and_charge(usage)
-        if self.checkpoint is None or nanos >= self.checkpoint.charge_nanos:
+        used, last = used_of(self.quota, usage), self.checkpoint
+        if last is None or (nanos >= last.charge_nanos and last.quota.is_within(used)):
             record = self._record(EndReason.SIDECAR_LOST, at_ns, usage=usage, list_nanos=cost, charge_nanos=nanos)
-            self.checkpoint = Checkpoint(
-                hold_id=self.hold_id, owner=self.owner, payer_id=self.key.payer_id, charge_nanos=nanos, row=record.to_row()
+            last = self.checkpoint = Checkpoint(
+                hold_id=self.hold_id, owner=self.owner, payer_id=self.key.payer_id, charge_nanos=nanos, row=record.to_row(), quota=used
             )
-        return (Beat(checkpoint=self.checkpoint),)
+        return (Beat(checkpoint=last),)
 
     def tell(self, at_ns: int) -> Pairs:
         """What would be charged at least, for the other witness: what of it is new. Only after something was delivered."""
@@ -273,7 +293,7 @@ class Tab:
         """Charge a usage, at most the cap."""
         cost, nanos = self._cost_and_charge(usage)
         record = self._record(reason, at_ns, usage=usage, list_nanos=cost, charge_nanos=nanos)
-        return self._end(EndKind.SETTLE, nanos, usage.total_tokens, record, wait=wait)
+        return self._end(EndKind.SETTLE, nanos, usage.total_tokens, record, wait=wait, used=used_of(self.quota, usage))
 
     def void(self, reason: EndReason, at_ns: int, *, error_code: str = "", error: str = "") -> Finish:
         """Give everything back."""
@@ -285,7 +305,7 @@ class Tab:
         if self.key is None:
             return ()
         checkpoint = self.checkpoint
-        if checkpoint is None or not checkpoint.charge_nanos:
+        if checkpoint is None or not (checkpoint.charge_nanos or any(checkpoint.quota.both)):
             return self.void(EndReason.SIDECAR_ERROR, at_ns, error_code="internal_error")
         ending = Ending(
             hold_id=self.hold_id,
@@ -298,6 +318,7 @@ class Tab:
             row=checkpoint.row,
             reserved_nanos=self.quote.reserved_nanos if self.quote and self.is_forwarded else 0,
             is_forwarded=self.is_forwarded,
+            quota=checkpoint.quota,
         )
         return End(ending=ending), Note(record=Record(id=self.hold_id, end_reason=EndReason.SIDECAR_ERROR.value, status=self.status))
 
@@ -463,16 +484,20 @@ class Tab:
             duration_ms=max(0, at_ns - self.started_ns) // NANOS_PER_MS,
             ttft_ms=max(0, self.ttft_ns - self.started_ns) // NANOS_PER_MS if self.ttft_ns else 0,
         )
-        return record if usage.is_ordinary else structs.replace(record, **rare_of(usage))
+        if usage.is_ordinary and self.quota is NO_QUOTA:
+            return record
+        free_input, free_output = used_of(self.quota, usage).both
+        return structs.replace(record, **rare_of(usage), free_input=free_input, free_output=free_output)
 
     def _cost_and_charge(self, usage: Usage) -> tuple[int, int]:
-        """What a usage costs, and what of it is charged: at most the cap (MONEY.md, "Size")."""
+        """What a usage costs beyond the free tokens, and what of it is charged: at most the cap (MONEY.md, "Size")."""
         if self.price is None or self.quote is None:
             return 0, 0
-        cost = cost_nanos(usage, self.price)
+        quota = self.quota if self.quota is NO_QUOTA else used_of(self.quota, usage)  # as the row will say it
+        cost = cost_nanos(usage, self.price, quota)
         return cost, min(cost, self.quote.cap_nanos)
 
-    def _end(self, kind: EndKind, nanos: int, tokens: int, record: Record, *, wait: bool) -> Finish:
+    def _end(self, kind: EndKind, nanos: int, tokens: int, record: Record, *, wait: bool, used: Quota = NO_QUOTA) -> Finish:
         key, row = self.key, record.to_row()
         if key is None:
             return (Note(record=record, row=row),)
@@ -487,6 +512,7 @@ class Tab:
             row=row,
             reserved_nanos=self.quote.reserved_nanos if self.quote and self.is_forwarded else 0,
             is_forwarded=self.is_forwarded,
+            quota=used,
         )
         return End(ending=ending, wait=wait), Note(record=record)
 

@@ -7,6 +7,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from extproc.holds.facts import BudgetFacts, HoldFacts, PayerFacts, ShardFacts, Waiting
+from extproc.holds.port import Tokens
+from extproc.holds.words import quota_of
+from extproc.money.usage import Quota
 from extproc.stores.pipeline import Client
 from extproc.stores.scripts import load_scripts
 from extproc.stores.shards import TAGS
@@ -51,7 +54,7 @@ class RedisFacts:
 def _payer(fields: Sequence[Any]) -> PayerFacts | None:
     if fields[0] is None:
         return None
-    version, total, spendable, credit, held, entry_held, opened = (int(field or 0) for field in fields)
+    version, total, spendable, credit, held, entry_held, opened, *tokens = (int(field or 0) for field in fields)
     return PayerFacts(
         version=version,
         total_nanos=total,
@@ -60,11 +63,14 @@ def _payer(fields: Sequence[Any]) -> PayerFacts | None:
         held_nanos=held,
         entry_held_nanos=entry_held,
         open_holds=opened,
+        total_tokens=Tokens(*tokens[:2]),
+        free_tokens=Tokens(*tokens[2:4]),
+        held_tokens=Tokens(*tokens[4:]),
     )
 
 
 def _hold(hold_id: bytes, lease: bytes, fields: Sequence[Any]) -> HoldFacts:
-    state, _, payer, key, entry, reserved, cap, checkpoint, budget, period, created = fields
+    state, _, payer, key, entry, reserved, cap, checkpoint, budget, period, created, free, used = fields
     return HoldFacts(
         hold_id=_text(hold_id),
         lease_ms=int(float(lease)),
@@ -77,14 +83,24 @@ def _hold(hold_id: bytes, lease: bytes, fields: Sequence[Any]) -> HoldFacts:
         checkpoint_nanos=int(checkpoint or 0),
         budget=":".join(map(_text, (payer, budget or key, period))) if period else "",
         created_ms=int(created or 0),
+        quota=quota_of(free),
+        used=quota_of(used),
     )
 
 
 def _waiting(event: Sequence[bytes]) -> Waiting:
     """What our scripts did not write has no number and no charge: the poster sets it aside."""
-    stream_id, kind, hold, payer, charge, epoch, seq = (_text(field) for field in event)
+    stream_id, kind, hold, payer, charge, epoch, seq, free = (_text(field) for field in event)
+    given, _, made = free.partition(":")
     return Waiting(
-        stream_id=stream_id, kind=kind, hold_id=hold, payer_id=payer, charge_nanos=_number(charge), epoch=epoch, seq=_number(seq)
+        stream_id=stream_id,
+        kind=kind,
+        hold_id=hold,
+        payer_id=payer,
+        charge_nanos=_number(charge),
+        epoch=epoch,
+        seq=_number(seq),
+        used=Quota(input_tokens=_number(given), output_tokens=_number(made)),
     )
 
 

@@ -6,10 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from extproc.holds.port import NO_TOKENS, Tokens
+from extproc.money.usage import NO_QUOTA, Quota
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PayerFacts:
-    """A payer's hash. ``spendable`` = available + credit; ``total`` is what was ever credited to it."""
+    """A payer's hash. ``spendable`` = available + credit; ``total`` is what was ever credited to it; ``…_tokens`` the same of his quota."""
 
     version: int
     total_nanos: int
@@ -18,6 +21,9 @@ class PayerFacts:
     held_nanos: int
     entry_held_nanos: int
     open_holds: int
+    total_tokens: Tokens = NO_TOKENS
+    free_tokens: Tokens = NO_TOKENS
+    held_tokens: Tokens = NO_TOKENS
 
     @property
     def available_nanos(self) -> int:
@@ -39,6 +45,8 @@ class HoldFacts:
     checkpoint_nanos: int
     budget: str  # "payer:budget id:span" whose counter it uses up, "" = none
     created_ms: int
+    quota: Quota = NO_QUOTA  # free tokens that it has taken
+    used: Quota = NO_QUOTA  # of its checkpoint
 
     @property
     def is_open(self) -> bool:
@@ -56,6 +64,7 @@ class Waiting:
     charge_nanos: int
     epoch: str
     seq: int
+    used: Quota = NO_QUOTA
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

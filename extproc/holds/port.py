@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from extproc.money.hold import Admission, Amendment, Checkpoint, Denied, Ending, EndResult, Verdict
 from extproc.money.posting import Posting
 from extproc.money.statement import Purse
+from extproc.money.usage import NO_QUOTA, Quota
 
 
 class Holds(Protocol):
@@ -61,9 +62,19 @@ class Reaping(Protocol):
         """End every hold of the shard whose lease has run out, at its last checkpoint (nothing yet: void). Hold ids that were ended."""
 
 
+class Tokens(NamedTuple):
+    """Free tokens of a payer, of prompts and answers, or a total of them: other than a :class:`Quota` it may be negative."""
+
+    input: int = 0
+    output: int = 0
+
+
+NO_TOKENS = Tokens()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PayerView:
-    """A payer as Redis has it. ``spendable`` = available + credit."""
+    """A payer as Redis has it. ``spendable`` = available + credit. ``quota``: free tokens that nobody holds; ``held_quota``: the others."""
 
     available_nanos: int
     credit_nanos: int
@@ -71,6 +82,8 @@ class PayerView:
     entry_held_nanos: int
     version: int
     open_holds: int
+    quota: Quota = NO_QUOTA
+    held_quota: Quota = NO_QUOTA
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +102,7 @@ class OpenHold:
     period: str  # of that budget: all, 2026-01-31 or 2026-01
     lease_ms: int  # unix time at which it runs out
     created_ms: int
+    quota: Quota = NO_QUOTA  # free tokens that it has taken
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +139,8 @@ class Reassertion:
     tokens: int
     row: bytes
     created_ms: int
+    quota: Quota = NO_QUOTA  # free tokens that it has taken …
+    used: Quota = NO_QUOTA  # … and those that the last checkpoint has used
 
 
 class Reasserting(Protocol):
@@ -148,7 +164,7 @@ class Reasserting(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PayerState:
-    """What a rebuild makes of a payer: the posted balance less what open holds have reserved."""
+    """What a rebuild makes of a payer: the posted balance less what open holds have reserved; of free tokens likewise."""
 
     payer_id: str
     version: int
@@ -160,6 +176,9 @@ class PayerState:
     open_holds: int
     frozen: bool
     frozen_version: int
+    free: Tokens = NO_TOKENS
+    held: Tokens = NO_TOKENS
+    total: Tokens = NO_TOKENS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,6 +245,8 @@ class Sighted:
     checkpoint_nanos: int
     cap_nanos: int
     row: bytes
+    quota: Quota = NO_QUOTA  # free tokens that it has taken, and …
+    used: Quota = NO_QUOTA  # … would have used
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,12 +278,22 @@ class Delivery(Protocol):
         (an old master's) counts for nothing: ask before you deliver, and say it when you confirm.
         """
 
-    async def install_payer(self, payer_id: str, *, version: int, total_nanos: int, available_nanos: int, credit_nanos: int) -> bool:
+    async def install_payer(
+        self,
+        payer_id: str,
+        *,
+        version: int,
+        total_nanos: int,
+        available_nanos: int,
+        credit_nanos: int,
+        free: Tokens = NO_TOKENS,
+        total: Tokens = NO_TOKENS,
+    ) -> bool:
         """Create a payer that Redis has never had. False: it is there already, nothing was changed."""
 
-    async def credit(self, payer_id: str, *, version: int, total_nanos: int, credit_nanos: int) -> bool:
-        """If ``version`` is newer than what is stored: available += total − stored total. False: the payer is missing, or this
-        version of it says something else, of a ledger that has lost it (alarm).
+    async def credit(self, payer_id: str, *, version: int, total_nanos: int, credit_nanos: int, total: Tokens = NO_TOKENS) -> bool:
+        """If ``version`` is newer than what is stored: available += total − stored total, and of free tokens likewise (``total``). False:
+        the payer is missing, or this version of it says something else, of a ledger that has lost it (alarm).
         """
 
     async def put_key(self, payer_id: str, key_id: str, *, version: int, fields: Mapping[str, str]) -> None:

@@ -4,17 +4,18 @@ Keys (``{s00}`` … ``{s63}`` is the shard's tag; no other key is touched by a s
 
 ====================================  ======  ================================================================================
 ``{sNN}:payer:<payer>``               hash    version total spendable (= available + credit) credit held entry_held open
-                                              frozen frozen_version; rpm rph tpm ("window:current:previous")
+                                              frozen frozen_version; rpm rph tpm ("window:current:previous"); who ever had free
+                                              tokens: free_input held_input total_input and the same of output
 ``{sNN}:key:<payer>:<key>``           hash    version revoked expires_ms budget_nanos budget_period budget_id open; rpm rph tpm
 ``{sNN}:budget:<payer>:<id>:<span>``  hash    used (= spent + held) held; span: all, 2026-01-31 or 2026-01; forgotten after it;
                                               id: the key's budget_id, or its own
 ``{sNN}:hold:<hold>``                 hash    open: state (entry, exact) owner payer key entry reserved cap checkpoint tokens
-                                              minute period budget row created; ended: state kind amount owner (15 minutes); taken
-                                              over: state (alias) to (15 minutes)
+                                              minute period budget row created, free used ("input:output", if it took free tokens);
+                                              ended: state kind amount owner (15 minutes); taken over: state (alias) to (15 minutes)
 ``{sNN}:request:<payer>:<request>``   string  hold id of the first try (60 s)
 ``{sNN}:leases``                      zset    hold id → unix ms at which its lease runs out: the open holds
 ``{sNN}:events``                      stream  k(ind) h(old) p(ayer) c(reds = key) a(mount charged) r(eserved) e(poch) s(eq)
-                                              t(ime, ms) d(ata: the row)
+                                              t(ime, ms) d(ata: the row) f(ree tokens used, if any)
 ``{sNN}:shard``                       hash    now (last seen, ms) seq (of the epoch); epoch (while open), rebuilding (the epoch that is
                                               built) counting (1: nobody asserts any more); reaped reaped_epoch quiet (of the reaper)
 ``{sNN}:asserted``                    set     workers that have said what they hold in the epoch that is built
@@ -29,11 +30,13 @@ from typing import Any, Final, TypeVar
 
 from extproc.errors import StoreFenced
 from extproc.holds.epochs import closed
-from extproc.holds.port import OpenHold, PayerView, Sight, Sighted
-from extproc.holds.shards import HOLD_AGE_MS_MAX, RedisShards, amount
+from extproc.holds.port import NO_TOKENS, OpenHold, PayerView, Sight, Sighted, Tokens
+from extproc.holds.shards import HOLD_AGE_MS_MAX, RedisShards, amount, tokens_fields
+from extproc.holds.words import quota_of, tokens_word
 from extproc.money.amount import BALANCE_NANOS_MAX
 from extproc.money.hold import Admission, Amendment, Checkpoint, Denied, DenyReason, Ending, EndResult, Granted, Limits, Verdict, Window
 from extproc.money.statement import Purse
+from extproc.money.usage import NO_QUOTA, Quota
 from extproc.stores.pipeline import Client
 from extproc.stores.redis_link import as_it_is
 from extproc.stores.shards import SHARDS, TAGS, shard_of, tag_of
@@ -45,6 +48,8 @@ BEAT_BATCH: Final = 256  # checkpoints of one script, for the same reason
 WITNESS_BATCH: Final = 256  # likewise
 NOTES_WAITING_MAX: Final = 20_000  # events of a shard above which rows of refusals are dropped: in all shards together below a gigabyte
 TOTAL_NANOS_MAX: Final = 2**63 - 1  # what HINCRBY can subtract
+GRANTED_WORDS: Final = 10  # of a reply that says nothing of free tokens
+DENIED_WORDS: Final = 9  # likewise
 KEY_FIELDS: Final = frozenset({"revoked", "expires_ms", "budget_nanos", "budget_period", "budget_id"})
 
 Thing = TypeVar("Thing")
@@ -112,6 +117,7 @@ class RedisHolds(RedisShards):
                 "" if amendment.sandbox_tokens_per_day is None else amendment.sandbox_tokens_per_day,
                 "" if amendment.would_hold_nanos is None else amount(amendment.would_hold_nanos),
                 "1" if amendment.goes_on else "",
+                *(() if amendment.quota is NO_QUOTA else _beside(amendment)),
             ),
             _verdict,
         )
@@ -131,7 +137,7 @@ class RedisHolds(RedisShards):
     def _beat(self, shard: int, checkpoints: Sequence[Checkpoint]) -> asyncio.Future[Any]:
         args: list[str | bytes | int] = [self._lease_ms, HOLD_AGE_MS_MAX]
         for checkpoint in checkpoints:
-            args += (checkpoint.hold_id, checkpoint.owner, amount(checkpoint.charge_nanos), checkpoint.row)
+            args += (checkpoint.hold_id, checkpoint.owner, amount(checkpoint.charge_nanos), checkpoint.row, tokens_word(checkpoint.quota))
         return self._call("beat", shard, args)
 
     def end(self, ending: Ending) -> Awaitable[EndResult]:
@@ -145,6 +151,7 @@ class RedisHolds(RedisShards):
                 amount(ending.charge_nanos),
                 _tokens(ending.tokens),
                 ending.row,
+                *(() if ending.quota is NO_QUOTA else (tokens_word(ending.quota),)),
             ),
             _end_result,
         )
@@ -188,28 +195,42 @@ class RedisHolds(RedisShards):
             elif isinstance(answer, BaseException):
                 raise answer
             else:
-                open_ones += [_sighted(holds, *one) for one in answer]
+                open_ones += [_sighted(holds, one) for one in answer]
         return Sight(open=open_ones, closed=closed_ones)
 
     async def witness(self, sighted: Sequence[Sighted], *, grace_ms: int) -> int:
-        words = _by_shard(sighted, lambda one: one.payer_id, lambda one: (one.hold_id, amount(one.checkpoint_nanos), one.row))
+        words = _by_shard(
+            sighted, lambda one: one.payer_id, lambda one: (one.hold_id, amount(one.checkpoint_nanos), one.row, tokens_word(one.used))
+        )
         return sum(await asyncio.gather(*(self._call("witness", shard, (grace_ms, *some)) for shard, some in words)))
 
     # --- Delivery
 
-    async def install_payer(self, payer_id: str, *, version: int, total_nanos: int, available_nanos: int, credit_nanos: int) -> bool:
+    async def install_payer(
+        self,
+        payer_id: str,
+        *,
+        version: int,
+        total_nanos: int,
+        available_nanos: int,
+        credit_nanos: int,
+        free: Tokens = NO_TOKENS,
+        total: Tokens = NO_TOKENS,
+    ) -> bool:
         assert abs(available_nanos) <= BALANCE_NANOS_MAX
         assert abs(total_nanos) <= TOTAL_NANOS_MAX
         spendable = available_nanos + amount(credit_nanos)
-        args = (payer_id, version, total_nanos, spendable, credit_nanos)
+        fields = tokens_fields(free=free, total=total)
+        args = (payer_id, version, total_nanos, spendable, credit_nanos, *(word for field in fields.items() for word in field))
         return bool(await self._call("install", shard_of(payer_id), args))
 
     def epoch_of(self, payer_id: str) -> str:
         return self._epochs.of(shard_of(payer_id))
 
-    async def credit(self, payer_id: str, *, version: int, total_nanos: int, credit_nanos: int) -> bool:
+    async def credit(self, payer_id: str, *, version: int, total_nanos: int, credit_nanos: int, total: Tokens = NO_TOKENS) -> bool:
         assert abs(total_nanos) <= TOTAL_NANOS_MAX
-        args = (payer_id, version, total_nanos, amount(credit_nanos))
+        assert max(map(abs, total)) <= BALANCE_NANOS_MAX
+        args = (payer_id, version, total_nanos, amount(credit_nanos), f"{total.input}:{total.output}")
         return bool(await self._call("credit", shard_of(payer_id), args))
 
     async def put_key(self, payer_id: str, key_id: str, *, version: int, fields: Mapping[str, str]) -> None:
@@ -224,10 +245,14 @@ class RedisHolds(RedisShards):
 
     async def view(self, payer_id: str) -> PayerView | None:
         key = f"{tag_of(payer_id)}:payer:{payer_id}"
-        values = await self._pipeline.execute("HMGET", key, "spendable", "credit", "held", "entry_held", "version", "open")
+        values = await self._pipeline.execute(
+            "HMGET", key, "spendable", "credit", "held", "entry_held", "version", "open",
+            "free_input", "free_output", "held_input", "held_output",
+        )  # fmt: skip
         if values[4] is None:
             return None
-        spendable, credit, held, entry_held, version, open_holds = map(int, values)
+        spendable, credit, held, entry_held, version, open_holds, *tokens = (int(value or 0) for value in values)
+        free_input, free_output, held_input, held_output = tokens
         return PayerView(
             available_nanos=spendable - credit,
             credit_nanos=credit,
@@ -235,6 +260,8 @@ class RedisHolds(RedisShards):
             entry_held_nanos=entry_held,
             version=version,
             open_holds=open_holds,
+            quota=Quota(input_tokens=max(0, free_input), output_tokens=max(0, free_output)),
+            held_quota=Quota(input_tokens=held_input, output_tokens=held_output),
         )
 
     async def open_holds(self, payer_id: str | None = None) -> list[OpenHold]:
@@ -263,6 +290,12 @@ def _all(calls: Sequence[asyncio.Future[Any]]) -> Awaitable[None]:
     return asyncio.ensure_future(_all_of(calls))
 
 
+def _beside(amendment: Amendment) -> Words:
+    """The free tokens that are wanted, and what is reserved with them."""
+    assert not amendment.goes_on, "whoever takes free tokens waits to hear that they were there"
+    return tokens_word(amendment.quota), amount(amendment.reserved_beside_nanos)
+
+
 def _tokens(tokens: int) -> int:
     assert tokens >= 0, tokens
     return tokens
@@ -286,6 +319,7 @@ def _window(limit: int, remaining: int, reset_ms: int) -> Window | None:
 
 def _verdict(reply: list[Any]) -> Verdict:
     if reply[0] == b"granted":
+        quota = quota_of(reply.pop()) if len(reply) > GRANTED_WORDS else NO_QUOTA
         _, hold_id, spendable, would_deny, limit, remaining, reset_ms, *tokens = reply
         return Granted(
             hold_id=hold_id.decode(),
@@ -293,7 +327,9 @@ def _verdict(reply: list[Any]) -> Verdict:
             requests=_window(limit, remaining, reset_ms),
             tokens=_window(*tokens),
             would_deny=DenyReason(would_deny.decode()) if would_deny else None,
+            quota=quota,
         )
+    quota = quota_of(reply.pop()) if len(reply) > DENIED_WORDS else NO_QUOTA
     _, reason, source, required, spendable, retry_after_ms, *window = reply
     return Denied(
         reason=DenyReason(reason.decode()),
@@ -302,6 +338,7 @@ def _verdict(reply: list[Any]) -> Verdict:
         spendable_nanos=int(spendable),
         retry_after_ms=retry_after_ms,
         window=_window(*window),
+        quota=quota,
     )
 
 
@@ -322,9 +359,18 @@ def _end_result(reply: bytes) -> EndResult:
     return EndResult(reply.decode())
 
 
-def _sighted(payers: Mapping[str, str], hold_id: bytes, checkpoint: bytes, cap: bytes, row: bytes) -> Sighted:
+def _sighted(payers: Mapping[str, str], words: Sequence[bytes]) -> Sighted:
+    hold_id, checkpoint, cap, row, free, used = words
     hold = hold_id.decode()
-    return Sighted(hold_id=hold, payer_id=payers[hold], checkpoint_nanos=int(checkpoint), cap_nanos=int(cap), row=row)
+    return Sighted(
+        hold_id=hold,
+        payer_id=payers[hold],
+        checkpoint_nanos=int(checkpoint),
+        cap_nanos=int(cap),
+        row=row,
+        quota=quota_of(free),
+        used=quota_of(used),
+    )
 
 
 def _texts(reply: list[bytes]) -> list[str]:

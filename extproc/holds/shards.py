@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from extproc.errors import StoreFenced
 from extproc.holds.epochs import Epochs, Told
-from extproc.holds.port import KeyState, OpenHold, PayerState, Reassertion, ShardState
+from extproc.holds.port import KeyState, OpenHold, PayerState, Reassertion, ShardState, Tokens
+from extproc.holds.words import quota_of, tokens_word
 from extproc.money.amount import BALANCE_NANOS_MAX
 from extproc.money.posting import Posting
 from extproc.stores.pipeline import Client
@@ -114,7 +115,7 @@ class RedisShards:
         start = 0
         while leases := await self._pipeline.execute("ZRANGE", f"{tag}:leases", start, start + LIST_BATCH - 1, "WITHSCORES"):
             pairs = list(zip(leases[::2], leases[1::2], strict=True))
-            fields = ("payer", "key", "owner", "state", "entry", "reserved", "checkpoint", "budget", "period", "created")
+            fields = ("payer", "key", "owner", "state", "entry", "reserved", "checkpoint", "budget", "period", "created", "free")
             holds = await asyncio.gather(*(self._pipeline.execute("HMGET", f"{tag}:hold:{hold.decode()}", *fields) for hold, _ in pairs))
             found += (_open_hold(hold, lease, values) for (hold, lease), values in zip(pairs, holds, strict=True) if values[0] is not None)
             start += LIST_BATCH
@@ -141,6 +142,8 @@ def _asserted(hold: Reassertion) -> Words:
         hold.tokens,
         hold.row,
         hold.created_ms,
+        tokens_word(hold.quota),
+        tokens_word(hold.used),
     ]
 
 
@@ -154,6 +157,7 @@ def _ended(ending: Posting) -> Words:
         amount(ending.reserved_nanos),
         ending.occurred_ms,
         ending.row,
+        f"{ending.free_input}:{ending.free_output}",
     ]
 
 
@@ -174,8 +178,18 @@ def _payer(payer: PayerState) -> Words:
         "open": payer.open_holds,
         "frozen": int(payer.frozen),
         "frozen_version": payer.frozen_version,
+        **tokens_fields(free=payer.free, held=payer.held, total=payer.total),
     }
     return _hash(f":payer:{payer.payer_id}", fields)
+
+
+def tokens_fields(**named: Tokens) -> dict[str, int]:
+    """Fields of a payer's hash; none, if he never had free tokens."""
+    if not any(map(any, named.values())):
+        return {}
+    fields = {f"{name}_{what}": number for name, both in named.items() for what, number in both._asdict().items()}
+    assert max(map(abs, fields.values())) <= BALANCE_NANOS_MAX
+    return fields
 
 
 def _key(key: KeyState) -> Words:
@@ -190,7 +204,7 @@ def _budgets(key: KeyState) -> Iterator[Words]:
 
 
 def _open_hold(hold_id: bytes, lease: bytes, values: list[Any]) -> OpenHold:
-    payer, key, owner, state, entry, reserved, checkpoint, budget, period, created = values
+    payer, key, owner, state, entry, reserved, checkpoint, budget, period, created, free = values
     return OpenHold(
         hold_id=hold_id.decode(),
         payer_id=payer.decode(),
@@ -204,4 +218,5 @@ def _open_hold(hold_id: bytes, lease: bytes, values: list[Any]) -> OpenHold:
         period=(period or b"").decode(),
         lease_ms=int(lease),
         created_ms=int(created),
+        quota=quota_of(free),
     )

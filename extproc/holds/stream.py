@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from operator import itemgetter
 from typing import Any, Final
 
+from extproc.holds.words import quota_of
 from extproc.money.posting import Posting
 from extproc.stores.pipeline import Client
 from extproc.stores.shards import TAGS
@@ -65,8 +66,9 @@ class RedisEventStream:
 
 def _posting(shard: int, stream_id: bytes, flat: list[Any]) -> Posting:
     try:
-        kind, hold, payer, key, charge, reserved, epoch, seq, occurred, row = _FIELDS(dict(zip(flat[::2], flat[1::2], strict=True)))
-        return Posting(
+        fields = dict(zip(flat[::2], flat[1::2], strict=True))
+        kind, hold, payer, key, charge, reserved, epoch, seq, occurred, row = _FIELDS(fields)
+        posting = Posting(
             shard,
             stream_id.decode(),
             kind.decode(),
@@ -80,5 +82,9 @@ def _posting(shard: int, stream_id: bytes, flat: list[Any]) -> Posting:
             int(occurred),
             row,
         )
-    except (KeyError, ValueError):
+        if b"f" not in fields:
+            return posting
+        used = quota_of(fields[b"f"])
+        return posting._replace(free_input=used.input_tokens, free_output=used.output_tokens)
+    except (KeyError, ValueError, AssertionError):
         return Posting(shard, stream_id.decode(), UNREADABLE, "", "", "", 0, 0, "", 0, 0, repr(flat).encode())

@@ -9,6 +9,8 @@ late, not covered  customer −taken, loss:late −rest        revenue:model +ch
 adjust             as settle, with the difference
 overage            loss:overage −amount                    revenue:model +amount
 a grant            its target +amount                      its source −amount
+free tokens used   customer −taken, loss:late −rest        revenue:model +used, in their unit
+quota_grant        customer +tokens                        promo:quota −tokens, in their unit
 void               none
 =================  ======================================================================
 
@@ -78,6 +80,22 @@ def overage(*, model: str, overage_nanos: int) -> Entries:
     )
 
 
+def freed(*, payer_id: str, model: str, unit: Unit, used: int, taken: int) -> Entries:
+    """Free tokens that a request has used, of which ``taken`` came from the customer's quota; for the rest it was too late."""
+    assert 0 <= taken <= used
+    return _lines(
+        (AccountKind.CUSTOMER, "", payer_id, -taken),
+        (AccountKind.LOSS, "late", None, taken - used),
+        (AccountKind.REVENUE, model or UNKNOWN_MODEL, None, used),
+        unit=unit,
+    )
+
+
+def quota_granted(*, payer_id: str, unit: Unit, tokens: int) -> Entries:
+    """Free tokens, from the operator's promotions."""
+    return _lines((AccountKind.CUSTOMER, "", payer_id, tokens), (AccountKind.PROMO, "quota", None, -tokens), unit=unit)
+
+
 def granted(*, payer_id: str, provider: str, source: AccountKind, target: AccountKind, amount_nanos: int) -> Entries:
     """From one account to another, back if the amount is negative. The customer's is the payer's, any other one has the provider's name."""
 
@@ -100,6 +118,6 @@ def customer_nanos(entries: Iterable[Entry]) -> int:
     return sum([entry.amount for entry in entries if entry.kind is AccountKind.CUSTOMER and entry.unit is Unit.NANOS])
 
 
-def _lines(*lines: tuple[AccountKind, str, str | None, int]) -> Entries:
+def _lines(*lines: tuple[AccountKind, str, str | None, int], unit: Unit = Unit.NANOS) -> Entries:
     assert sum([amount for _, _, _, amount in lines]) == 0
-    return tuple([Entry(kind, amount, name, payer_id) for kind, name, payer_id, amount in lines if amount])
+    return tuple([Entry(kind, amount, name, payer_id, unit) for kind, name, payer_id, amount in lines if amount])

@@ -17,6 +17,8 @@ LINES_A_STATEMENT = 50_000  # entries summed by one statement: a tenth of a seco
 KEYS_MAX = 2_000  # keys of the accounts of one look; the newest
 CAUSES_LOOKED_AT = 1_000  # newest events in which the cause of a negative balance is looked for
 
+Units = tuple[int, int, int]  # sums in nanos and in free tokens of input and output
+
 
 class PostgresFacts:
     """The port LedgerFactsReader, and the findings."""
@@ -67,25 +69,32 @@ class PostgresFacts:
         async with self._database.transaction() as transaction:
             statement = (self._queries["sums_of_accounts"], {"payers": list(payers), "lines": lines})
             _, rows = await transaction.run([(self._queries["hold_still"], {}), statement])
-            totals = {row["payer_id"]: int(row["entries_nanos"]) for row in rows if row["lines"] < lines}
+            totals = {row["payer_id"]: _units(row) for row in rows if row["lines"] < lines}
             for payer in [row["payer_id"] for row in rows if row["lines"] >= lines and lines_max is None]:
                 totals[payer] = await self._sum(transaction, payer)
         return [
-            AccountSum(payer_id=row["payer_id"], balance_nanos=row["balance_nanos"], entries_nanos=totals[row["payer_id"]])
+            AccountSum(
+                payer_id=row["payer_id"],
+                balance_nanos=row["balance_nanos"],
+                entries_nanos=totals[row["payer_id"]][0],
+                free=(row["free_input"], row["free_output"]),
+                entries_free=totals[row["payer_id"]][1:],
+            )
             for row in rows
             if row["payer_id"] in totals
         ]
 
-    async def _sum(self, transaction: Transaction, payer: str) -> int:
-        """The cut may fall between two lines of one event only if it has two for one account: no event of ours has."""
-        total, after = 0, FIRST_ID
+    async def _sum(self, transaction: Transaction, payer: str) -> Units:
+        """The cut may fall between two lines of one event: one in money, and one in free tokens."""
+        total: Units = (0, 0, 0)
+        place = {"payer": payer, "after": FIRST_ID, "after_line": -1, "lines": LINES_A_STATEMENT}
         while True:
-            place = {"payer": payer, "after": after, "lines": LINES_A_STATEMENT}
             (row,) = await transaction.fetch(self._queries["next_sum_of_account"], place)
-            total += int(row["total"])
+            nanos, given, made = _units(row)
+            total = (total[0] + nanos, total[1] + given, total[2] + made)
             if row["lines"] < LINES_A_STATEMENT:
                 return total
-            after = row["last"]
+            place |= {"after": row["last"], "after_line": row["last_line"]}
 
     async def shard_money(self, shard: int, payers: Sequence[str]) -> ShardMoney:
         async with self._database.transaction() as transaction:
@@ -159,6 +168,10 @@ class PostgresFacts:
         async with self._database.transaction() as transaction:
             await transaction.fetch(self._queries["resolve_unseen"], {"moment": run.started_at})
             await transaction.fetch(self._queries["finish_run"], {"id": run.id})
+
+
+def _units(row: Row) -> Units:
+    return int(row["nanos"]), int(row["entries_input"]), int(row["entries_output"])
 
 
 def _booked(events: Sequence[Row], lines: Iterable[Row], rows: Iterable[Row], around: Iterable[Row]) -> list[BookedEvent]:

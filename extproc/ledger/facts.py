@@ -49,6 +49,8 @@ class AccountSum:
     payer_id: str
     balance_nanos: int
     entries_nanos: int
+    free: tuple[int, int] = (0, 0)  # tokens of input and output that are left …
+    entries_free: tuple[int, int] = (0, 0)  # … and what their entries say
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +63,10 @@ class AccountMoney:
     version: int
     credited_total: int
     redis_version: int | None
+    free_input: int = 0
+    free_output: int = 0
+    credited_input: int = 0
+    credited_output: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

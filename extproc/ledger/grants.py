@@ -11,7 +11,7 @@ from extproc.ledger import entries as book
 from extproc.ledger.audit import audit
 from extproc.ledger.journal import Journal, Statement
 from extproc.ledger.plan import Record, entry_rows
-from extproc.ledger.port import Balance, Bound, Charge, EventType, Grant, Granted, derived_id
+from extproc.ledger.port import QUOTA_TOKENS_MAX, Balance, Bound, Charge, EventType, Grant, Granted, QuotaGrant, derived_id
 from extproc.ledger.rows import is_uuid
 from extproc.money.amount import BALANCE_NANOS_MAX, format_amount
 from extproc.stores.postgres import Database, Row, Transaction
@@ -50,6 +50,40 @@ class PostgresGrants:
             await self._journal.copy(transaction, open_month=open_month, events=[event], entries=entry_rows(event_id, lines))
             await transaction.run(self._changes(grant, event_id))
             return Granted(event_id=event_id, fresh=True, balance=await self._read(transaction, grant.payer_id))
+
+    async def grant_quota(self, grant: QuotaGrant) -> Granted:
+        """Book free tokens once. ``UsageError``: no such account, more than it may have, or booked before as something else."""
+        async with self._database.transaction() as transaction:
+            *_, open_month, locked = await transaction.run([*self._journal.begin(), self._lock(grant.payer_id)])
+            balance = _balance(locked, grant.payer_id)
+            event = _quota_event(grant, derived_id(grant.id, EventType.QUOTA_GRANT), balance)
+            booked = await transaction.fetch(self._queries["find_event"], {"id": event["id"]})
+            if booked:
+                before = booked[0]
+                if any(before[name] != event[name] for name in ("user_id", "free_input", "free_output")):
+                    raise UsageError(f"{grant.reference or grant.id} was booked before, for another account or other tokens")
+                return Granted(event_id=event["id"], fresh=False, balance=balance)
+            tokens = {"input": grant.input_tokens, "output": grant.output_tokens}
+            if max(balance.free_input + grant.input_tokens, balance.free_output + grant.output_tokens) > QUOTA_TOKENS_MAX:
+                raise UsageError(f"the account would have more than {QUOTA_TOKENS_MAX} free tokens")
+            lines = tuple(
+                line
+                for unit, number in zip((book.Unit.FREE_INPUT, book.Unit.FREE_OUTPUT), tokens.values(), strict=True)
+                for line in book.quota_granted(payer_id=grant.payer_id, unit=unit, tokens=number)
+            )
+            await self._journal.copy(transaction, open_month=open_month, events=[event], entries=entry_rows(event["id"], lines))
+            credited = {f"credited_{name}": number for name, number in tokens.items()}
+            told = audit(
+                self._queries,
+                derived_id(event["id"], "audit"),
+                actor=grant.actor,
+                action=EventType.QUOTA_GRANT,
+                subject=grant.payer_id,
+                reason=grant.reason,
+                detail={"event": event["id"], **tokens},
+            )
+            await transaction.run([self._journal.write("change_quotas", [{"user_id": grant.payer_id, **tokens, **credited}]), told])
+            return Granted(event_id=event["id"], fresh=True, balance=await self._read(transaction, grant.payer_id))
 
     async def set_credit(self, payer_id: str, credit_nanos: int, *, actor: str, reason: str) -> Balance:
         """A new credit line; the same again changes nothing. A lowered one may leave the account below it: nothing is taken back."""
@@ -194,4 +228,24 @@ def _event(grant: Grant, event_id: str, balance: Balance) -> Record:
         "seq": None,
         "metadata": {"provider": grant.provider, "reference": grant.reference, "actor": grant.actor, "reason": grant.reason},
         "occurred_ms": grant.occurred_ms,
+    }
+
+
+def _quota_event(grant: QuotaGrant, event_id: str, balance: Balance) -> Record:
+    """It moves tokens, no money."""
+    return {
+        "id": event_id,
+        "user_id": grant.payer_id,
+        "event_type": EventType.QUOTA_GRANT,
+        "amount": 0,
+        "balance_after": balance.balance_nanos,
+        "charge_nanos": 0,
+        "of_id": None,
+        "shard": None,
+        "epoch": "",
+        "seq": None,
+        "metadata": {"reference": grant.reference, "actor": grant.actor, "reason": grant.reason},
+        "occurred_ms": grant.occurred_ms,
+        "free_input": grant.input_tokens or None,
+        "free_output": grant.output_tokens or None,
     }

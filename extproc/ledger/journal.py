@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from extproc.ledger.lines import entry_lines, event_lines, rare_request_lines, request_lines
 from extproc.ledger.plan import Record
 from extproc.ledger.port import midnight
-from extproc.ledger.rows import is_rare
+from extproc.ledger.rows import RARE
 from extproc.stores.postgres import Params, Row, Transaction
 from extproc.stores.queries import Queries, Query
 
@@ -49,9 +49,9 @@ class Journal:
     ) -> None:
         """Rows for the three large tables. ``open_month`` is the answer to the last statement of :meth:`begin`."""
         _mark_late(events, open_month[0]["month"])
-        rare = [row for row in requests if is_rare(row)]
+        rare = [row for row in requests if RARE[0] in row]
         if rare:
-            requests = [row for row in requests if not is_rare(row)]
+            requests = [row for row in requests if RARE[0] not in row]
         for name, rows, lines in (
             ("copy_events", events, event_lines),
             ("copy_entries", entries, entry_lines),

@@ -14,6 +14,7 @@ from typing import Any, Final
 from extproc.ledger.rows import RARE
 
 NULL: Final = r"\N"
+NO_TOKENS: Final = f"{NULL}\t{NULL}"  # of an event that is not about any
 MOMENTS_MAX: Final = 4_096  # remembered as text: milliseconds of a backlog repeat themselves
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -43,10 +44,12 @@ def rare_request_lines(requests: Iterable[Record]) -> bytes:
 
 
 def _event(e: Record) -> str:
+    free = f"{e['free_input'] or NULL}\t{e['free_output'] or NULL}" if "free_input" in e else NO_TOKENS
     epoch, metadata = _escaped(e["epoch"], json.dumps(e["metadata"]) if e["metadata"] else "{}")
     return (
         f"{e['id']}\t{e['user_id']}\t{e['event_type']}\t{e['amount']}\t{e['balance_after']}\t{e['charge_nanos']}\t{e['of_id'] or NULL}\t"
-        f"{_or_null(e['shard'])}\t{epoch}\t{_or_null(e['seq'])}\t{metadata}\t{_moment(e['occurred_ms'])}\t{e.get('late_period') or NULL}\n"
+        f"{_or_null(e['shard'])}\t{epoch}\t{_or_null(e['seq'])}\t{metadata}\t{_moment(e['occurred_ms'])}\t{e.get('late_period') or NULL}\t"
+        f"{free}\n"
     )
 
 

@@ -44,9 +44,9 @@ class PostgresOutboxes:
 
     async def _missing(self, transaction: Transaction, rows: Sequence[OutboxRow], *, is_first: bool) -> Sequence[OutboxRow]:
         """Nearly all have ended as they say, which one look at their events tells; only of the others it is asked what became of them."""
-        faulty = [] if _are_sound(rows) else [row for row in rows if fault_of(row.posting)]
-        sound = [row for row in rows if not fault_of(row.posting)] if faulty else rows
-        others: Sequence[OutboxRow] = faulty
+        odd = [] if _are_plain(rows) else [row for row in rows if not _is_plain(row.posting)]
+        sound = [row for row in rows if _is_plain(row.posting)] if odd else rows
+        others: Sequence[OutboxRow] = odd
         if sound:
             params = {
                 "ids": array_of(row.posting.hold_id for row in sound),
@@ -54,16 +54,21 @@ class PostgresOutboxes:
                 "charges": array_of(row.posting.charge_nanos for row in sound),
             }
             answer = await transaction.fetch(self._queries["unbooked_endings"], params)
-            others = [*faulty, *(sound[one["number"] - 1] for one in answer)]
+            others = [*odd, *(sound[one["number"] - 1] for one in answer)]
         if others and not is_first:
             asked = [_asked(number, row.posting) for number, row in enumerate(others)]
             unknown = await transaction.fetch(self._queries["unknown_endings"], {"rows": json.dumps(asked)})
             others = [others[one["number"]] for one in unknown]
-        return sorted(others, key=lambda row: row.id) if faulty else others
+        return sorted(others, key=lambda row: row.id) if odd else others
 
 
-def _are_sound(rows: Sequence[OutboxRow]) -> bool:
-    """Whether the database can be asked for all of these: a few looks at all their values together."""
+def _is_plain(posting: Posting) -> bool:
+    """The database can be asked for it, and its charge tells whether it is there: it has used no free tokens, as few have."""
+    return not (fault_of(posting) or posting.free_input or posting.free_output)
+
+
+def _are_plain(rows: Sequence[OutboxRow]) -> bool:
+    """All of these: a few looks at all their values together."""
     charges = [row.posting.charge_nanos for row in rows]
     return (
         are_uuids([row.posting.hold_id for row in rows])
@@ -71,6 +76,7 @@ def _are_sound(rows: Sequence[OutboxRow]) -> bool:
         and {*map(type, charges)} == {int}
         and min(charges) >= 0
         and max(charges) <= INT8_MAX
+        and not any(row.posting.free_input or row.posting.free_output for row in rows)
     )
 
 
@@ -78,5 +84,12 @@ def _asked(number: int, posting: Posting) -> dict[str, object]:
     asked: dict[str, object] = {"number": number, "digest": digest_of(posting)}
     if fault_of(posting):
         return asked  # it can only have been set aside
-    is_expire = posting.kind == EventType.EXPIRE
-    return {**asked, "id": posting.hold_id, "payer": posting.payer_id, "charge": posting.charge_nanos, "is_expire": is_expire}
+    return {
+        **asked,
+        "id": posting.hold_id,
+        "payer": posting.payer_id,
+        "charge": posting.charge_nanos,
+        "free_input": posting.free_input,
+        "free_output": posting.free_output,
+        "is_expire": posting.kind == EventType.EXPIRE,
+    }

@@ -7,7 +7,7 @@ written afterwards by a few set-wise statements.
 the hold has                          this ending becomes
 ====================================  ==========================================================================
 not ended                             an event of its kind, its entries, the request's row (and ``overage``, if any)
-ended with the same amount            nothing: the same event again
+ended with the same                   nothing: the same event again
 ended with more, this is an expire    nothing: a checkpoint is what was known on the way, the ending knew better
 expired for less                      one ``adjust`` over the difference; the row becomes this one's
 ended otherwise                       a conflict
@@ -41,6 +41,9 @@ Two expires of one hold are two checkpoints: Redis may have one of a request tha
 credit, and the outbox the other, of the loan. A hold that expired twice for different amounts is adjusted already; the settle that should
 have kept the second from coming is then a conflict, if it is above both.
 
+**Free tokens** go the same ways as nanos, in their own units: what an ending has used is its charge *and* these tokens. It says more than
+another one if nothing of it is less and something more, so both are in an adjust; and of a quota, too, what comes late takes what is there.
+
 "Each by Redis": it lost what it knew of an ending after the ledger had read it. Whatever comes third meets one of these cases again.
 
 **No debt that nobody has named.** A late charge (an adjust, or an ending that came past Redis) was not covered by a hold any more: it takes
@@ -57,27 +60,29 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from extproc.ledger import entries as book
 from extproc.ledger.port import ENDINGS, NOTE, ConflictReason, EventType, derived_id, id_at
-from extproc.ledger.rows import INT8_MAX, UNIX_MS_MAX, are_uuids_or_empty, empty_row, is_uuid, parse_row
+from extproc.ledger.rows import INT8_MAX, NOTHING_RARE, UNIX_MS_MAX, are_uuids_or_empty, empty_row, is_uuid, parse_row
 from extproc.money.posting import Posting
 
 REFUSALS_PER_MINUTE = 10  # rows per key, reason and minute (MONEY.md); the rest share one row with a count
 MINUTE_MS = 60_000
 QUARTER_MS = 900_000  # no time zone's midnight lies within one
 DETAIL_MAX = 500
+NO_TOKENS: Final = (0, 0)  # of input and output
 SEQ_MAX = INT8_MAX
 
 Record = dict[str, Any]  # one row for a table, by column
+Used = tuple[int, int, int]  # nanos, and free tokens of input and output
 RefusalKey = tuple[str, str, int]  # key (or payer, or ""), reason, start of the minute in unix ms
 
 
 class Ended(NamedTuple):
     """An ending that is in the ledger. ``adjusted_to`` is what an adjust has made of it; ``overage`` whether that was booked.
 
-    ``loss_nanos``: of ``charge_nanos``, borne by the operator.
+    ``loss_nanos``: of ``charge_nanos``, borne by the operator. Free tokens are those of the adjust already.
     """
 
     kind: str
@@ -86,6 +91,13 @@ class Ended(NamedTuple):
     adjusted_to: int | None = None
     has_overage: bool = False
     loss_nanos: int = 0
+    free_input: int = 0
+    free_output: int = 0
+
+    @property
+    def used(self) -> Used:
+        """With its adjust."""
+        return self.charge_nanos if self.adjusted_to is None else self.adjusted_to, self.free_input, self.free_output
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +107,7 @@ class Funds:
     balance_nanos: int
     credit_nanos: int
     named_nanos: int = 0
+    free: tuple[int, int] = (0, 0)  # tokens of his quota
 
 
 class Screened(NamedTuple):
@@ -115,6 +128,7 @@ class Screened(NamedTuple):
 class Plan:
     """Rows to write, per table, and counts. ``deltas``: payer → [change of balance, change that Redis has yet to be told].
 
+    ``quotas``: payer → the same of free tokens: input, output, and what Redis has yet to be told of either; of few payers.
     ``spent``: (key, quarter of an hour of the hold since 1970) → nanos, whether the key has a budget or not.
     """
 
@@ -126,6 +140,7 @@ class Plan:
     refusals: dict[str, Record] = field(default_factory=dict)
     conflicts: list[Record] = field(default_factory=list)
     deltas: dict[str, list[int]] = field(default_factory=dict)
+    quotas: dict[str, list[int]] = field(default_factory=dict)
     spent: defaultdict[tuple[str, int], int] = field(default_factory=lambda: defaultdict(int))
     booked: int = 0
     noted: int = 0
@@ -195,6 +210,10 @@ class Planner:
             return
         if posting.seq:
             self._deltas(posting.payer_id)[1] += posting.charge_nanos  # Redis has taken it; what is booked of it, _event tells
+            if posting.free_input or posting.free_output:
+                quota = self._quota(posting.payer_id)
+                quota[2] += posting.free_input
+                quota[3] += posting.free_output
         before = self._ended.get(posting.hold_id)
         if before is None:
             self._first(screened)
@@ -208,35 +227,41 @@ class Planner:
         charge = posting.charge_nanos
         taken = self._of_hold(posting) if posting.seq else self._affordable(posting.payer_id, charge)
         lines = book.charged(payer_id=posting.payer_id, model=row["model"], charge_nanos=charge, taken_nanos=taken)
-        self._event(posting, event_id=posting.hold_id, event_type=posting.kind, charge=charge, lines=lines)
+        tokens = NO_TOKENS
+        if posting.free_input or posting.free_output:
+            tokens = (posting.free_input, posting.free_output)
+            lines += self._freed(posting, row, tokens)
+        self._event(posting, event_id=posting.hold_id, event_type=posting.kind, charge=charge, tokens=tokens, lines=lines)
         overage = self._overage(posting, row)
         self._row(_request(posting, row, cost=taken, loss=charge - taken, overage=overage))
         self.plan.booked += 1
         self.plan.loss_nanos += charge - taken
-        self._ended[posting.hold_id] = Ended(posting.kind, posting.payer_id, charge, None, overage > 0, charge - taken)
+        self._ended[posting.hold_id] = Ended(posting.kind, posting.payer_id, charge, None, overage > 0, charge - taken, *tokens)
 
     def _second(self, screened: Screened, before: Ended) -> None:
         posting = screened.posting
-        charged = before.charge_nanos if before.adjusted_to is None else before.adjusted_to
-        if posting.charge_nanos == charged or (posting.kind == EventType.EXPIRE and posting.charge_nanos < charged):
+        booked, came = before.used, posting.used
+        if came == booked or (posting.kind == EventType.EXPIRE and _is_within(came, booked)):
             self.plan.repeated += 1
-        elif before.kind == EventType.EXPIRE and before.adjusted_to is None and posting.charge_nanos > charged:
+        elif before.kind == EventType.EXPIRE and before.adjusted_to is None and _is_within(booked, came):
             self._adjust(screened, before)
         else:
-            detail = f"{before.kind} of {charged} is booked, {posting.kind} of {posting.charge_nanos} came"
+            detail = f"{before.kind} of {_said(booked)} is booked, {posting.kind} of {_said(came)} came"
             self.plan.conflicts.append(conflict(posting, ConflictReason.OTHER_AMOUNT, detail))
 
     def _adjust(self, screened: Screened, before: Ended) -> None:
         posting, row = screened.posting, screened.row
         difference = posting.charge_nanos - before.charge_nanos
         taken = self._affordable(posting.payer_id, difference)
+        tokens = (posting.free_input - before.free_input, posting.free_output - before.free_output)
         lines = book.charged(payer_id=posting.payer_id, model=row["model"], charge_nanos=difference, taken_nanos=taken)
         self._event(
             posting,
             event_id=derived_id(posting.hold_id, EventType.ADJUST),
             event_type=EventType.ADJUST,
             charge=difference,
-            lines=lines,
+            tokens=tokens,
+            lines=lines + self._freed(posting, row, tokens),
             of_id=posting.hold_id,
             metadata={"charged": before.charge_nanos, "true_cost": posting.charge_nanos},
         )
@@ -252,6 +277,8 @@ class Planner:
             adjusted_to=posting.charge_nanos,
             has_overage=before.has_overage or overage > 0,
             loss_nanos=loss,
+            free_input=posting.free_input,
+            free_output=posting.free_output,
         )
 
     def _overage(self, posting: Posting, row: Record) -> int:
@@ -278,6 +305,7 @@ class Planner:
         event_type: str,
         charge: int,
         lines: book.Entries,
+        tokens: tuple[int, int] = NO_TOKENS,
         of_id: str | None = None,
         metadata: Record | None = None,
     ) -> None:
@@ -303,8 +331,23 @@ class Planner:
         }
         if of_id is not None:
             event["seq"] = None  # the number belongs to the ending
+        if tokens != NO_TOKENS:
+            event["free_input"], event["free_output"] = tokens
         self.plan.events.append(event)
         self.plan.entries.extend(entry_rows(event_id, lines))
+
+    def _freed(self, posting: Posting, row: Record, used: tuple[int, int]) -> book.Entries:
+        """Free tokens: of the payer's quota, as far as it goes. There is nothing that may have taken them but other requests."""
+        if used == NO_TOKENS:
+            return ()
+        quota, free = self._quota(posting.payer_id), self._funds[posting.payer_id].free
+        lines: book.Entries = ()
+        for which, (unit, tokens) in enumerate(zip((book.Unit.FREE_INPUT, book.Unit.FREE_OUTPUT), used, strict=True)):
+            taken = min(tokens, max(0, free[which] + quota[which]))
+            quota[which] -= taken
+            quota[2 + which] -= taken
+            lines += book.freed(payer_id=posting.payer_id, model=row["model"], unit=unit, used=tokens, taken=taken)
+        return lines
 
     def _of_hold(self, posting: Posting) -> int:
         """What Redis had set aside. More than that, with a number, is no ending of ours: it is not softened, the table judges it."""
@@ -319,6 +362,9 @@ class Planner:
 
     def _deltas(self, payer_id: str) -> list[int]:
         return self.plan.deltas.setdefault(payer_id, [0, 0])
+
+    def _quota(self, payer_id: str) -> list[int]:
+        return self.plan.quotas.setdefault(payer_id, [0, 0, 0, 0])
 
     def _row(self, request: Record) -> None:
         if request["id"] not in self._rows:
@@ -416,12 +462,23 @@ def fault_of(posting: Posting) -> str:
         return f"no such ending: {posting.kind}"
     if not (posting.hold_id and posting.payer_id and are_uuids_or_empty(posting.hold_id, posting.payer_id, posting.key_id)):
         return "hold, payer or key is not a UUID"
-    amounts = (posting.charge_nanos, posting.reserved_nanos, posting.seq)
+    amounts: tuple[int, ...] = (posting.charge_nanos, posting.reserved_nanos, posting.seq)
+    if posting.free_input or posting.free_output:
+        amounts += (posting.free_input, posting.free_output)
     if {*map(type, amounts)} != {int} or min(amounts) < 0 or max(amounts) > SEQ_MAX:
         return "an amount is not an integer from 0"
-    if posting.kind == EventType.VOID and posting.charge_nanos:
+    if posting.kind == EventType.VOID and (posting.charge_nanos or len(amounts) > 3):
         return "a void that charges"
     return "" if _is_time(posting.occurred_ms) else "no time"
+
+
+def _is_within(one: Used, other: Used) -> bool:
+    """Nothing of it is more."""
+    return one[0] <= other[0] and one[1] <= other[1] and one[2] <= other[2]
+
+
+def _said(used: Used) -> str:
+    return f"{used[0]} and {used[1]} + {used[2]} free tokens" if used[1] or used[2] else str(used[0])
 
 
 def _unix_ms_of(hold_id: str) -> int:
@@ -452,4 +509,6 @@ def _request(posting: Posting, row: Record, *, cost: int, loss: int, overage: in
         "times": 1,
     }
     del request["price"]
+    if posting.free_input or posting.free_output:
+        request = NOTHING_RARE | request | {"free_input": posting.free_input, "free_output": posting.free_output}
     return request

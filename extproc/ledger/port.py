@@ -280,9 +280,35 @@ class Charge:
         return self.charged_nanos - self.refunded_nanos
 
 
+QUOTA_TOKENS_MAX: Final = 10**15  # of a grant, and of what an account may have: more than any prints in a lifetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuotaGrant:
+    """Free tokens for an account; ``id`` makes it once."""
+
+    id: str
+    payer_id: str
+    input_tokens: int
+    output_tokens: int
+    reference: str | None = None
+    actor: str
+    reason: str
+    occurred_ms: int
+
+    def __post_init__(self) -> None:
+        UUID(self.id)
+        UUID(self.payer_id)
+        assert 0 <= self.input_tokens <= QUOTA_TOKENS_MAX
+        assert 0 <= self.output_tokens <= QUOTA_TOKENS_MAX
+        assert self.input_tokens or self.output_tokens
+        assert self.actor
+        assert self.reason
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Balance:
-    """An account's money in PostgreSQL. ``redis_version`` ``None``: never installed in Redis."""
+    """An account's money in PostgreSQL, and its free tokens. ``redis_version`` ``None``: never installed in Redis."""
 
     payer_id: str
     balance_nanos: int
@@ -290,6 +316,10 @@ class Balance:
     credited_total: int
     credit_nanos: int
     redis_version: int | None
+    free_input: int = 0
+    free_output: int = 0
+    credited_input: int = 0  # tokens that Redis was ever sent
+    credited_output: int = 0
 
     @property
     def is_delivered(self) -> bool:
@@ -310,6 +340,9 @@ class Grants(Protocol):
 
     async def grant(self, grant: Grant) -> Granted:
         """Book it once and raise the version that Redis has to confirm. ``UsageError``: its bound, or its account, does not allow it."""
+
+    async def grant_quota(self, grant: QuotaGrant) -> Granted:
+        """The same of free tokens."""
 
     async def charge(self, name: str) -> Charge:
         """Of a request, by its hold's id or Envoy's. ``UsageError``: the ledger has no such request (yet)."""
@@ -352,6 +385,10 @@ class PostedPayer:
     credit_nanos: int
     frozen: bool
     frozen_version: int
+    free_input: int = 0
+    free_output: int = 0
+    credited_input: int = 0
+    credited_output: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

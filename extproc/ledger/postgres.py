@@ -34,6 +34,7 @@ from extproc.money.posting import Posting
 from extproc.stores.postgres import Database, Params, Row, Transaction, array_of
 from extproc.stores.queries import Query
 
+QUOTA_COLUMNS = ("user_id", "input", "output", "credited_input", "credited_output")
 MONTHS_AHEAD = 3  # partitions made in advance: a settler that is off for a quarter does not matter
 
 
@@ -159,7 +160,12 @@ class PostgresLedger(PostgresGrants):
         return {row["id"]: _ended(row, followers) for row in endings}
 
     async def _funds(self, transaction: Transaction, screened: Sequence[Screened], locked: Sequence[Row]) -> dict[str, Funds]:
-        funds = {row["user_id"]: Funds(balance_nanos=row["balance"], credit_nanos=row["credit_nanos"]) for row in locked}
+        funds = {
+            row["user_id"]: Funds(
+                balance_nanos=row["balance"], credit_nanos=row["credit_nanos"], free=(row["free_quota_input"], row["free_quota_output"])
+            )
+            for row in locked
+        }
         short = short_of_money(screened, funds)
         if short:
             for row in await transaction.fetch(self._queries["named_causes_of"], {"payers": array_of(short)}):
@@ -188,6 +194,7 @@ class PostgresLedger(PostgresGrants):
             ("replace_requests", plan.replaced),
             ("add_refusals", list(plan.refusals.values())),
             ("change_balances", balances),
+            ("change_quotas", [dict(zip(QUOTA_COLUMNS, (payer, *changes), strict=True)) for payer, changes in plan.quotas.items()]),
             ("add_spend", [{"key": key, "quarter": quarter, "nanos": nanos} for (key, quarter), nanos in plan.spent.items()]),
         )
         answers = await transaction.run([self._journal.write(name, rows) for name, rows in tables if rows] + fence)
@@ -262,13 +269,15 @@ def _positions(cursors: Mapping[int, Cursor]) -> dict[int, str]:
 
 
 def _ended(row: Row, followers: Sequence[Row]) -> Ended:
-    own = {follower["event_type"]: follower["charge_nanos"] for follower in followers if follower["of_id"] == row["id"]}
-    adjust = own.get(EventType.ADJUST)
+    own = {follower["event_type"]: follower for follower in followers if follower["of_id"] == row["id"]}
+    adjust = own.get(EventType.ADJUST, {"charge_nanos": None, "free_input": 0, "free_output": 0})
     return Ended(
         kind=row["event_type"],
         payer_id=row["user_id"],
         charge_nanos=row["charge_nanos"],
-        adjusted_to=None if adjust is None else row["charge_nanos"] + adjust,
+        adjusted_to=None if adjust["charge_nanos"] is None else row["charge_nanos"] + adjust["charge_nanos"],
         has_overage=EventType.OVERAGE in own,
         loss_nanos=row["loss_nanos"],
+        free_input=row["free_input"] + adjust["free_input"],
+        free_output=row["free_output"] + adjust["free_output"],
     )

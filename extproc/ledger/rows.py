@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeGuard
 
 from extproc.money import usage
@@ -57,8 +57,8 @@ _LONG_INTS = {
     "overage_nanos": INT8_MAX,
     "created_ms": UNIX_MS_MAX,
 }
-RARE: Final = (*usage.RARE, "free_input", "free_output")
-_NOTHING_RARE: Final = dict.fromkeys(RARE, 0)
+RARE: Final = (*usage.RARE, *usage.FREE)
+NOTHING_RARE: Final = dict.fromkeys(RARE, 0)
 _BOOLS = ("stream", "sandbox", "shadow")
 _IDS = ("id", "user_id", "creds_id")
 _LISTS = ("usage_flags", "policies")
@@ -104,12 +104,7 @@ def parse_row(data: bytes) -> Row:
         return row
     if row["cached_tokens"] + rare.get("cache_creation_tokens", 0) > row["input_tokens"]:
         raise ValueError("tokens read from a cache and written to it are more than the input")
-    return row | _NOTHING_RARE | rare
-
-
-def is_rare(row: Mapping[str, Any]) -> bool:
-    """It has the columns of :data:`RARE`."""
-    return RARE[0] in row
+    return row | NOTHING_RARE | rare
 
 
 def _object(data: bytes) -> Row:

@@ -13,6 +13,8 @@ from enum import StrEnum
 
 import msgspec
 
+from extproc.money.usage import NO_QUOTA, Quota
+
 
 class EndKind(StrEnum):
     """How a hold ended."""
@@ -96,6 +98,7 @@ class Amendment(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     ``tokens`` (the demand) counts against tokens per minute, and against ``sandbox_tokens_per_day`` of the account if that is not ``None``;
     the settle corrects it. ``would_hold_nanos`` ``None``: in earnest; else what this shadow request, which holds nothing, would hold.
     ``goes_on``: nobody waits for a no (of trust, or in shadow). What would be denied is granted with its reason, and nothing is reserved.
+    ``quota``: free tokens to be taken, if all of them are there; reserved and cap are then ``reserved_beside_nanos``.
     """
 
     hold_id: str
@@ -111,6 +114,8 @@ class Amendment(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     sandbox_tokens_per_day: int | None = None
     would_hold_nanos: int | None = None
     goes_on: bool = False
+    quota: Quota = NO_QUOTA
+    reserved_beside_nanos: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +131,7 @@ class Granted(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The hold stands. ``hold_id`` is the first one's if Envoy retried. ``spendable_nanos`` = available + credit, after this hold.
 
     ``would_deny``: why it would have been denied if it did not go on anyway (``spendable_nanos`` is then what a ``Denied`` says).
+    ``quota``: of an ``admit`` the free tokens that are there, of an ``amend`` those that the hold has taken.
     """
 
     hold_id: str
@@ -133,13 +139,15 @@ class Granted(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     requests: Window | None = None
     tokens: Window | None = None
     would_deny: DenyReason | None = None
+    quota: Quota = NO_QUOTA
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Denied:
     """No. ``limit_source`` is ``account`` or ``key``; ``spendable_nanos`` what could have been held; ``retry_after_ms`` 0 = do not retry.
 
-    A denied ``admit`` left nothing behind; a denied ``amend`` left the entry hold, which the caller voids.
+    A denied ``admit`` left nothing behind; a denied ``amend`` left the entry hold, which the caller voids. ``quota``: of an ``amend`` that
+    asked for free tokens, those that are there.
     """
 
     reason: DenyReason
@@ -148,19 +156,24 @@ class Denied:
     spendable_nanos: int = 0
     retry_after_ms: int = 0
     window: Window | None = None
+    quota: Quota = NO_QUOTA
 
 
 Verdict = Granted | Denied
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What a live hold would be charged if its worker died now: never falls, never exceeds the true cost (invariant 18)."""
+    """What a live hold would be charged if its worker died now: never falls, never exceeds the true cost (invariant 18).
+
+    ``quota``: the free tokens that it would have used, of which the same is true.
+    """
 
     hold_id: str
     owner: str
     payer_id: str
     charge_nanos: int
     row: bytes
+    quota: Quota = NO_QUOTA
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +192,8 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The one end of a hold. ``charge_nanos`` ≤ cap, 0 for a void; ``tokens`` is the true use, to correct tokens per minute.
 
     ``is_forwarded``: a backend has the request, so the hold is exact and nobody can take it over any more; such an ending goes into the
-    outbox as well. ``reserved_nanos`` is what was held, 0 for an entry hold.
+    outbox as well. ``reserved_nanos`` is what was held, 0 for an entry hold. ``quota``: free tokens used, of those that the hold has taken;
+    the row says the same.
     """
 
     hold_id: str
@@ -192,11 +206,12 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     row: bytes
     reserved_nanos: int = 0
     is_forwarded: bool = False
+    quota: Quota = NO_QUOTA
 
     def __post_init__(self) -> None:
         assert self.kind is not EndKind.EXPIRE, "only the reaper's script expires"
         assert self.charge_nanos >= 0
-        assert self.kind is EndKind.SETTLE or self.charge_nanos == 0
+        assert self.kind is EndKind.SETTLE or (self.charge_nanos == 0 and self.quota is NO_QUOTA)
 
 
 class EndResult(StrEnum):

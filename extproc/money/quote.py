@@ -118,6 +118,22 @@ def quote(price: Price, demand: Demand, terms: Terms = Terms.PAID, quota: Quota 
     return Quote(reserved_nanos=0, cap_nanos=nanos if terms is Terms.LENT else 0, list_nanos=nanos)
 
 
+def worth_taking(price: Price, demand: Demand, free: Quota) -> tuple[Quota, int]:
+    """Of the free tokens that are there those which save money, and the worst case beside them.
+
+    Where a kind of them saves nothing (the model is free, or costs its minimum anyway) they stay where they are.
+    """
+    due = worst_case_nanos(price, demand)
+    given, made = min(free.input_tokens, demand.input_tokens), min(free.output_tokens, demand.output_tokens)
+    with_input = worst_case_nanos(price, demand, Quota(input_tokens=given)) if given else due
+    if with_input == due:
+        given = 0
+    with_both = worst_case_nanos(price, demand, Quota(input_tokens=given, output_tokens=made)) if made else with_input
+    if with_both == with_input:
+        made = 0
+    return (Quota(input_tokens=given, output_tokens=made), with_both) if given or made else (NO_QUOTA, due)
+
+
 def affordable_output_tokens(price: Price, demand: Demand, *, spendable_nanos: int, quota: Quota = NO_QUOTA) -> int:
     """The most output tokens (sum over choices) whose worst case still fits beside the rest of ``demand``; −1 if not even that does.
 

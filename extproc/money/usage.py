@@ -85,6 +85,8 @@ QUANTITIES = Usage.__struct_fields__[:-2]
 """All but source and flags: fields of a record and columns of ``requests`` as well."""
 RARE = tuple(name for name in QUANTITIES if name not in ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens"))
 """What most requests have nothing of: carried and stored only where there is something."""
+FREE = ("free_input", "free_output")
+"""How tokens that a quota has paid for are called in records, columns, units of the ledger and figures for the witness."""
 
 
 def rare_of(usage: Usage) -> dict[str, int]:
@@ -104,8 +106,25 @@ class Quota(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         assert self.input_tokens >= 0
         assert self.output_tokens >= 0
 
+    @property
+    def both(self) -> tuple[int, int]:
+        """Of input and of output."""
+        return self.input_tokens, self.output_tokens
+
+    def is_within(self, other: Quota) -> bool:
+        """Neither is more than the other one's."""
+        return self.input_tokens <= other.input_tokens and self.output_tokens <= other.output_tokens
+
 
 NO_QUOTA = Quota()
+
+
+def used_of(quota: Quota, usage: Usage) -> Quota:
+    """Of free tokens those that a usage takes; :data:`NO_QUOTA` itself if that is none."""
+    if quota is NO_QUOTA:
+        return NO_QUOTA
+    given, made = min(quota.input_tokens, usage.input_tokens), min(quota.output_tokens, usage.output_tokens)
+    return Quota(input_tokens=given, output_tokens=made) if given or made else NO_QUOTA
 
 
 def used(row: Mapping[str, Any]) -> tuple[Usage, Quota]:

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from extproc.errors import StoreError, UsageError
-from extproc.holds.port import Delivery
+from extproc.holds.port import Delivery, Tokens
 from extproc.ledger.entries import UNKNOWN_MODEL
-from extproc.ledger.port import Balance, Charge, EventType, Grant, Granted, Grants, derived_id
+from extproc.ledger.port import QUOTA_TOKENS_MAX, Balance, Charge, EventType, Grant, Granted, Grants, QuotaGrant, derived_id
 from extproc.money.amount import BALANCE_NANOS_MAX
 from extproc.settlement.meter import UNMETERED, Meter, Series
 
@@ -99,6 +99,27 @@ class Deposits:
         decision = _Decision(event_type=EventType.USAGE_REFUND, provider=model, reason=reason, actor=actor, reference=reference)
         return await self._decide(decision, charge.payer_id, amount_nanos, of_id=charge.request_id)
 
+    async def grant_quota(
+        self, payer_id: str, *, input_tokens: int, output_tokens: int, reason: str, actor: str, reference: str | None = None
+    ) -> Receipt:
+        """Free tokens of prompts and of answers, used before money is. With a reference they are given once."""
+        if min(input_tokens, output_tokens) < 0 or not input_tokens + output_tokens or max(input_tokens, output_tokens) > QUOTA_TOKENS_MAX:
+            raise UsageError(f"a quota is of more than no tokens, and at most {QUOTA_TOKENS_MAX}")
+        if not reason.strip():
+            raise UsageError("who gives something away says why: give a reason")
+        _check_reference(reference)
+        grant = QuotaGrant(
+            id=self._new_id() if reference is None else derived_id(payer_id, f"{EventType.QUOTA_GRANT}/{reference}"),
+            payer_id=payer_id,
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+            reference=reference,
+            actor=actor,
+            reason=reason,
+            occurred_ms=self._unix_ms(),
+        )
+        return await self._delivered(await self._ledger.grant_quota(grant))
+
     async def set_credit(self, payer_id: str, credit_nanos: int, *, actor: str, reason: str) -> Receipt:
         """The line down to which an account may go below zero."""
         if not 0 <= credit_nanos <= BALANCE_NANOS_MAX:
@@ -153,11 +174,12 @@ async def deliver(balance: Balance, *, ledger: Grants, delivery: Delivery, meter
     """
     payer_id, version, total, credit = balance.payer_id, balance.version, balance.credited_total, balance.credit_nanos
     epoch = delivery.epoch_of(payer_id)
+    free, tokens = Tokens(balance.free_input, balance.free_output), Tokens(balance.credited_input, balance.credited_output)
     there = balance.redis_version is None and await delivery.install_payer(
-        payer_id, version=version, total_nanos=total, available_nanos=balance.balance_nanos, credit_nanos=credit
+        payer_id, version=version, total_nanos=total, available_nanos=balance.balance_nanos, credit_nanos=credit, free=free, total=tokens
     )
     if not there:
-        there = await delivery.credit(payer_id, version=version, total_nanos=total, credit_nanos=credit)
+        there = await delivery.credit(payer_id, version=version, total_nanos=total, credit_nanos=credit, total=tokens)
     if not there:
         meter.add(Series.MISSING_PAYERS)
         return False

@@ -23,7 +23,7 @@ no.   what is looked at                           check
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -34,7 +34,7 @@ from extproc.ledger.facts import AccountMoney, AccountSum, BookedEvent, Orphan, 
 from extproc.ledger.port import ENDINGS, EventType, OutboxRow
 from extproc.money.price import Price
 from extproc.money.receipt import cost_nanos
-from extproc.money.usage import used
+from extproc.money.usage import FREE, NO_QUOTA, used
 
 PRICES_MAX: Final = 512  # parsed prices that are remembered: more than a catalog has
 
@@ -202,6 +202,10 @@ def amount_is_its_lines(one: BookedEvent) -> Found:
     """2, of one event: what it does to the balance is what its lines do to the customer's account."""
     taken = sum(line["amount"] for line in one.entries if line["kind"] == "customer" and line["unit"] == "nanos")
     yield from _amounts(2, "amount of the event", one.id, one.account, expected=taken, found=one.event["amount"])
+    if one.event["event_type"] in (*ENDINGS, EventType.ADJUST):
+        for unit in FREE:
+            used = sum(line["amount"] for line in one.entries if line["kind"] == "revenue" and line["unit"] == unit)
+            yield from _amounts(2, f"{unit} of the event", one.id, one.account, expected=used, found=one.event.get(unit) or 0)
     for other in {line["user_id"] for line in one.entries} - {None, one.account}:
         yield from _texts(2, "payer of an entry", one.id, one.account, expected=one.account, found=str(other))
 
@@ -239,6 +243,9 @@ def charge_is_within_the_hold(one: BookedEvent) -> Found:
     taken = [one.event, *(follower for follower in one.followers if follower["event_type"] == EventType.ADJUST)]
     yield from _amounts(8, "cost of the row", one.id, one.account, expected=-sum(event["amount"] for event in taken), found=row["cost"])
     yield from _amounts(8, "cost and loss", one.id, one.account, expected=charge, found=row["cost"] + row["loss_nanos"])
+    for unit in FREE:
+        used = sum(event.get(unit) or 0 for event in taken)
+        yield from _amounts(8, f"{unit} of the row", one.id, one.account, expected=used, found=row.get(unit, 0))
 
 
 def rest_is_given_back(one: BookedEvent) -> Found:
@@ -258,13 +265,13 @@ def charge_follows_from_usage(one: BookedEvent) -> Found:
     if row["ending"] == EventType.VOID:
         yield from _amounts(10, "charge of a void", one.id, one.account, expected=0, found=borne)
         return
-    if not borne and not row["list_nanos"]:
+    usage, quota = used(row)
+    if not borne and not row["list_nanos"] and quota is NO_QUOTA:
         return
     price = _price(row["price"]) if row["price"] is not None else None
     if price is None or price.price_id != row["price_id"]:
         yield from _texts(10, "price", one.id, one.account, expected=row["price_id"], found=price.price_id if price else "none")
         return
-    usage, quota = used(row)
     worth = cost_nanos(usage, price, quota)
     yield from _amounts(10, "list price", one.id, one.account, expected=worth, found=row["list_nanos"])
     expected = 0 if row["sandbox"] or row["shadow"] else worth
@@ -283,8 +290,10 @@ def _price(text: str) -> Price | None:
 
 
 def balance_is_its_entries(one: AccountSum) -> Found:
-    """2."""
+    """2, in every unit."""
     yield from _amounts(2, "balance", one.payer_id, one.payer_id, expected=one.entries_nanos, found=one.balance_nanos)
+    for unit, expected, found in zip(FREE, one.entries_free, one.free, strict=True):
+        yield from _amounts(2, unit, one.payer_id, one.payer_id, expected=expected, found=found)
 
 
 def nothing_is_orphaned(one: Orphan) -> Found:
@@ -333,15 +342,19 @@ def lost_after_all(outbox: str, row: OutboxRow) -> Found:
 def money_is_the_same(moment: Moment) -> Found:
     """3. In flight: Redis has not had the credits above its own total yet; the ledger has not had the charges that wait in the stream."""
     waiting: Counter[str] = Counter()
+    tokens: tuple[Counter[str], ...] = (Counter(), Counter())
     for event in moment.redis.waiting:
         if event.seq:
             waiting[event.payer_id] += event.charge_nanos
+            for of_unit, number in zip(tokens, event.used.both, strict=True):
+                of_unit[event.payer_id] += number
     for money, facts in moment.accounts():
         coming = money.credited_total - facts.total_nanos
         expected = money.balance_nanos - coming - waiting[money.payer_id]
         yield from _amounts(
             3, "available + held", money.payer_id, money.payer_id, expected=expected, found=facts.available_nanos + facts.held_nanos
         )
+        yield from _tokens_are_the_same(money, facts, [of_unit[money.payer_id] for of_unit in tokens])
         if facts.version == money.version and facts.credit_nanos != money.credit_nanos:
             yield from _amounts(3, "credit line", money.payer_id, money.payer_id, expected=money.credit_nanos, found=facts.credit_nanos)
     for payer_id, facts_or_none in moment.redis.payers.items():
@@ -350,8 +363,19 @@ def money_is_the_same(moment: Moment) -> Found:
             yield from _texts(3, "payer in Redis", payer_id, payer_id, expected=f"version {known.redis_version}", found="missing")
 
 
+def _tokens_are_the_same(money: AccountMoney, facts: PayerFacts, waiting: Sequence[int]) -> Found:
+    """3, of free tokens."""
+    posted, credited = (money.free_input, money.free_output), (money.credited_input, money.credited_output)
+    for which, unit in enumerate(FREE):
+        coming = credited[which] - facts.total_tokens[which]
+        expected = posted[which] - coming - waiting[which]
+        found = facts.free_tokens[which] + facts.held_tokens[which]
+        yield from _amounts(3, f"{unit} + held", money.payer_id, money.payer_id, expected=expected, found=found)
+
+
 def holds_add_up(moment: Moment) -> Found:
-    """4. Held, entry_held and open of payers, open of keys."""
+    """4. Held, entry_held and open of payers, open of keys; of free tokens likewise."""
+    tokens: dict[str, Counter[str]] = {unit: Counter() for unit in FREE}
     held: Counter[str] = Counter()
     entry_held: Counter[str] = Counter()
     number: Counter[str] = Counter()
@@ -362,11 +386,15 @@ def holds_add_up(moment: Moment) -> Found:
             entry_held[hold.payer_id] += hold.entry_nanos
             number[hold.payer_id] += 1
             of_keys[f"{hold.payer_id}:{hold.key_id}"] += 1
+            tokens["free_input"][hold.payer_id] += hold.quota.input_tokens
+            tokens["free_output"][hold.payer_id] += hold.quota.output_tokens
     for payer_id, facts in moment.redis.payers.items():
         if facts is not None:
             yield from _amounts(4, "held", payer_id, payer_id, expected=held[payer_id], found=facts.held_nanos)
             yield from _amounts(4, "entry_held", payer_id, payer_id, expected=entry_held[payer_id], found=facts.entry_held_nanos)
             yield from _more(4, "open holds", payer_id, payer_id, facts.open_holds - number[payer_id])
+            for unit, found in zip(FREE, facts.held_tokens, strict=True):
+                yield from _amounts(4, f"held of {unit}", payer_id, payer_id, expected=tokens[unit][payer_id], found=found)
     for key, opened in moment.redis.keys.items():
         if opened is not None:
             payer_id, _, key_id = key.partition(":")
@@ -421,6 +449,9 @@ def checkpoints_are_capped(moment: Moment) -> Found:
     for hold in moment.redis.holds:
         if not 0 <= hold.checkpoint_nanos <= hold.cap_nanos:
             yield from _amounts(18, "checkpoint", hold.hold_id, hold.payer_id, expected=hold.cap_nanos, found=hold.checkpoint_nanos)
+        for unit, most, found in zip(FREE, hold.quota.both, hold.used.both, strict=True):
+            if found > most:
+                yield from _amounts(18, f"{unit} of the checkpoint", hold.hold_id, hold.payer_id, expected=most, found=found)
 
 
 EVENT_CHECKS: Final[tuple[Callable[[BookedEvent], Found], ...]] = (

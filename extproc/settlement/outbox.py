@@ -388,7 +388,7 @@ def _tell_nobody() -> None:
 
 
 def _copied(posting: Posting) -> Written:
-    _, _, kind, hold_id, payer_id, key_id, charge, reserved, _, _, at_ms, row = posting
+    _, _, kind, hold_id, payer_id, key_id, charge, reserved, _, _, at_ms, row, *_ = posting
     return Written(at_ms, posting.shard, hold_id, payer_id, key_id, kind, charge, reserved, row)
 
 

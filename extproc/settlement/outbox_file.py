@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple, Self
 from extproc.errors import StoreRefused, StoreRejected
 from extproc.ledger.port import OutboxRow
 from extproc.money.hold import EndKind
-from extproc.money.posting import Posting
+from extproc.money.posting import Posting, with_quota
 
 SUFFIX: Final = ".sqlite"
 BROKEN: Final = "broken-"
@@ -283,7 +283,7 @@ class OutboxFile:
     def read(self, after_id: int, limit: int) -> list[OutboxRow]:
         """The next rows in the order of their commits, as endings that never passed through Redis."""
         return [
-            OutboxRow(id_, Posting(shard, "", kind, hold_id, payer_id, key_id, charge, reserved, "", 0, at_ms, row))
+            OutboxRow(id_, with_quota(Posting(shard, "", kind, hold_id, payer_id, key_id, charge, reserved, "", 0, at_ms, row)))
             for id_, at_ms, shard, hold_id, payer_id, key_id, kind, charge, reserved, row in self._rows(_READ, (after_id, limit))
         ]
 

@@ -29,9 +29,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from extproc.errors import StoreFenced, StoreRefused
-from extproc.holds.port import KeyState, OpenHold, PayerState, Reasserting, Rebuilding, ShardState
+from extproc.holds.port import NO_TOKENS, KeyState, OpenHold, PayerState, Reasserting, Rebuilding, ShardState, Tokens
 from extproc.ledger.port import START, Epochs, Page, PostedKey, PostedPayer, ShardEpoch
 from extproc.money.posting import Posting
+from extproc.money.usage import NO_QUOTA
 from extproc.settlement.meter import Meter, Series
 from extproc.settlement.pace import Pace, keep_doing
 
@@ -69,6 +70,7 @@ class _Work:
 
     epoch: str
     reserved: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
+    quotas: dict[str, Tokens] = field(default_factory=dict)
     entries: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     of_payer: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     of_key: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
@@ -79,11 +81,14 @@ class _Work:
         self.of_key[hold.key_id] += 1
         self.reserved[hold.payer_id] += hold.reserved_nanos
         self.entries[hold.payer_id] += hold.entry_nanos
+        if hold.quota is not NO_QUOTA:
+            held = self.quotas.get(hold.payer_id, NO_TOKENS)
+            self.quotas[hold.payer_id] = Tokens(held.input + hold.quota.input_tokens, held.output + hold.quota.output_tokens)
         if hold.period:
             self.budgets[hold.budget_id or hold.key_id][hold.period] += hold.reserved_nanos
 
     def payer(self, posted: PostedPayer) -> PayerState:
-        held = self.reserved[posted.payer_id]
+        held, tokens = self.reserved[posted.payer_id], self.quotas.get(posted.payer_id, NO_TOKENS)
         return PayerState(
             payer_id=posted.payer_id,
             version=posted.version,
@@ -95,6 +100,9 @@ class _Work:
             open_holds=self.of_payer[posted.payer_id],
             frozen=posted.frozen,
             frozen_version=posted.frozen_version,
+            free=Tokens(posted.free_input - tokens.input, posted.free_output - tokens.output),
+            held=tokens,
+            total=Tokens(posted.credited_input, posted.credited_output),
         )
 
     def key(self, posted: PostedKey) -> KeyState:

@@ -22,14 +22,13 @@ from extproc.ledger.port import EventType, Postings
 from extproc.money.hold import EndReason
 from extproc.money.posting import Posting
 from extproc.money.price import Price
-from extproc.money.receipt import cost_nanos
 from extproc.settlement.booking import Booking
 from extproc.settlement.meter import Meter, Series
 from extproc.settlement.pace import Pace, keep_doing
 from extproc.settlement.prices import Prices
 from extproc.settlement.replay import RIPE_S
 from extproc.settlement.witness_lines import Figures, Statement
-from extproc.settlement.witnessed import Named, usage_of, witnessed_by
+from extproc.settlement.witnessed import Named, cost_of, witnessed_by
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +58,7 @@ class Kept(Protocol):
 def to_keep(statement: Statement) -> Row | None:
     """The row of a request that is to be charged if nobody else ends it."""
     terms, figures = statement.terms, statement.figures
-    if terms is None or figures is None or not figures.charge_nanos or not statement.payer_id:
+    if terms is None or figures is None or not (figures.charge_nanos or any(figures.free)) or not statement.payer_id:
         return None
     return {"hold_id": statement.hold_id, "payer_id": statement.payer_id, **terms._asdict(), "figures": list(figures)}
 
@@ -69,7 +68,7 @@ def posting_of(row: Row, price: Price, shard: int) -> Posting | None:
     figures, hold_id, cap = Figures(*json.loads(row["figures"])), row["hold_id"], row["cap_nanos"]
     if figures.cached_tokens > figures.input_tokens or figures.reasoning_tokens > figures.output_tokens:
         return None
-    cost = cost_nanos(usage_of(figures, figures.output_tokens), price)
+    cost = cost_of(figures, figures.output_tokens, price)
     if figures.list_nanos != cost or figures.charge_nanos != min(cost, cap):
         return None
     begun = {
@@ -102,6 +101,8 @@ def posting_of(row: Row, price: Price, shard: int) -> Posting | None:
         seq=0,
         occurred_ms=row["seen_ms"],
         row=witnessed.row,
+        free_input=witnessed.used.input_tokens,
+        free_output=witnessed.used.output_tokens,
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from extproc.money.hold import EndReason
-from extproc.money.usage import RARE, TOKENS_MAX, UsageSource
+from extproc.money.usage import NO_QUOTA, RARE, TOKENS_MAX, Quota, UsageSource
 
 _UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.ASCII).fullmatch
 _PRICE_ID = re.compile(r"[0-9a-f]{64}", re.ASCII).fullmatch
@@ -31,7 +31,8 @@ class Figures(NamedTuple):
     """What the gate had counted when it said something for the last time, and what of it came later.
 
     ``later_bytes`` went to the client after that; an event has ``event_bytes`` and ``event_tokens``. 0 bytes an event: nobody can tell.
-    ``rare``: quantities of ``money.usage.RARE`` that are not nothing, by name.
+    ``rare``: quantities of ``money.usage.RARE`` that are not nothing, by name. ``free``: tokens of input and output that the hold has
+    taken of its payer's quota.
     """
 
     charge_nanos: int
@@ -45,6 +46,12 @@ class Figures(NamedTuple):
     event_bytes: int = 0
     event_tokens: int = 1
     rare: Sequence[tuple[str, int]] = ()
+    free: Sequence[int] = (0, 0)
+
+    @property
+    def quota(self) -> Quota:
+        """The same."""
+        return Quota(input_tokens=self.free[0], output_tokens=self.free[1]) if any(self.free) else NO_QUOTA
 
     @property
     def later_tokens(self) -> int:
@@ -148,6 +155,7 @@ def _figures(billing: Mapping[str, str], sent_bytes: int) -> Figures | None:
         event_bytes=event_bytes,
         event_tokens=event_tokens,
         rare=tuple([(name, _tokens(billing[name])) for name in RARE if name in billing]),
+        free=(_tokens(billing.get("free_input", 0)), _tokens(billing.get("free_output", 0))),
     )
 
 

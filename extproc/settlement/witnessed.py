@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from extproc.holds.port import Sighted
 from extproc.money.price import Price
 from extproc.money.receipt import cost_nanos
-from extproc.money.usage import RARE, Usage, used
+from extproc.money.usage import FREE, NO_QUOTA, RARE, Quota, Usage, used, used_of
 from extproc.settlement.witness_lines import Figures
 
 
@@ -40,17 +40,17 @@ def witnessed_by(figures: Figures | None, hold: Sighted, price: Price | None) ->
         with_later = _with_later(figures, price, hold.cap_nanos)
         if with_later.output_tokens > figures.output_tokens:
             figures, flags = with_later, ["witnessed", "output_estimated"]
-    charge = min(figures.charge_nanos, hold.cap_nanos)
-    if charge <= hold.checkpoint_nanos:
+    charge, used = min(figures.charge_nanos, hold.cap_nanos), used_of(figures.quota, usage_of(figures, figures.output_tokens))
+    if not (hold.checkpoint_nanos <= charge and hold.used.is_within(used)) or (charge, used) == (hold.checkpoint_nanos, hold.used):
         return hold
-    return replace(hold, checkpoint_nanos=charge, row=_row(hold.row, figures, charge, flags))
+    return replace(hold, checkpoint_nanos=charge, used=used, row=_row(hold.row, figures, charge, used, flags))
 
 
 def _with_later(figures: Figures, price: Price, cap_nanos: int) -> Figures:
     """With the tokens that came after the figure: never so many that it would be more than was held for."""
 
     def cost(tokens: int) -> int:
-        return cost_nanos(usage_of(figures, figures.output_tokens + tokens), price)
+        return cost_of(figures, figures.output_tokens + tokens, price)
 
     if cost(0) != figures.list_nanos:
         return figures  # another price than the gate's, or no price at all: only the gate knows
@@ -70,7 +70,13 @@ def usage_of(figures: Figures, output_tokens: int) -> Usage:
     return usage
 
 
-def _row(row: bytes, figures: Figures, charge_nanos: int, flags: list[str]) -> bytes:
+def cost_of(figures: Figures, output_tokens: int, price: Price) -> int:
+    """The same usage, beyond the free tokens that it takes, as the gate reckons."""
+    usage = usage_of(figures, output_tokens)
+    return cost_nanos(usage, price, used_of(figures.quota, usage))
+
+
+def _row(row: bytes, figures: Figures, charge_nanos: int, used: Quota, flags: list[str]) -> bytes:
     """The row of the last checkpoint with these figures; one that cannot be read stays what it is: the ledger sets it aside."""
     fields = _read(row)
     before = fields.get("usage_flags", [])
@@ -80,6 +86,7 @@ def _row(row: bytes, figures: Figures, charge_nanos: int, flags: list[str]) -> b
     fields |= {
         **{name: 0 for name in RARE if name in fields},
         **dict(figures.rare),
+        **({} if used is NO_QUOTA else dict(zip(FREE, used.both, strict=True))),
         "input_tokens": figures.input_tokens,
         "cached_tokens": figures.cached_tokens,
         "output_tokens": figures.output_tokens,

@@ -178,6 +178,29 @@ async def test_workers_are_killed(house: BreakableHouse, guest: Guest):
 
 
 @pytest.mark.long
+async def test_a_killed_worker_had_used_free_tokens(house: BreakableHouse):
+    """It costs nothing, so only its tokens say that its checkpoint is less than the witness knows; what was not used is there again."""
+    guest = house.guest(deposit="0")
+    grant = {"input_tokens": 1_000, "output_tokens": 2_000, "reason": "r", "actor": "test"}
+    house.run(house.stores.deposits.grant_quota(guest.id, **grant))
+    told, stream = await running(house, guest, 60)
+    for name, pid in (await asyncio.to_thread(house.pids)).items():
+        if name.startswith("gate-"):
+            house.kill(pid)
+    await stream
+    row = await asyncio.to_thread(ended_as, guest, "sidecar_lost")
+    figure(f"{told.tokens} delivered, {row['free_output']} free ones used")
+    assert (row["ending"], row["cost"], "witnessed" in row["usage_flags"]) == ("expire", 0, True)
+    assert (row["free_input"], row["free_output"]) == (row["input_tokens"], row["output_tokens"])
+    assert -1 <= told.tokens - row["free_output"] <= 1
+    await asyncio.to_thread(house.wait_serving)
+    await asyncio.to_thread(guest.check)
+    left = (1_000 - row["free_input"], 2_000 - row["free_output"])
+    (posted,) = house.rows("SELECT free_quota_input, free_quota_output FROM balances WHERE user_id = %s", guest.id)
+    assert guest.view().quota.both == tuple(posted.values()) == left
+
+
+@pytest.mark.long
 async def test_workers_are_killed_before_the_first_token(house: BreakableHouse, guest: Guest):
     """Nothing was delivered: everything comes back, and soon."""
     line = await Line.open(house)

@@ -244,6 +244,29 @@ def test_what_was_charged_is_given_back_and_no_more(operator):
     assert "was refunded already" in operator.refuses("account", "refund", request["id"], "--all", "--reason", "slow")
 
 
+def test_free_tokens_are_given_once_and_used_before_money(operator):
+    operator.ask("account", "create", "--name", "Eli", "--tier", "unlimited")
+    assert "more than no tokens" in operator.refuses("account", "grant-quota", "Eli", "--reason", "spring")
+    words = ("account", "grant-quota", "Eli", "--input", "1000", "--output", "500", "--reason", "spring", "--reference", "S-1")
+    first, again = operator.ask(*words), operator.ask(*words)
+    assert (first["free_input"], first["free_output"], first["in_force"], first["booked_before"]) == (1_000, 500, True, False)
+    assert (again["free_output"], again["booked_before"]) == (500, True)
+    request_id = operator.request(operator.ask("key", "create", "Eli")["key"])
+    facts = operator.explained(request_id)
+    row = facts["request"]
+    assert facts["agrees"]
+    assert (row["cost_nanos"], row["free_input"], row["free_output"]) == (0, row["input_tokens"], row["output_tokens"])
+    assert {(entry["unit"], entry["kind"]) for entry in facts["entries"]} == {
+        (unit, kind) for unit in ("free_input", "free_output") for kind in ("customer", "revenue")
+    }
+    told = operator.says("explain", request_id)
+    assert f"paid for {row['input_tokens']} tokens of the input and {row['output_tokens']} of the output" in told
+    money = operator.ask("balance", "Eli")
+    left = 1_000 - row["input_tokens"], 500 - row["output_tokens"]
+    assert (money["free_input"], money["free_output"]) == (money["redis"]["free_input"], money["redis"]["free_output"]) == left
+    assert f"free quota  {left[0]} tokens of input, {left[1]} of output" in operator.says("balance", "Eli")
+
+
 def test_corrections_debts_and_credit_lines(operator):
     account = operator.ask("account", "create", "--name", "Cid", "--tier", "unlimited")["id"]
     operator.ask("account", "deposit", "Cid", "2")

@@ -18,6 +18,7 @@ from extproc.exchange.policy import Bounds, Policy
 from extproc.exchange.record import Record
 from extproc.exchange.tab import Pinned
 from extproc.money.hold import Amendment, Denied, DenyReason, Ending, Granted
+from extproc.money.usage import NO_QUOTA, Quota
 from extproc.tokens.counter import Counters
 from extproc.tokens.registry import load_counters
 from extproc.tokens.vocabulary import TOKENIZERS
@@ -47,12 +48,17 @@ def pinned(file: Path, counters: Counters | None = None, *, policy: Policy | Non
 class Walk:
     """``passed`` to a backend with ``amendment`` held; or refused with ``reply``. ``ends``: every ending of the hold.
 
-    ``stores_away``: credit is lent in the store's place. ``prompt``: as it was understood.
+    ``stores_away``: credit is lent in the store's place. ``quota``: free tokens that the payer has; ``is_quota_gone``: not any more, when they are
+    to be taken. ``taken`` of them, and ``reserved_nanos`` beside them. ``prompt``: as it was understood.
     """
 
-    def __init__(self, pinned: Pinned, *, key: Key = KEY, spendable_nanos: int = RICH, stores_away: bool = False) -> None:
+    def __init__(
+        self, pinned: Pinned, *, key: Key = KEY, spendable_nanos: int = RICH, stores_away: bool = False, quota: Quota = NO_QUOTA
+    ) -> None:
         self.exchange = Exchange(pinned)
         self.key, self.spendable_nanos, self.stores_away = key, spendable_nanos, stores_away
+        self.quota, self.is_quota_gone = quota, False
+        self.taken, self.reserved_nanos = NO_QUOTA, 0
         self.prompt: Prompt | None = None
         self.is_held = False
         self.amendment: Amendment | None = None
@@ -112,10 +118,6 @@ class Walk:
         return other
 
     @property
-    def held_nanos(self) -> int:
-        return self.amendment.reserved_nanos if self.amendment is not None else 0
-
-    @property
     def record(self) -> Record:
         (record,) = self.records
         return record
@@ -149,28 +151,31 @@ class Walk:
         if self.stores_away:
             self.is_held = True  # by nobody yet, and yet it has to be voided
             return ev.StoreFailed(what="redis")
-        if action.admission.entry_nanos > self.spendable_nanos:
+        if action.admission.entry_nanos > self.spendable_nanos and self.quota is NO_QUOTA:
             return self._denied(action.admission.entry_nanos)
         self.is_held = True
-        return ev.Admitted(granted=Granted(hold_id=HOLD, spendable_nanos=self.spendable_nanos))
+        return ev.Admitted(granted=Granted(hold_id=HOLD, spendable_nanos=self.spendable_nanos, quota=self.quota))
 
     def _amend(self, action: act.Amend) -> ev.Event:
-        if action.amendment.reserved_nanos > self.spendable_nanos and not action.amendment.goes_on:
-            return self._denied(action.amendment.reserved_nanos)
-        return self._granted(action.amendment)
+        amendment = action.amendment
+        taken = NO_QUOTA if self.is_quota_gone else amendment.quota
+        reserved_nanos = amendment.reserved_nanos if taken is NO_QUOTA else amendment.reserved_beside_nanos
+        if reserved_nanos > self.spendable_nanos and not amendment.goes_on:
+            return self._denied(reserved_nanos)
+        return self._granted(amendment, reserved_nanos, taken)
 
     def _lend(self, action: act.Lend) -> ev.Event:
         if action.amendment.cap_nanos > self.spendable_nanos:
             return ev.StoreFailed(what="no more credit")
-        return self._granted(action.amendment)
+        return self._granted(action.amendment, 0, NO_QUOTA)
 
-    def _granted(self, amendment: Amendment) -> ev.Event:
+    def _granted(self, amendment: Amendment, reserved_nanos: int, taken: Quota) -> ev.Event:
         ask = self.exchange.tab.ask
         assert ask is not None
-        self.prompt, self.amendment = ask.prompt, amendment
-        return ev.Amended(granted=Granted(hold_id=HOLD, spendable_nanos=self.spendable_nanos))
+        self.prompt, self.amendment, self.reserved_nanos, self.taken = ask.prompt, amendment, reserved_nanos, taken
+        return ev.Amended(granted=Granted(hold_id=HOLD, spendable_nanos=self.spendable_nanos, quota=taken))
 
     def _denied(self, required_nanos: int) -> ev.Refused:
-        return ev.Refused(
-            denied=Denied(reason=DenyReason.INSUFFICIENT, spendable_nanos=self.spendable_nanos, required_nanos=required_nanos)
-        )
+        quota = NO_QUOTA if self.is_quota_gone else self.quota
+        reason = DenyReason.INSUFFICIENT
+        return ev.Refused(denied=Denied(reason=reason, spendable_nanos=self.spendable_nanos, required_nanos=required_nanos, quota=quota))

@@ -1,7 +1,7 @@
 #!lua
 -- name: admit
--- uses: clock, amount, hold, window, limits, verdict
--- A concurrency slot, a lease and a soft entry hold, if every limit and the balance allow it; otherwise nothing at all.
+-- uses: clock, amount, hold, quota, window, limits, verdict
+-- A concurrency slot, a lease and a soft entry hold, if every limit and the balance (or a free quota) allow it; otherwise nothing at all.
 -- ARGV: epoch, hold, payer, key, request id, entry, row, lease_ms, dedupe_ms, then rpm, rph, tpm, concurrent ('' = none) of account and of key,
 -- then '1' for a shadow request: it holds nothing, and what would be denied is granted with its reason.
 local S = KEYS[1]
@@ -11,9 +11,11 @@ local P, K, H = payer_key(S, payer_id), key_key(S, payer_id, key_id), hold_key(S
 local R = S .. ':request:' .. payer_id .. ':' .. request_id
 
 local now = clock(S, ARGV[1])
-local payer = redis.call('HMGET', P, 'version', 'spendable', 'open', 'frozen', 'rpm', 'rph', 'tpm')
+local payer = redis.call('HMGET', P, 'version', 'spendable', 'open', 'frozen', 'rpm', 'rph', 'tpm', 'total_input')
 local key = redis.call('HMGET', K, 'version', 'revoked', 'expires_ms', 'open', 'rpm', 'rph', 'tpm')
 local spendable, rates = payer[2], {}
+local free = payer[8] and quota().of(unpack(redis.call('HMGET', P, 'free_input', 'free_output'))) or nil
+if free then entry = '0' end
 rate(rates, 'requests', 'requests_per_minute', 'account', P, 'rpm', payer[5], now, MINUTE, ARGV[10])
 rate(rates, 'requests', 'requests_per_hour', 'account', P, 'rph', payer[6], now, HOUR, ARGV[11])
 rate(rates, 'tokens', 'tokens_per_minute', 'account', P, 'tpm', payer[7], now, MINUTE, ARGV[12])
@@ -23,7 +25,7 @@ rate(rates, 'tokens', 'tokens_per_minute', 'key', K, 'tpm', key[7], now, MINUTE,
 
 local function granted(hold, counted, refused)
   local limit, remaining, reset = tightest(rates, 'requests', counted)
-  return granted_as(hold, spendable, refused, limit, remaining, reset, tightest(rates, 'tokens', 0))
+  return granted_as(hold, free, spendable, refused, limit, remaining, reset, tightest(rates, 'tokens', 0))
 end
 
 local function barred()

@@ -1,15 +1,17 @@
 #!lua
 -- name: amend
--- uses: clock, amount, hold, window, limits, period, verdict
+-- uses: clock, amount, hold, quota, window, limits, period, verdict
 -- Entry hold to exact hold: the reserve leaves the balance and the entry hold is let go, or nothing changes.
 -- ARGV: epoch, hold, owner, payer, key, reserved, cap, tokens, row, lease_ms, then tokens per minute ('' = none) of account and of key,
 -- tokens per day of the account's sandbox keys ('' = none, or this is no such key), what a shadow request would reserve ('' = in earnest), and
--- '1' if it goes on whatever is said here (of trust, or in shadow): what does not fit is granted with its reason, and with nothing reserved.
+-- '1' if it goes on whatever is said here (of trust, or in shadow): what does not fit is granted with its reason, and with nothing reserved;
+-- then, if there are any, the free tokens to take ("input:output") and what is reserved with them. They are taken if all of them are there;
+-- else money pays for everything. A grant says what was taken, a denial what there is.
 local S = KEYS[1]
 local id, owner, payer_id, key_id, reserved, cap = unpack(ARGV, 2, 7)
 local tokens, row, lease_ms = tonumber(ARGV[8]), ARGV[9], tonumber(ARGV[10])
 local is_shadow, goes_on = ARGV[14] ~= '', ARGV[15] == '1'
-local required = is_shadow and ARGV[14] or reserved
+local wanted, reserved_beside = ARGV[16], ARGV[17]
 local P, K, H = payer_key(S, payer_id), key_key(S, payer_id, key_id), hold_key(S, id)
 
 local now = clock(S, ARGV[1])
@@ -21,8 +23,8 @@ rate(rates, 'tokens', 'tokens_per_minute', 'account', P, 'tpm', payer[4], now, M
 rate(rates, 'tokens', 'tokens_per_minute', 'key', K, 'tpm', key[4], now, MINUTE, ARGV[12])
 rate(rates, 'tokens', 'sandbox_tokens_per_day', 'account', P, 'tpd', payer[5], now, DAY_MS, ARGV[13])
 
-local function granted(counted, refused)
-  return granted_as(id, redis.call('HGET', P, 'spendable'), refused, -1, 0, 0, tightest(rates, 'tokens', counted))
+local function granted(counted, refused, taken)
+  return granted_as(id, taken or nil, redis.call('HGET', P, 'spendable'), refused, -1, 0, 0, tightest(rates, 'tokens', counted))
 end
 
 if not hold[1] or not payer[1] then return denied('missing', 'account') end
@@ -31,10 +33,19 @@ if hold[2] ~= owner then return denied('taken') end
 if not key[1] then return denied('missing', 'key') end
 if hold[5] ~= payer_id or hold[6] ~= key_id then return redis.error_reply('REFUSED the hold is of another payer or key') end
 if hold[1] == 'exact' then
-  if hold[4] ~= reserved then return redis.error_reply('REFUSED the hold is exact already, with another amount') end
-  return granted(0)
+  local taken = wanted and redis.call('HGET', H, 'free')
+  if hold[4] ~= (taken and reserved_beside or reserved) or (taken and taken ~= wanted) then
+    return redis.error_reply('REFUSED the hold is exact already, with another amount')
+  end
+  return granted(0, nil, taken)
 end
 
+local free, taken
+if wanted then
+  free = quota().of(unpack(redis.call('HMGET', P, 'free_input', 'free_output')))
+  if quota().covers(free, wanted) then taken, reserved, cap = wanted, reserved_beside, reserved_beside end
+end
+local required = is_shadow and ARGV[14] or reserved
 local spendable, span, budget = payer[2], '', ''
 
 local function over_budget()
@@ -58,8 +69,8 @@ local function limited()
 end
 
 local refused = limited()
-if refused and not goes_on then return refused end
-if refused then tokens, reserved = 0, '0' end -- nor does its end correct the tokens: it has no minute
+if refused and not goes_on then refused[#refused + 1] = free; return refused end
+if refused then tokens, reserved, taken = 0, '0', nil end -- nor does its end correct the tokens: it has no minute
 
 add(P, 'spendable', neg(reserved))
 add(P, 'held', reserved)
@@ -68,5 +79,10 @@ count(rates, 'tokens', tokens)
 redis.call('HSET', H, 'state', 'exact', 'entry', '0', 'reserved', reserved, 'cap', cap, 'tokens', string.format('%d', tokens),
   'minute', refused and '' or string.format('%d', math.floor(now / MINUTE)), 'period', span, 'budget', budget, 'row', row)
 if ARGV[13] ~= '' then redis.call('HSET', H, 'sandbox', '1') end
+if taken then
+  quota().add(P, 'free', taken, -1)
+  quota().add(P, 'held', taken)
+  redis.call('HSET', H, 'free', taken, 'used', NO_TOKENS)
+end
 lease(S, id, now, lease_ms)
-return granted(tokens, refused)
+return granted(tokens, refused, taken)

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- name: expire
--- uses: clock, amount, hold, correction, ending
+-- uses: clock, amount, hold, quota, correction, ending
 -- Ends holds whose lease has run out, at their last checkpoint, unless beats may have been kept from coming.
 -- After a pause of the reaper (or a jump of the clock, which looks the same), a new epoch, or a reconnect nothing expires for one lease.
 -- ARGV: epoch, lease_ms, pause_ms_max, batch, '1' after a reconnect.
@@ -19,7 +19,7 @@ local ended = {}
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', S .. ':leases', '-inf', string.format('%d', now), 'LIMIT', '0', batch)) do
   local h = open_hold(S, id)
   if h.state == 'entry' or h.state == 'exact' then
-    finish(S, h, now, 'expire', h.checkpoint, nil, '', epoch)
+    finish(S, h, now, 'expire', h.checkpoint, nil, '', epoch, h.used)
     ended[#ended + 1] = id
   else
     redis.call('ZREM', S .. ':leases', id)

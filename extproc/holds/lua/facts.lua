@@ -10,7 +10,8 @@ local t = redis.call('TIME')
 local shard = redis.call('HMGET', S .. ':shard', 'epoch', 'rebuilding', 'seq', 'quiet', 'now')
 shard[6] = string.format('%d', tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000))
 
-local HOLD_FIELDS = { 'state', 'owner', 'payer', 'key', 'entry', 'reserved', 'cap', 'checkpoint', 'budget', 'period', 'created' }
+local HOLD_FIELDS = { 'state', 'owner', 'payer', 'key', 'entry', 'reserved', 'cap', 'checkpoint', 'budget', 'period', 'created', 'free',
+  'used' }
 local holds, budgets, seen = {}, {}, {}
 local leases = redis.call('ZRANGE', S .. ':leases', '0', string.format('%d', holds_max - 1), 'WITHSCORES')
 for i = 1, #leases, 2 do
@@ -29,12 +30,13 @@ local events = {}
 for _, entry in ipairs(redis.call('XRANGE', S .. ':events', '(' .. cursor, '+', 'COUNT', events_max)) do
   local e = {}
   for i = 1, #entry[2], 2 do e[entry[2][i]] = entry[2][i + 1] end
-  events[#events + 1] = { entry[1], e.k or '', e.h or '', e.p or '', e.a or '', e.e or '', e.s or '' }
+  events[#events + 1] = { entry[1], e.k or '', e.h or '', e.p or '', e.a or '', e.e or '', e.s or '', e.f or '' }
 end
 
 local payers, keys = {}, {}
 for i = 5, payers_end do
-  payers[#payers + 1] = redis.call('HMGET', payer_key(S, ARGV[i]), 'version', 'total', 'spendable', 'credit', 'held', 'entry_held', 'open')
+  payers[#payers + 1] = redis.call('HMGET', payer_key(S, ARGV[i]), 'version', 'total', 'spendable', 'credit', 'held', 'entry_held', 'open',
+    'total_input', 'total_output', 'free_input', 'free_output', 'held_input', 'held_output')
 end
 for i = payers_end + 1, #ARGV do keys[#keys + 1] = redis.call('HMGET', S .. ':key:' .. ARGV[i], 'version', 'open') end
 return { shard, redis.call('ZCARD', S .. ':leases'), holds, budgets, events, payers, keys }

@@ -1,11 +1,11 @@
 #!lua flags=allow-oom
 -- name: settle
--- uses: clock, amount, hold, correction, ending
+-- uses: clock, amount, hold, quota, correction, ending, late
 -- Settles or voids a hold, once; a second ending is a named result, and an unknown hold leaves a tombstone that turns away what is late.
--- ARGV: epoch, hold, owner, kind, charge, tokens, row.
+-- ARGV: epoch, hold, owner, kind, charge, tokens, row, and free tokens used, if any.
 local S = KEYS[1]
 local epoch, id, owner, kind, charge = unpack(ARGV, 1, 5)
-local tokens, row = tonumber(ARGV[6]), ARGV[7]
+local tokens, row, used = tonumber(ARGV[6]), ARGV[7], ARGV[8]
 local now = clock(S, epoch)
 local h = open_hold(S, id)
 if h.state == 'alias' then h = open_hold(S, h.to) end
@@ -14,11 +14,12 @@ if not h.state then
   return 'unknown'
 end
 if h.state == 'ended' then
-  if kind == 'settle' and h.owner == owner then late(S, h, charge, row, epoch, now) end
+  if kind == 'settle' and h.owner == owner then late(S, h, charge, row, epoch, now, used) end
   return 'already'
 end
 if h.owner ~= owner then return 'taken' end
 -- An entry hold has no cap: it is of a request that was served on credit, because nobody could tell whether it was held.
 if h.state == 'exact' and less(h.cap, charge) then return redis.error_reply('REFUSED the charge is above the cap of the hold') end
-finish(S, h, now, kind, charge, tokens, row, epoch)
+if used and not quota().covers(h.free, used) then return redis.error_reply('REFUSED more free tokens are used than the hold has') end
+finish(S, h, now, kind, charge, tokens, row, epoch, used)
 return 'ended'

@@ -1,16 +1,19 @@
 -- name: balance_of
 -- One account's money.
-SELECT user_id::text AS payer_id, balance AS balance_nanos, version, credited_total, credit_nanos, redis_version
+SELECT user_id::text AS payer_id, balance AS balance_nanos, version, credited_total, credit_nanos, redis_version,
+    free_quota_input AS free_input, free_quota_output AS free_output, credited_input, credited_output
 FROM balances WHERE user_id = %(payer)s::uuid;
 
 -- name: lock_balance
 -- The same, locked for a change.
-SELECT user_id::text AS payer_id, balance AS balance_nanos, version, credited_total, credit_nanos, redis_version
+SELECT user_id::text AS payer_id, balance AS balance_nanos, version, credited_total, credit_nanos, redis_version,
+    free_quota_input AS free_input, free_quota_output AS free_output, credited_input, credited_output
 FROM balances WHERE user_id = %(payer)s::uuid FOR NO KEY UPDATE;
 
 -- name: undelivered_balances
 -- Balances whose version Redis has not confirmed, by payer, page by page.
-SELECT user_id::text AS payer_id, balance AS balance_nanos, version, credited_total, credit_nanos, redis_version
+SELECT user_id::text AS payer_id, balance AS balance_nanos, version, credited_total, credit_nanos, redis_version,
+    free_quota_input AS free_input, free_quota_output AS free_output, credited_input, credited_output
 FROM balances
 WHERE redis_version IS DISTINCT FROM version AND (%(after)s::uuid IS NULL OR user_id > %(after)s::uuid)
 ORDER BY user_id LIMIT %(limit)s;
@@ -26,7 +29,7 @@ UPDATE balances SET credit_nanos = %(credit)s, version = version + 1, updated_at
 
 -- name: find_event
 -- Was this booked before?
-SELECT id::text AS id, user_id::text AS user_id, event_type, amount, of_id::text AS of_id,
+SELECT id::text AS id, user_id::text AS user_id, event_type, amount, of_id::text AS of_id, free_input, free_output,
     metadata ->> 'provider' AS provider, metadata ->> 'reference' AS reference
 FROM billing_events WHERE id = %(id)s::uuid;
 

@@ -15,16 +15,19 @@ LEFT JOIN found AS f ON f.id = r.id AND f.user_id = r.payer AND f.charge_nanos =
 WHERE f.id IS NULL ORDER BY 1;
 
 -- name: unknown_endings
--- Of these, those that were neither set aside nor, by an adjust after an expire, booked after all. An expire is also what more was booked for.
+-- Of these, those that were neither set aside nor booked, be it by an adjust after an expire. An expire is also what more was booked for.
 SELECT r.number
-FROM json_to_recordset(%(rows)s::json) AS r (number integer, id uuid, payer uuid, charge bigint, is_expire boolean, digest text)
+FROM json_to_recordset(%(rows)s::json) AS r (
+    number integer, id uuid, payer uuid, charge bigint, free_input bigint, free_output bigint, is_expire boolean, digest text)
 WHERE NOT EXISTS (SELECT FROM conflicts AS c WHERE c.digest = r.digest)
     AND NOT EXISTS (
-        SELECT FROM billing_events AS a JOIN billing_events AS v ON v.id = a.of_id
-        WHERE a.of_id = r.id AND a.event_type = 'adjust' AND v.user_id = r.payer AND v.charge_nanos + a.charge_nanos = r.charge)
-    AND NOT EXISTS (
         SELECT FROM billing_events AS v LEFT JOIN billing_events AS a ON a.of_id = v.id AND a.event_type = 'adjust'
-        WHERE r.is_expire AND v.id = r.id AND v.user_id = r.payer AND v.charge_nanos + coalesce(a.charge_nanos, 0) > r.charge)
+        CROSS JOIN LATERAL (SELECT
+            v.charge_nanos + coalesce(a.charge_nanos, 0) AS charge, coalesce(v.free_input, 0) + coalesce(a.free_input, 0) AS free_input,
+            coalesce(v.free_output, 0) + coalesce(a.free_output, 0) AS free_output) AS used
+        WHERE v.id = r.id AND v.user_id = r.payer AND (
+            (used.charge = r.charge AND used.free_input = r.free_input AND used.free_output = r.free_output)
+            OR (r.is_expire AND used.charge >= r.charge AND used.free_input >= r.free_input AND used.free_output >= r.free_output)))
 ORDER BY 1;
 
 -- name: move_outbox

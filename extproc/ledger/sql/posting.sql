@@ -19,7 +19,7 @@ WHERE c.shard = m.shard;
 
 -- name: lock_balances
 -- The payers of a batch, locked in one order, so that balance_after is true and two writers cannot meet in a deadlock.
-SELECT user_id::text AS user_id, balance, credit_nanos FROM balances
+SELECT user_id::text AS user_id, balance, credit_nanos, free_quota_input, free_quota_output FROM balances
 WHERE user_id = ANY(%(payers)s::uuid[]) ORDER BY user_id FOR NO KEY UPDATE;
 
 -- name: named_causes_of
@@ -36,7 +36,9 @@ FROM unnest(%(payers)s::uuid[]) AS u (id);
 
 -- name: find_endings
 -- Which of these holds have an ending already.
-SELECT id::text AS id, event_type, user_id::text AS user_id, charge_nanos, charge_nanos + amount AS loss_nanos FROM billing_events WHERE id = ANY(%(ids)s::uuid[]);
+SELECT id::text AS id, event_type, user_id::text AS user_id, charge_nanos, charge_nanos + amount AS loss_nanos,
+    coalesce(free_input, 0) AS free_input, coalesce(free_output, 0) AS free_output
+FROM billing_events WHERE id = ANY(%(ids)s::uuid[]);
 
 -- name: find_rows
 -- Which of these requests have a row already.
@@ -44,7 +46,8 @@ SELECT id::text AS id FROM requests WHERE id = ANY(%(ids)s::uuid[]);
 
 -- name: find_followers
 -- What was booked after the endings of these holds: adjusts and overages.
-SELECT of_id::text AS of_id, event_type, charge_nanos FROM billing_events
+SELECT of_id::text AS of_id, event_type, charge_nanos, coalesce(free_input, 0) AS free_input, coalesce(free_output, 0) AS free_output
+FROM billing_events
 WHERE of_id = ANY(%(ids)s::uuid[]) AND event_type IN ('adjust', 'overage');
 
 -- name: count_refusals
@@ -64,7 +67,8 @@ ON CONFLICT (price_id) DO NOTHING;
 
 -- name: copy_events
 -- Events of money, a line each (ledger/lines.py). One that is there already stops the batch: it is tried again, and meets it.
-COPY billing_events (id, user_id, event_type, amount, balance_after, charge_nanos, of_id, shard, epoch, seq, metadata, occurred_at, late_period) FROM STDIN;
+COPY billing_events (id, user_id, event_type, amount, balance_after, charge_nanos, of_id, shard, epoch, seq, metadata, occurred_at, late_period, free_input, free_output)
+FROM STDIN;
 
 -- name: copy_entries
 -- The lines of these events; a trigger holds each event's sum to zero.
@@ -133,6 +137,18 @@ UPDATE balances AS b SET
     version = b.version + (r.credited <> 0)::integer,
     updated_at = now()
 FROM json_to_recordset(%(rows)s::json) AS r (user_id uuid, amount bigint, credited bigint)
+WHERE b.user_id = r.user_id;
+
+-- name: change_quotas
+-- The free tokens of payers who have any, likewise.
+UPDATE balances AS b SET
+    free_quota_input = b.free_quota_input + r.input,
+    free_quota_output = b.free_quota_output + r.output,
+    credited_input = b.credited_input + r.credited_input,
+    credited_output = b.credited_output + r.credited_output,
+    version = b.version + (r.credited_input <> 0 OR r.credited_output <> 0)::integer,
+    updated_at = now()
+FROM json_to_recordset(%(rows)s::json) AS r (user_id uuid, input bigint, output bigint, credited_input bigint, credited_output bigint)
 WHERE b.user_id = r.user_id;
 
 -- name: add_spend

@@ -52,7 +52,8 @@ SELECT id::text AS id FROM gate_workers WHERE seen_at > now() - %(seconds)s * in
 -- name: endings_of_holds
 -- Which of these holds have ended, and how.
 SELECT e.id::text AS hold_id, e.event_type AS kind, e.user_id::text AS payer_id, coalesce(q.creds_id::text, '') AS key_id, e.charge_nanos,
-    coalesce(q.hold_nanos, 0) AS reserved_nanos, (extract(epoch FROM e.occurred_at) * 1000)::bigint AS occurred_ms
+    coalesce(q.hold_nanos, 0) AS reserved_nanos, (extract(epoch FROM e.occurred_at) * 1000)::bigint AS occurred_ms,
+    coalesce(e.free_input, 0) AS free_input, coalesce(e.free_output, 0) AS free_output
 FROM billing_events AS e LEFT JOIN requests AS q ON q.id = e.id
 WHERE e.id = ANY(%(ids)s::uuid[]);
 
@@ -62,7 +63,8 @@ SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY;
 
 -- name: posted_payers
 -- The payers of a shard, page by page.
-SELECT b.user_id::text AS payer_id, b.balance AS balance_nanos, b.version, b.credited_total, b.credit_nanos, u.frozen, u.frozen_version
+SELECT b.user_id::text AS payer_id, b.balance AS balance_nanos, b.version, b.credited_total, b.credit_nanos, u.frozen, u.frozen_version,
+    b.free_quota_input AS free_input, b.free_quota_output AS free_output, b.credited_input, b.credited_output
 FROM balances AS b JOIN users AS u ON u.id = b.user_id
 WHERE shard_of(b.user_id) = %(shard)s AND b.user_id > %(after)s::uuid
 ORDER BY b.user_id LIMIT %(limit)s;

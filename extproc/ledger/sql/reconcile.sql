@@ -1,17 +1,20 @@
 -- name: events_by_id
 -- Events in the order of their ids, page by page.
-SELECT id::text AS id, user_id::text AS user_id, event_type, amount, charge_nanos, of_id::text AS of_id, shard, epoch, seq, created_at::text AS created_at
+SELECT id::text AS id, user_id::text AS user_id, event_type, amount, charge_nanos, free_input, free_output, of_id::text AS of_id, shard, epoch, seq,
+    created_at::text AS created_at
 FROM billing_events WHERE id > %(after)s::uuid ORDER BY id LIMIT %(limit)s;
 
 -- name: events_by_time
 -- Events in the order in which they were booked, page by page.
-SELECT id::text AS id, user_id::text AS user_id, event_type, amount, charge_nanos, of_id::text AS of_id, shard, epoch, seq, created_at::text AS created_at
+SELECT id::text AS id, user_id::text AS user_id, event_type, amount, charge_nanos, free_input, free_output, of_id::text AS of_id, shard, epoch, seq,
+    created_at::text AS created_at
 FROM billing_events WHERE created_at >= %(moment)s::timestamptz AND (created_at, id) > (%(moment)s::timestamptz, %(after)s::uuid)
 ORDER BY created_at, id LIMIT %(limit)s;
 
 -- name: events_of_account_by_time
 -- The same of one account.
-SELECT id::text AS id, user_id::text AS user_id, event_type, amount, charge_nanos, of_id::text AS of_id, shard, epoch, seq, created_at::text AS created_at
+SELECT id::text AS id, user_id::text AS user_id, event_type, amount, charge_nanos, free_input, free_output, of_id::text AS of_id, shard, epoch, seq,
+    created_at::text AS created_at
 FROM billing_events
 WHERE user_id = %(payer)s::uuid AND created_at >= %(moment)s::timestamptz AND (created_at, id) > (%(moment)s::timestamptz, %(after)s::uuid)
 ORDER BY created_at, id LIMIT %(limit)s;
@@ -30,10 +33,10 @@ FROM requests AS q LEFT JOIN price_versions AS p USING (price_id) WHERE q.id = A
 
 -- name: events_around
 -- What these events complete or correct, and what completes or corrects them.
-SELECT id::text AS id, user_id::text AS user_id, event_type, amount, charge_nanos, of_id::text AS of_id FROM billing_events
+SELECT id::text AS id, user_id::text AS user_id, event_type, amount, charge_nanos, free_input, free_output, of_id::text AS of_id FROM billing_events
 WHERE id = ANY(%(of_ids)s::uuid[])
 UNION
-SELECT id::text, user_id::text, event_type, amount, charge_nanos, of_id::text FROM billing_events WHERE of_id = ANY(%(ids)s::uuid[]);
+SELECT id::text, user_id::text, event_type, amount, charge_nanos, free_input, free_output, of_id::text FROM billing_events WHERE of_id = ANY(%(ids)s::uuid[]);
 
 -- name: orphans
 -- Rows of ended requests, and entries, in a range of ids that no event belongs to.
@@ -52,24 +55,33 @@ SELECT user_id::text AS payer_id FROM balances WHERE user_id > %(after)s::uuid O
 
 -- name: sums_of_accounts
 -- Balances and the sums of their entries, of no more than so many entries each.
-SELECT b.user_id::text AS payer_id, b.balance AS balance_nanos, coalesce(e.total, 0)::numeric AS entries_nanos, e.lines
+SELECT b.user_id::text AS payer_id, b.balance AS balance_nanos, b.free_quota_input AS free_input, b.free_quota_output AS free_output,
+    e.nanos, e.entries_input, e.entries_output, e.lines
 FROM balances AS b CROSS JOIN LATERAL (
-    SELECT sum(amount) AS total, count(*) AS lines
-    FROM (SELECT amount FROM entries WHERE user_id = b.user_id AND unit = 'nanos' LIMIT %(lines)s) AS next_entries
+    SELECT coalesce(sum(amount) FILTER (WHERE unit = 'nanos'), 0)::numeric AS nanos,
+        coalesce(sum(amount) FILTER (WHERE unit = 'free_input'), 0)::numeric AS entries_input,
+        coalesce(sum(amount) FILTER (WHERE unit = 'free_output'), 0)::numeric AS entries_output, count(*) AS lines
+    FROM (SELECT unit, amount FROM entries WHERE user_id = b.user_id LIMIT %(lines)s) AS next_entries
 ) AS e
 WHERE b.user_id = ANY(%(payers)s::uuid[]) ORDER BY b.user_id;
 
 -- name: next_sum_of_account
--- The sum of an account's next entries after an event, and up to which one.
-SELECT coalesce(sum(amount), 0)::numeric AS total, count(*) AS lines, max(event_id::text) AS last
+-- The sums of an account's next entries after a line of an event, and up to which one.
+SELECT coalesce(sum(amount) FILTER (WHERE unit = 'nanos'), 0)::numeric AS nanos,
+    coalesce(sum(amount) FILTER (WHERE unit = 'free_input'), 0)::numeric AS entries_input,
+    coalesce(sum(amount) FILTER (WHERE unit = 'free_output'), 0)::numeric AS entries_output,
+    count(*) AS lines, (array_agg(event_id::text ORDER BY event_id DESC, line DESC))[1] AS last,
+    (array_agg(line ORDER BY event_id DESC, line DESC))[1] AS last_line
 FROM (
-    SELECT amount, event_id FROM entries WHERE user_id = %(payer)s::uuid AND event_id > %(after)s::uuid AND unit = 'nanos'
-    ORDER BY event_id LIMIT %(lines)s
+    SELECT unit, amount, event_id, line FROM entries
+    WHERE user_id = %(payer)s::uuid AND event_id >= %(after)s::uuid AND (event_id, line) > (%(after)s::uuid, %(after_line)s)
+    ORDER BY event_id, line LIMIT %(lines)s
 ) AS first_entries;
 
 -- name: money_of_accounts
 -- What Redis is to be compared with.
-SELECT user_id::text AS payer_id, balance AS balance_nanos, credit_nanos, version, credited_total, redis_version FROM balances
+SELECT user_id::text AS payer_id, balance AS balance_nanos, credit_nanos, version, credited_total, redis_version,
+    free_quota_input AS free_input, free_quota_output AS free_output, credited_input, credited_output FROM balances
 WHERE user_id = ANY(%(payers)s::uuid[]);
 
 -- name: keys_of_accounts

@@ -6,6 +6,7 @@ import itertools
 import json
 from typing import Any
 
+from extproc.holds.port import Tokens
 from extproc.holds.redis import RedisHolds
 from extproc.money.hold import (
     NO_LIMITS,
@@ -21,6 +22,7 @@ from extproc.money.hold import (
     Verdict,
     uuid7,
 )
+from extproc.money.usage import NO_QUOTA, Quota
 
 
 class Bank:
@@ -29,6 +31,7 @@ class Bank:
     def __init__(self, holds: RedisHolds) -> None:
         self.holds = holds
         self.credited: dict[str, int] = {}
+        self.tokens: dict[str, Tokens] = {}
         self.trimmed = False
         self._ids = itertools.count(1)
         self._versions = itertools.count(1)
@@ -86,6 +89,8 @@ class Bank:
         sandbox: int | None = None,
         would_hold: int | None = None,
         goes_on: bool = False,
+        quota: Quota = NO_QUOTA,
+        beside: int = 0,
     ) -> Verdict:
         return await self.holds.amend(
             Amendment(
@@ -102,6 +107,8 @@ class Bank:
                 sandbox_tokens_per_day=sandbox,
                 would_hold_nanos=would_hold,
                 goes_on=goes_on or would_hold is not None,
+                quota=quota,
+                reserved_beside_nanos=beside,
             )
         )
 
@@ -112,18 +119,24 @@ class Bank:
         granted(await self.amend(hold, reserved, **options))
         return hold
 
-    async def beat(self, hold: str, charge: int, *, owner: str = "", payer: str = "anna", data: bytes | None = None) -> None:
+    async def beat(
+        self, hold: str, charge: int, *, owner: str = "", payer: str = "anna", data: bytes | None = None, used: Quota = NO_QUOTA
+    ) -> None:
         given = row(hold, f"beat {charge}") if data is None else data
-        checkpoint = Checkpoint(hold_id=hold, owner=owner or hold, payer_id=payer, charge_nanos=charge, row=given)
+        checkpoint = Checkpoint(hold_id=hold, owner=owner or hold, payer_id=payer, charge_nanos=charge, row=given, quota=used)
         await self.holds.beat([checkpoint])
 
-    async def settle(self, hold: str, charge: int, *, owner: str = "", payer: str = "anna", key: str = "k1", tokens: int = 0) -> EndResult:
-        return await self._end(hold, EndKind.SETTLE, charge, owner=owner, payer=payer, key=key, tokens=tokens)
+    async def settle(
+        self, hold: str, charge: int, *, owner: str = "", payer: str = "anna", key: str = "k1", tokens: int = 0, used: Quota = NO_QUOTA
+    ) -> EndResult:
+        return await self._end(hold, EndKind.SETTLE, charge, owner=owner, payer=payer, key=key, tokens=tokens, used=used)
 
     async def void(self, hold: str, *, owner: str = "", payer: str = "anna", key: str = "k1") -> EndResult:
         return await self._end(hold, EndKind.VOID, 0, owner=owner, payer=payer, key=key, tokens=0)
 
-    async def _end(self, hold: str, kind: EndKind, charge: int, *, owner: str, payer: str, key: str, tokens: int) -> EndResult:
+    async def _end(
+        self, hold: str, kind: EndKind, charge: int, *, owner: str, payer: str, key: str, tokens: int, used: Quota = NO_QUOTA
+    ) -> EndResult:
         return await self.holds.end(
             Ending(
                 hold_id=hold,
@@ -134,8 +147,21 @@ class Bank:
                 charge_nanos=charge,
                 tokens=tokens,
                 row=row(hold, kind.value),
+                quota=used,
             )
         )
+
+    async def give(self, tokens: Tokens, *, version: int = 2, payer: str = "anna", credit: int = 0) -> None:
+        """Free tokens, beside the money that was credited."""
+        nanos = self.credited[payer]
+        assert await self.holds.credit(payer, version=version, total_nanos=nanos, credit_nanos=credit, total=tokens)
+        self.tokens[payer] = tokens
+
+    async def quota(self, payer: str = "anna") -> tuple[tuple[int, int], tuple[int, int]]:
+        """Free tokens of input and output: there, and held."""
+        view = await self.holds.view(payer)
+        assert view is not None
+        return view.quota.both, view.held_quota.both
 
     async def balance(self, payer: str = "anna") -> tuple[int, int, int, int]:
         """available, held, entry_held, open holds."""

@@ -9,8 +9,9 @@ from typing import Self
 
 from integration.holds.bank import Bank, row
 
-from extproc.holds.port import KeyState, OpenHold, PayerState, Reassertion
+from extproc.holds.port import NO_TOKENS, KeyState, OpenHold, PayerState, Reassertion, Tokens
 from extproc.money.posting import Posting
+from extproc.money.usage import NO_QUOTA, Quota
 from extproc.stores.shards import TAGS, shard_of
 
 FIELDS = {"revoked": "0", "expires_ms": "0", "budget_nanos": "", "budget_period": "none"}
@@ -55,6 +56,7 @@ class Builder:
         spent: int = 0,
         fields: Mapping[str, str] | None = None,
         frozen: bool = False,
+        free_used: Tokens = NO_TOKENS,
     ) -> None:
         """Count, restore and open, each of them twice."""
         holds = self.bank.holds
@@ -62,7 +64,15 @@ class Builder:
             counted = await holds.count(self.shard, epoch=epoch)
         for _ in range(2):
             await self.restore(
-                epoch, counted, charged=charged, version=version, credit=credit, spent=spent, fields=fields or {}, frozen=frozen
+                epoch,
+                counted,
+                charged=charged,
+                version=version,
+                credit=credit,
+                spent=spent,
+                fields=fields or {},
+                frozen=frozen,
+                free_used=free_used,
             )
         for _ in range(2):
             await holds.open(self.shard, epoch=epoch)
@@ -80,7 +90,10 @@ class Builder:
         spent: int = 0,
         fields: Mapping[str, str] | None = None,
         frozen: bool = False,
+        free_used: Tokens = NO_TOKENS,
     ) -> None:
+        tokens = self.bank.tokens.get(self.payer, NO_TOKENS)
+        held_tokens = Tokens(sum(hold.quota.input_tokens for hold in counted), sum(hold.quota.output_tokens for hold in counted))
         total = self.bank.credited[self.payer]
         held = sum(hold.reserved_nanos for hold in counted)
         budgets: dict[str, Counter[str]] = defaultdict(Counter)
@@ -103,6 +116,9 @@ class Builder:
             open_holds=len(counted),
             frozen=frozen,
             frozen_version=1,
+            free=Tokens(tokens.input - free_used.input - held_tokens.input, tokens.output - free_used.output - held_tokens.output),
+            held=held_tokens,
+            total=tokens,
         )
         key = KeyState(
             payer_id=self.payer,
@@ -127,6 +143,8 @@ def reassertion(
     owner: str = "",
     key: str = "k1",
     payer: str = "anna",
+    quota: Quota = NO_QUOTA,
+    used: Quota = NO_QUOTA,
 ) -> Reassertion:
     """Exact, unless there is an entry."""
     return Reassertion(
@@ -142,9 +160,13 @@ def reassertion(
         tokens=1,
         row=row(hold, "reassert"),
         created_ms=unix_ms(),
+        quota=quota,
+        used=used,
     )
 
 
-def posting(hold: str, kind: str, charge: int, reserved: int, *, payer: str = "anna", key: str = "k1") -> Posting:
+def posting(
+    hold: str, kind: str, charge: int, reserved: int, *, payer: str = "anna", key: str = "k1", used: tuple[int, int] = (0, 0)
+) -> Posting:
     """As an outbox has it."""
-    return Posting(shard_of(payer), "", kind, hold, payer, key, charge, reserved, "", 0, unix_ms(), row(hold, kind))
+    return Posting(shard_of(payer), "", kind, hold, payer, key, charge, reserved, "", 0, unix_ms(), row(hold, kind), *used)

@@ -15,8 +15,16 @@ from extproc.stores.cluster import SCHEME, is_cluster
 from extproc.stores.shards import TAGS
 
 
-async def problems(url: str, *, grace_ms: int | None = None, balances: dict[str, int] | None = None, trimmed: bool = False) -> list[str]:
-    """``grace_ms`` None: leases that have run out are no fault (nobody reaps). ``balances``: what was ever credited to each payer, for 3.
+async def problems(
+    url: str,
+    *,
+    grace_ms: int | None = None,
+    balances: dict[str, int] | None = None,
+    trimmed: bool = False,
+    tokens: dict[str, Any] | None = None,
+) -> list[str]:
+    """``grace_ms`` None: leases that have run out are no fault (nobody reaps). ``balances``: what was ever credited to each payer, for 3;
+    ``tokens`` the same of free input and output.
 
     ``trimmed``: the poster has cut the streams, so that what is left need not begin with sequence number 1, nor add up to balances.
     """
@@ -29,7 +37,14 @@ async def problems(url: str, *, grace_ms: int | None = None, balances: dict[str,
         found: list[str] = []
         for tag in TAGS:
             found += await _shard(
-                client, tag, named, now_ms=int(now) * 1_000, grace_ms=grace_ms, balances={} if trimmed else balances or {}, trimmed=trimmed
+                client,
+                tag,
+                named,
+                now_ms=int(now) * 1_000,
+                grace_ms=grace_ms,
+                balances={} if trimmed else balances or {},
+                trimmed=trimmed,
+                tokens={} if trimmed else tokens or {},
             )
         return found
 
@@ -43,7 +58,15 @@ def _client(url: str) -> Any:
 
 
 async def _shard(
-    client: Any, tag: str, named: dict[str, list[str]], *, now_ms: int, grace_ms: int | None, balances: dict[str, int], trimmed: bool
+    client: Any,
+    tag: str,
+    named: dict[str, list[str]],
+    *,
+    now_ms: int,
+    grace_ms: int | None,
+    balances: dict[str, int],
+    trimmed: bool,
+    tokens: dict[str, Any],
 ) -> list[str]:
     payers, keys, holds, budgets = [
         {key.split(":", 2)[2]: await client.hgetall(key) for key in named[f"{tag}:{kind}"]} for kind in ("payer", "key", "hold", "budget")
@@ -58,6 +81,7 @@ async def _shard(
         *_sums_of_payers(payers, opened),
         *_sums_of_keys(keys, budgets, opened),
         *_balances(payers, events, balances),
+        *_tokens(payers, opened, events, tokens),
         *_leases(opened, leases, now, grace_ms),
         *_amounts(opened, events),
         *_events(events, holds, opened, shard, trimmed=trimmed),
@@ -115,6 +139,33 @@ def _balances(payers: dict[str, dict[str, str]], events: list[dict[str, str]], b
         available = int(fields["spendable"]) - int(fields["credit"])
         if available + int(fields["held"]) != balances[payer] - charged[payer]:
             wrong.append(f"3: {payer}: {available} + {fields['held']} ≠ {balances[payer]} − {charged[payer]}")
+    return wrong
+
+
+def _tokens(
+    payers: dict[str, dict[str, str]], opened: dict[str, dict[str, str]], events: list[dict[str, str]], credited: dict[str, Any]
+) -> list[str]:
+    """3 and 4 of free tokens, and 18: no checkpoint has used more of them than its hold has."""
+    wrong = []
+    for which, name in enumerate(("input", "output")):
+        held: Counter[str] = Counter()
+        used: Counter[str] = Counter()
+        for hold_id, hold in opened.items():
+            if "free" in hold:
+                held[hold["payer"]] += int(hold["free"].split(":")[which])
+                if int(hold["used"].split(":")[which]) > int(hold["free"].split(":")[which]):
+                    wrong.append(f"18: {hold_id} has used more free {name} than it has: {hold}")
+        for event in events:
+            if not is_late(event):
+                used[event["p"]] += int(event.get("f", "0:0").split(":")[which])
+        for payer, fields in payers.items():
+            if int(fields.get(f"held_{name}", 0)) != held[payer]:
+                wrong.append(f"4: held_{name} of {payer} is {fields.get(f'held_{name}')}, its open holds say {held[payer]}")
+            free = int(fields.get(f"free_{name}", 0))
+            if free < 0:
+                wrong.append(f"5: free {name} of {payer}: {free}")
+            if payer in credited and free + held[payer] != credited[payer][which] - used[payer]:
+                wrong.append(f"3: free {name} of {payer}: {free} + {held[payer]} ≠ {credited[payer][which]} − {used[payer]}")
     return wrong
 
 

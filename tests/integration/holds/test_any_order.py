@@ -1,5 +1,6 @@
 """Random histories of one payer against a model of two pages: amounts at the edges, doubled, late, unknown and foreign calls, and rebuilds at
-any moment, of a shard that has kept or lost what it had, with workers that are heard, or come late, or call in an epoch that is over.
+any moment, of a shard that has kept or lost what it had, with workers that are heard, or come late, or call in an epoch that is over. Some
+holds take free tokens.
 
 ``ANY_ORDER_EXAMPLES=2000`` looks longer.
 """
@@ -22,16 +23,33 @@ from integration.holds.shard_clock import ShardClock
 
 from extproc.errors import StoreFenced, StoreRefused
 from extproc.holds.fresh import open_fresh
-from extproc.holds.port import Reassertion
+from extproc.holds.port import Reassertion, Tokens
 from extproc.holds.redis import RedisHolds
 from extproc.money.amount import BALANCE_NANOS_MAX
 from extproc.money.hold import Denied, DenyReason, EndResult, Granted
 from extproc.money.posting import Posting
+from extproc.money.usage import NO_QUOTA, Quota
 from extproc.stores.pipeline import Pipeline
 
 BIG = 2**53
 AMOUNTS = st.sampled_from([0, 1, 2, 7, BIG - 1, BIG, BIG + 1, 2 * BIG + 1, BALANCE_NANOS_MAX])
 LEASE_MS = 4_000
+NONE = (0, 0)
+PAIRS = st.sampled_from([NONE, NONE, (3, 0), (0, 5), (4, 6), (1, BIG)])
+
+Pair = tuple[int, int]
+
+
+def plus(one: Pair, other: Pair, sign: int = 1) -> Pair:
+    return one[0] + sign * other[0], one[1] + sign * other[1]
+
+
+def within(one: Pair, other: Pair) -> bool:
+    return one[0] <= other[0] and one[1] <= other[1]
+
+
+def quota(pair: Pair) -> Quota:
+    return Quota(input_tokens=pair[0], output_tokens=pair[1]) if any(pair) else NO_QUOTA
 
 
 @dataclass
@@ -45,6 +63,8 @@ class Hold:
     checkpoint: int = 0
     kind: str = ""
     amount: int = 0  # of its ending
+    quota: Pair = NONE
+    used: Pair = NONE  # of its checkpoint, or its ending
 
     @property
     def is_open(self) -> bool:
@@ -67,6 +87,10 @@ class Model:
     aliases: dict[str, str] = field(default_factory=dict)
     requests: dict[str, str] = field(default_factory=dict)
     forgotten: dict[str, Hold] = field(default_factory=dict)  # lost with the shard; their workers still have them
+    tokens: Pair = NONE  # the same of free tokens: credited, used, owed, unseen
+    used: Pair = NONE
+    owed_tokens: Pair = NONE
+    unseen_tokens: Pair = NONE
 
     @property
     def available(self) -> int:
@@ -75,6 +99,17 @@ class Model:
     @property
     def spendable(self) -> int:
         return self.available + self.credit
+
+    @property
+    def free(self) -> Pair:
+        return plus(plus(self.tokens, self.used, -1), self.held_tokens(), -1)
+
+    def held_tokens(self) -> Pair:
+        total = NONE
+        for hold in self.holds.values():
+            if hold.state == "exact":
+                total = plus(total, hold.quota)
+        return total
 
     def held(self) -> int:
         return sum(hold.reserved for hold in self.holds.values() if hold.state == "exact")
@@ -95,14 +130,17 @@ class Model:
             first.owner = hold_id
             self.aliases[hold_id] = self.requests[request]
             return self.requests[request]
+        if any(self.free):
+            entry = 0
         if entry and self.spendable - self.entries() < entry:
-            return DenyReason.HELD if self.spendable + self.held() >= entry else DenyReason.INSUFFICIENT
+            comes_back = any(self.held_tokens()) or self.spendable + self.held() >= entry
+            return DenyReason.HELD if comes_back else DenyReason.INSUFFICIENT
         self.holds[hold_id] = Hold(owner=hold_id, request=request, entry=entry)
         self.requests[request] = hold_id
         return hold_id
 
-    def amend(self, hold_id: str, owner: str, reserved: int, cap: int) -> bool | DenyReason | None:
-        """``None``: refused as a contradiction."""
+    def amend(self, hold_id: str, owner: str, reserved: int, cap: int, *, wanted: Pair, beside: int) -> Pair | DenyReason | None:
+        """The free tokens that it took. ``None``: refused as a contradiction."""
         hold = self.holds.get(hold_id)
         if hold is None:
             return DenyReason.TAKEN if hold_id in self.aliases else DenyReason.MISSING
@@ -110,19 +148,30 @@ class Model:
             return DenyReason.ENDED
         if hold.owner != owner:
             return DenyReason.TAKEN
+        taken = any(wanted) and within(wanted, self.free)
         if hold.state == "exact":
-            return True if hold.reserved == reserved else None
-        if reserved and self.spendable < reserved:
-            return DenyReason.HELD if self.spendable + self.held() >= reserved else DenyReason.INSUFFICIENT
-        hold.state, hold.reserved, hold.cap = "exact", reserved, cap
-        return True
+            taken = any(wanted) and any(hold.quota)
+            same = hold.reserved == (beside if taken else reserved) and (not taken or hold.quota == wanted)
+            return (wanted if taken else NONE) if same else None
+        required, cap = (beside, beside) if taken else (reserved, cap)
+        if required and self.spendable < required:
+            comes_back = any(self.held_tokens()) or self.spendable + self.held() >= required
+            return DenyReason.HELD if comes_back else DenyReason.INSUFFICIENT
+        hold.state, hold.reserved, hold.cap, hold.quota = "exact", required, cap, wanted if taken else NONE
+        return hold.quota
 
-    def beat(self, hold_id: str, owner: str, charge: int) -> None:
+    def beat(self, hold_id: str, owner: str, charge: int, used: Pair) -> None:
         hold = self.holds.get(hold_id)
-        if hold and hold.is_open and hold.owner == owner:
-            hold.checkpoint = max(hold.checkpoint, min(charge, hold.cap))
+        if not hold or not hold.is_open or hold.owner != owner:
+            return
+        charge = min(charge, hold.cap)
+        if any(hold.quota) and not (within(hold.used, used) and within(used, hold.quota)):
+            return
+        if any(hold.quota) and charge >= hold.checkpoint:
+            hold.used = used
+        hold.checkpoint = max(hold.checkpoint, charge)
 
-    def end(self, hold_id: str, owner: str, charge: int, kind: str) -> EndResult | None:
+    def end(self, hold_id: str, owner: str, charge: int, kind: str, used: Pair) -> EndResult | None:
         hold_id = self.aliases.get(hold_id, hold_id)
         hold = self.holds.get(hold_id)
         if hold is None:
@@ -130,32 +179,36 @@ class Model:
             return EndResult.UNKNOWN
         if not hold.is_open:
             if hold.owner == owner:
-                self.late(hold, charge, kind)
+                self.late(hold, charge, kind, used)
             return EndResult.ALREADY
         if hold.owner != owner:
             return EndResult.TAKEN
-        if hold.state == "exact" and charge > hold.cap:
+        if (hold.state == "exact" and charge > hold.cap) or not within(used, hold.quota):
             return None
-        self.finish(hold, charge, kind)
+        self.finish(hold, charge, kind, used)
         return EndResult.ENDED
 
-    def finish(self, hold: Hold, charge: int, kind: str) -> None:
-        if charge > hold.reserved:
+    def finish(self, hold: Hold, charge: int, kind: str, used: Pair) -> None:
+        if charge > hold.reserved or not within(used, hold.quota):
             self.owed += charge
+            self.owed_tokens = plus(self.owed_tokens, used)
         else:
             self.charged += charge
-        hold.state, hold.kind, hold.amount = "ended", kind, charge
+            self.used = plus(self.used, used)
+        hold.state, hold.kind, hold.amount, hold.used = "ended", kind, charge, used
 
-    def late(self, hold: Hold, charge: int, kind: str) -> None:
+    def late(self, hold: Hold, charge: int, kind: str, used: Pair) -> None:
         charge = min(charge, hold.reserved)
-        if hold.kind == "expire" and kind == "settle" and charge > hold.amount:
+        says_more = charge >= hold.amount and within(hold.used, used) and within(used, hold.quota)
+        if hold.kind == "expire" and kind == "settle" and says_more:
             self.owed += charge - hold.amount
-            hold.amount = charge
+            self.owed_tokens = plus(self.owed_tokens, plus(used, hold.used, -1))
+            hold.amount, hold.used = charge, used
 
     def expire_all(self) -> set[str]:
         due = {hold_id for hold_id, hold in self.holds.items() if hold.is_open}
         for hold_id in due:
-            self.finish(self.holds[hold_id], self.holds[hold_id].checkpoint, "expire")
+            self.finish(self.holds[hold_id], self.holds[hold_id].checkpoint, "expire", self.holds[hold_id].used)
         return due
 
     def lose(self, heard: bool) -> None:
@@ -164,7 +217,7 @@ class Model:
         self.holds = opened if heard else {}
         if not heard:
             self.forgotten |= opened
-        self.unseen = self.charged
+        self.unseen, self.unseen_tokens = self.charged, self.used
         self.aliases.clear()
         self.requests.clear()
 
@@ -174,18 +227,21 @@ class Model:
         self.charged += taken
         self.unseen += taken
         self.owed = 0
+        tokens = min(self.owed_tokens[0], self.free[0]), min(self.owed_tokens[1], self.free[1])
+        self.used, self.unseen_tokens, self.owed_tokens = plus(self.used, tokens), plus(self.unseen_tokens, tokens), NONE
 
-    def assert_ending(self, hold_id: str, charge: int, kind: str) -> None:
+    def assert_ending(self, hold_id: str, charge: int, kind: str, used: Pair) -> None:
         """From an outbox, into an open shard."""
         hold = self.holds.get(hold_id)
         if hold is None:
             self.aliases.pop(hold_id, None)
             self.holds[hold_id] = Hold(owner=hold_id, request="", entry=0, state="ended", kind=kind, amount=charge)
             self.owed += charge
+            self.owed_tokens = plus(self.owed_tokens, used)
         elif not hold.is_open:
-            self.late(hold, charge, kind)
+            self.late(hold, charge, kind, used)
         else:
-            self.finish(hold, charge, kind)
+            self.finish(hold, charge, kind, used)
 
 
 class Histories(RuleBasedStateMachine):
@@ -214,7 +270,8 @@ class Histories(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.bank.credited["anna"] = self.model.total - self.model.unseen
-        found = self.do(problems(self.url, balances=self.bank.credited))
+        tokens = {"anna": plus(self.model.tokens, self.model.unseen_tokens, -1)}
+        found = self.do(problems(self.url, balances=self.bank.credited, tokens=tokens))
         self.do(self.pipeline.close())
         self.runner.close()
         assert found == []
@@ -228,54 +285,70 @@ class Histories(RuleBasedStateMachine):
             assert isinstance(verdict, Denied), verdict
             assert verdict.reason is expected
         else:
-            assert verdict == Granted(hold_id=expected, spendable_nanos=self.model.spendable)
+            assert verdict == Granted(hold_id=expected, spendable_nanos=self.model.spendable, quota=quota(self.model.free))
 
-    @rule(number=st.integers(0, 5), owner=st.integers(0, 5), own=st.booleans(), reserved=AMOUNTS, more=st.sampled_from([0, 0, 0, 5, BIG]))
-    def amend(self, number: int, owner: int, own: bool, reserved: int, more: int) -> None:
+    @rule(
+        number=st.integers(0, 5),
+        owner=st.integers(0, 5),
+        own=st.booleans(),
+        reserved=AMOUNTS,
+        more=st.sampled_from([0, 0, 0, 5, BIG]),
+        wanted=PAIRS,
+        beside=AMOUNTS,
+    )
+    def amend(self, *, number: int, owner: int, own: bool, reserved: int, more: int, wanted: Pair, beside: int) -> None:
         """The cap is above what is reserved where the ledger is to take the rest."""
         hold_id, owner_id = self._pair(number, owner, own)
         cap = min(reserved + more, BALANCE_NANOS_MAX)
-        expected = self.model.amend(hold_id, owner_id, reserved, cap)
+        free = self.model.free
+        expected = self.model.amend(hold_id, owner_id, reserved, cap, wanted=wanted, beside=beside)
         try:
-            verdict = self.do(self.bank.amend(hold_id, reserved, owner=owner_id, cap=cap))
+            verdict = self.do(self.bank.amend(hold_id, reserved, owner=owner_id, cap=cap, quota=quota(wanted), beside=beside))
         except StoreRefused:
             assert expected is None
             return
-        if expected is True:
-            assert verdict == Granted(hold_id=hold_id, spendable_nanos=self.model.spendable)
+        if isinstance(expected, tuple):
+            assert verdict == Granted(hold_id=hold_id, spendable_nanos=self.model.spendable, quota=quota(expected))
         else:
             assert isinstance(verdict, Denied), verdict
             assert verdict.reason is expected
+            if any(wanted) and expected in (DenyReason.HELD, DenyReason.INSUFFICIENT):
+                assert verdict.quota == quota(free)
 
-    @rule(number=st.integers(0, 5), owner=st.integers(0, 5), own=st.booleans(), charge=AMOUNTS)
-    def beat(self, number: int, owner: int, own: bool, charge: int) -> None:
+    @rule(number=st.integers(0, 5), owner=st.integers(0, 5), own=st.booleans(), charge=AMOUNTS, used=PAIRS)
+    def beat(self, number: int, owner: int, own: bool, charge: int, used: Pair) -> None:
         hold_id, owner_id = self._pair(number, owner, own)
-        self.model.beat(hold_id, owner_id, charge)
-        self.do(self.bank.beat(hold_id, charge, owner=owner_id))
+        self.model.beat(hold_id, owner_id, charge, used)
+        self.do(self.bank.beat(hold_id, charge, owner=owner_id, used=quota(used)))
 
-    @rule(number=st.integers(0, 5), owner=st.integers(0, 5), own=st.booleans(), charge=AMOUNTS, void=st.booleans())
-    def end(self, number: int, owner: int, own: bool, charge: int, void: bool) -> None:
+    @rule(number=st.integers(0, 5), owner=st.integers(0, 5), own=st.booleans(), charge=AMOUNTS, void=st.booleans(), used=PAIRS)
+    def end(self, *, number: int, owner: int, own: bool, charge: int, void: bool, used: Pair) -> None:
         hold_id, owner_id = self._pair(number, owner, own)
-        expected = self.model.end(hold_id, owner_id, 0 if void else charge, "void" if void else "settle")
+        used = NONE if void else used
+        expected = self.model.end(hold_id, owner_id, 0 if void else charge, "void" if void else "settle", used)
         try:
-            call = self.bank.void(hold_id, owner=owner_id) if void else self.bank.settle(hold_id, charge, owner=owner_id)
-            assert self.do(call) is expected
+            settle = self.bank.settle(hold_id, charge, owner=owner_id, used=quota(used)) if not void else None
+            assert self.do(settle or self.bank.void(hold_id, owner=owner_id)) is expected
         except StoreRefused:
             assert expected is None
 
-    @rule(more=AMOUNTS, credit=st.sampled_from([0, 0, 5, BIG]), late=st.booleans())
-    def credit(self, more: int, credit: int, late: bool) -> None:
+    @rule(more=AMOUNTS, credit=st.sampled_from([0, 0, 5, BIG]), late=st.booleans(), tokens=PAIRS)
+    def credit(self, more: int, credit: int, late: bool, tokens: Pair) -> None:
         model = self.model
+        given = Tokens(*plus(model.tokens, tokens))
         version, total = (
             (model.version - 1, model.total + more) if late else (model.version + 1, min(model.total + more, BALANCE_NANOS_MAX))
         )
         if not late:
             if model.spendable + total - model.total + credit - model.credit < 0:
                 return  # a lowered line may leave a negative balance; that is not what is looked at here
-            model.version, model.total, model.credit = version, total, credit
+            model.version, model.total, model.credit, model.tokens = version, total, credit, given
         for _ in range(2):
-            assert self.do(self.bank.holds.credit("anna", version=version, total_nanos=total, credit_nanos=credit))
-        assert not self.do(self.bank.holds.credit("anna", version=model.version, total_nanos=model.total + 1, credit_nanos=model.credit))
+            assert self.do(self.bank.holds.credit("anna", version=version, total_nanos=total, credit_nanos=credit, total=given))
+        now = Tokens(*model.tokens)
+        for nanos, other in ((model.total + 1, now), (model.total, Tokens(now.input, now.output + 1))):
+            same = {"version": model.version, "total_nanos": nanos, "credit_nanos": model.credit, "total": other}
+            assert not self.do(self.bank.holds.credit("anna", **same))
 
     @precondition(lambda self: any(hold.is_open for hold in self.model.holds.values()))
     @rule()
@@ -295,8 +368,9 @@ class Histories(RuleBasedStateMachine):
         for _ in range(times if is_heard else 0):
             self.do(self.bank.holds.reassert("w", self.builder.shard, epoch=epoch, holds=opened, endings=[], is_all=True))
         model.book()
-        self.bank.credited["anna"] = model.total
-        self.do(self.builder.finish(epoch, charged=model.charged, version=model.version, credit=model.credit))
+        self.bank.credited["anna"], self.bank.tokens["anna"] = model.total, Tokens(*model.tokens)
+        used = Tokens(*model.used)
+        self.do(self.builder.finish(epoch, charged=model.charged, version=model.version, credit=model.credit, free_used=used))
 
     @precondition(lambda self: self.model.forgotten)
     @rule(times=st.integers(1, 2))
@@ -306,17 +380,19 @@ class Histories(RuleBasedStateMachine):
         hold_id, hold = model.forgotten.popitem()
         if hold_id in model.holds or hold_id in model.aliases or model.spendable - model.entries() < max(hold.reserved, hold.entry):
             return  # the money has been spent again meanwhile: what is too much is not looked at here
+        if not within(hold.quota, model.free):
+            return
         for _ in range(times):
             self.do(self._reassert([self._reassertion(hold_id, hold)]))
         model.holds[hold_id] = hold
 
-    @rule(number=st.integers(0, 5), charge=AMOUNTS, void=st.booleans(), times=st.integers(1, 2))
-    def end_from_an_outbox(self, number: int, charge: int, void: bool, times: int) -> None:
-        hold_id, charge, kind = self.ids[number], 0 if void else charge, "void" if void else "settle"
+    @rule(number=st.integers(0, 5), charge=AMOUNTS, void=st.booleans(), times=st.integers(1, 2), used=PAIRS)
+    def end_from_an_outbox(self, number: int, charge: int, void: bool, times: int, used: Pair) -> None:
+        hold_id, charge, kind, used = self.ids[number], 0 if void else charge, "void" if void else "settle", NONE if void else used
         hold = self.model.holds.get(hold_id)
         for _ in range(times):
-            self.model.assert_ending(hold_id, charge, kind)
-            ending = posting(hold_id, kind, charge, hold.reserved if hold else charge)
+            self.model.assert_ending(hold_id, charge, kind, used)
+            ending = posting(hold_id, kind, charge, hold.reserved if hold else charge, used=used)
             self.do(self._reassert([], [ending]))
 
     @rule(number=st.integers(0, 5), charge=AMOUNTS)
@@ -340,6 +416,7 @@ class Histories(RuleBasedStateMachine):
         model = self.model
         expected = (model.available, model.held(), model.entries(), sum(hold.is_open for hold in model.holds.values()))
         assert self.do(self.bank.balance()) == expected
+        assert self.do(self.bank.quota()) == (model.free, model.held_tokens())
 
     def _pair(self, number: int, owner: int, own: bool) -> tuple[str, str]:
         hold_id = self.ids[number]
@@ -352,7 +429,16 @@ class Histories(RuleBasedStateMachine):
 
     def _reassertion(self, hold_id: str, hold: Hold) -> Reassertion:
         entry = hold.entry if hold.state == "entry" else None
-        return reassertion(hold_id, hold.reserved, cap=hold.cap, entry=entry, charge=hold.checkpoint, owner=hold.owner)
+        return reassertion(
+            hold_id,
+            hold.reserved,
+            cap=hold.cap,
+            entry=entry,
+            charge=hold.checkpoint,
+            owner=hold.owner,
+            quota=quota(hold.quota),
+            used=quota(hold.used),
+        )
 
     async def _reassert(self, holds: list[Reassertion], endings: list[Posting] | None = None) -> None:
         shard, epoch = self.builder.shard, self.builder.opened

@@ -9,7 +9,7 @@ import pytest
 
 from extproc.errors import StoreRefused
 from extproc.ledger.outboxes import PostgresOutboxes
-from extproc.ledger.port import OutboxRow
+from extproc.ledger.port import OutboxRow, QuotaGrant
 from extproc.money.hold import uuid7
 from extproc.stores.postgres import Database
 
@@ -165,3 +165,29 @@ async def test_a_forgotten_outbox_has_no_position(bench, outboxes):
     await outboxes.read_back(outbox, rows, known=0)
     await outboxes.forget(outbox)
     assert (await outboxes.positions()).below == {}
+
+
+async def test_tokens_that_are_not_booked_are_missing_though_the_charge_is_there(bench, outboxes):
+    """An expire that knew fewer of them cost as little; what the outbox has is an adjust, and only then read back."""
+    payer, outbox = await bench.account(), new_id()
+    await bench.ledger.grant_quota(
+        QuotaGrant(
+            id=new_id(),
+            payer_id=payer,
+            input_tokens=50,
+            output_tokens=50,
+            actor="test",
+            reason="r",
+            occurred_ms=time.time_ns() // 1_000_000,
+        )
+    )
+    expire = bench.posting(payer, kind="expire", charge_nanos=0, free_input=5, free_output=1, record={"free_input": 5, "free_output": 1})
+    settle = expire._replace(kind="settle", stream_id="", seq=0, free_output=10)
+    paid = bench.posting(payer, past_redis=True)
+    rows = rows_of(expire._replace(stream_id="", seq=0), settle, paid)
+    await bench.ledger.post([expire, paid])
+    assert ids(await outboxes.read_back(outbox, rows, known=0)) == [2]
+    assert (await bench.ledger.post([settle])).adjusted == 1
+    assert ids(await outboxes.read_back(outbox, rows, known=0)) == []
+    (left,) = bench.sql("SELECT free_quota_input, free_quota_output FROM balances WHERE user_id = %s", payer)
+    assert left == (45, 40)

@@ -27,6 +27,7 @@ from extproc.holds.stream import RedisEventStream
 from extproc.metrics import Metrics, registry
 from extproc.money.hold import NO_LIMITS, Admission, Ending, EndKind, EndResult
 from extproc.money.posting import Posting
+from extproc.money.usage import Quota
 from extproc.settings import load_settings
 from extproc.settlement.meter import Series
 from extproc.settlement.rebuild import Rebuild
@@ -117,6 +118,7 @@ class Worker:
                 tokens=1,
                 row=b"{}",
                 created_ms=hold.created_ms,
+                quota=hold.quota,
             )
         )
 
@@ -179,6 +181,10 @@ async def a_full_town(town: Town) -> Worker:
         await town.hold(payer, plain)
         await entry_hold(town, payer, plain)
         await town.deposits.set_credit(payer, 5_000, actor="t", reason="r")
+    free, key = await town.customer(0)
+    await town.grant_quota(free, 100, 2_000)
+    await town.serve(free, key, quota=Quota(input_tokens=5, output_tokens=600))
+    await town.hold(free, key, quota=Quota(input_tokens=7, output_tokens=500))
     poor, key = await town.customer(100)
     await town.deposits.correct(poor, -1_000, reason="r", actor="t")
     await town.registry.revoke(key, actor="t")
@@ -241,7 +247,7 @@ async def test_a_rebuild_is_redis_as_it_was(town: Town, whole: Settler):
     worker = await a_full_town(town)
     await posted(town)
     before = picture(town)
-    assert len([name for name in before if ":hold:" in name]) == 12
+    assert len([name for name in before if ":hold:" in name]) == 13
     await town.pipeline.execute("FLUSHALL")
     task = asyncio.create_task(worker.works())
     try:

@@ -16,6 +16,7 @@ from extproc.ledger.fact_reader import PostgresFacts
 from extproc.ledger.facts import FIRST_ID
 from extproc.ledger.leadership import PostgresLeadership
 from extproc.ledger.outboxes import PostgresOutboxes
+from extproc.money.usage import Quota
 from extproc.settlement import reconciler
 from extproc.settlement.invariants import Finding
 from extproc.settlement.outbox_file import Claim, OutboxFile, Watermark, Written, confirm
@@ -25,6 +26,7 @@ from extproc.settlement.reconciler import SHARDS_A_ROUND, Auditor, Reconciler
 from extproc.stores.shards import SHARDS, shard_of, tag_of
 
 GRACE_MS = 8_000
+QUOTA = Quota(input_tokens=5, output_tokens=60)
 SINCE = "-infinity"
 CONFLICT = """
 INSERT INTO conflicts (hold_id, reason, kind, charge_nanos, shard, stream_id, payload, digest)
@@ -84,19 +86,26 @@ def past_the_triggers(town, *statements: str) -> None:
             connection.execute(statement.encode())
 
 
-async def a_day(town) -> tuple[str, str, str]:
-    """Payer, key, and the hold that is open; two requests are posted, one waits in its stream."""
+async def a_day(town, *, has_quota: bool = False) -> tuple[str, str, str]:
+    """Payer, key, and the hold that is open; two requests are posted, one waits in its stream; if there is a quota, one each that uses it."""
     payer, key = await town.customer()
     for _ in range(2):
         await town.serve(payer, key)
+    if has_quota:
+        await town.grant_quota(payer, 100, 2_000)
+        await town.serve(payer, key, quota=QUOTA)
     await town.poster().step()
     await town.close()
     await town.serve(payer, key)
+    if has_quota:
+        await town.serve(payer, key, quota=QUOTA)
+        await town.hold(payer, key, quota=QUOTA)
     return payer, key, await town.hold(payer, key)
 
 
-async def test_nothing_is_wrong_with_a_good_day(town, auditor):
-    await a_day(town)
+@pytest.mark.parametrize("has_quota", [False, True])
+async def test_nothing_is_wrong_with_a_good_day(town, auditor, has_quota):
+    await a_day(town, has_quota=has_quota)
     await town.deposits.deposit((await town.customer())[0], 5, method="manual", actor="test")
     assert await everything(auditor) == []
 
@@ -116,13 +125,18 @@ async def test_nothing_is_wrong_with_a_good_day(town, auditor):
         (("ZADD", "leases", "1", "{hold}"), {11}),
         (("HSET", "hold:{hold}", "reserved", "1"), {4}),
         (("HSET", "hold:{hold}", "checkpoint", "1001"), {18}),
+        (("HSET", "hold:{hold}", "used", "1:0"), {18}),
+        (("HSET", "hold:{hold}", "free", "0:1"), {4}),
+        (("HINCRBY", "payer:{payer}", "free_input", "7"), {3}),
+        (("HINCRBY", "payer:{payer}", "held_output", "-7"), {3, 4}),
+        (("HINCRBY", "payer:{payer}", "total_output", "-7"), {3}),
         (("HINCRBY", "shard", "seq", "1"), {12}),
         (("XTRIM", "events", "MAXLEN", "0"), {12}),
         (("HSET", "payer:{payer}", "credit", "100", "spendable", "999000"), {3}),
     ],
 )
 async def test_damage_in_redis_is_found(town, auditor, command, invariants):
-    payer, key, hold = await a_day(town)
+    payer, key, hold = await a_day(town, has_quota=True)
     verb, name, *rest = (part.format(payer=payer, key=key, hold=hold) for part in command)
     await town.pipeline.execute(verb, f"{tag_of(payer)}:{name}", *rest)
     assert numbers(await everything(auditor)) == invariants
@@ -161,6 +175,23 @@ async def test_damage_in_postgres_is_found(town, auditor, statements, invariants
     assert numbers(await everything(auditor)) == invariants
 
 
+@pytest.mark.parametrize(
+    ("statement", "invariants"),
+    [
+        ("UPDATE balances SET free_quota_input = free_quota_input + 3", {2, 3}),
+        ("UPDATE balances SET credited_output = credited_output + 3", {3}),
+        ("DELETE FROM entries WHERE unit = 'free_output' AND kind = 'revenue'", {1, 2}),
+        ("DELETE FROM entries WHERE unit <> 'nanos' AND event_id IN (SELECT event_id FROM entries WHERE kind = 'promo')", {2}),
+        ("UPDATE billing_events SET free_input = free_input + 1 WHERE free_input = 5", {2, 8}),
+        ("UPDATE requests SET free_output = free_output - 1 WHERE free_output > 0", {8, 10}),
+    ],
+)
+async def test_damage_to_free_tokens_is_found(town, auditor, statement, invariants):
+    await a_day(town, has_quota=True)
+    past_the_triggers(town, statement)
+    assert numbers(await everything(auditor)) == invariants
+
+
 async def test_a_finding_says_whose_and_how_much(town, auditor):
     payer, _, _ = await a_day(town)
     await town.pipeline.execute("HINCRBY", f"{tag_of(payer)}:payer:{payer}", "spendable", 7)
@@ -173,7 +204,7 @@ async def test_a_finding_says_whose_and_how_much(town, auditor):
 
 
 async def test_a_long_account_is_summed_up_in_pieces(town, auditor, monkeypatch):
-    payer, _, _ = await a_day(town)
+    payer, _, _ = await a_day(town, has_quota=True)
     monkeypatch.setattr(fact_reader, "LINES_A_STATEMENT", 2)
     assert await everything(auditor) == []
     past_the_triggers(town, "UPDATE balances SET balance = balance + 3")

@@ -22,10 +22,10 @@ from extproc.holds.stream import RedisEventStream
 from extproc.ledger.leadership import PostgresLeadership
 from extproc.ledger.postgres import PostgresLedger
 from extproc.ledger.rebuild import PostgresEpochs
-from extproc.money.hold import NO_LIMITS, Admission, Amendment, Ending, EndKind, EndResult, Granted, uuid7
+from extproc.money.hold import NO_LIMITS, Admission, Amendment, Denied, Ending, EndKind, EndResult, uuid7
 from extproc.money.price import Price, Rates
 from extproc.money.receipt import receipt
-from extproc.money.usage import Usage
+from extproc.money.usage import NO_QUOTA, Quota, Usage, used_of
 from extproc.settlement.deposit import Deposits
 from extproc.settlement.meter import Series
 from extproc.settlement.pace import Pace
@@ -141,7 +141,19 @@ class Town:
             assert (await self.deposits.deposit(account.id, balance, method="manual", actor="test")).is_delivered
         return account.id, key.id
 
-    async def hold(self, payer: str, key: str) -> str:
+    async def grant_quota(self, payer: str, given: int, made: int) -> None:
+        """Free tokens of input and output."""
+        receipt = await self.deposits.grant_quota(payer, input_tokens=given, output_tokens=made, reason="r", actor="test")
+        assert receipt.is_delivered
+
+    async def hold(self, payer: str, key: str, *, quota: Quota = NO_QUOTA) -> str:
+        """With a quota nothing is reserved beside it."""
+        hold = await self.try_to_hold(payer, key, quota=quota)
+        assert isinstance(hold, str), hold
+        return hold
+
+    async def try_to_hold(self, payer: str, key: str, *, quota: Quota = NO_QUOTA) -> str | Denied:
+        """The entry hold stays, if it is denied."""
         hold = new_id()
         row = Record(id=hold, user_id=payer, creds_id=key, model="m").to_row()
         entry = await self.holds.admit(
@@ -168,21 +180,21 @@ class Town:
                 account_limits=NO_LIMITS,
                 key_limits=NO_LIMITS,
                 row=row,
+                quota=quota,
             )
         )
-        assert isinstance(entry, Granted)
-        assert isinstance(exact, Granted)
-        return hold
+        denied = next((verdict for verdict in (entry, exact) if isinstance(verdict, Denied)), None)
+        return hold if denied is None else denied
 
-    async def serve(self, payer: str, key: str, output: int = 10) -> str:
+    async def serve(self, payer: str, key: str, output: int = 10, *, quota: Quota = NO_QUOTA) -> str:
         """A whole request, settled in Redis."""
-        hold = await self.hold(payer, key)
-        assert await self.holds.end(self.settle(hold, payer, key, output)) is EndResult.ENDED
+        hold = await self.hold(payer, key, quota=quota)
+        assert await self.holds.end(self.settle(hold, payer, key, output, quota=quota)) is EndResult.ENDED
         return hold
 
-    def settle(self, hold: str, payer: str, key: str, output: int = 10) -> Ending:
+    def settle(self, hold: str, payer: str, key: str, output: int = 10, *, quota: Quota = NO_QUOTA) -> Ending:
         usage = Usage(input_tokens=5, output_tokens=output)
-        sum_ = receipt(usage, PRICE, cap_nanos=CAP)
+        sum_, used = receipt(usage, PRICE, cap_nanos=CAP, quota=quota), used_of(quota, usage)
         row = Record(
             id=hold,
             request_id=f"envoy-{hold}",
@@ -196,6 +208,8 @@ class Town:
             price_id=PRICE.price_id,
             price=PRICE.text,
             created_ms=unix_ms(),
+            free_input=used.input_tokens,
+            free_output=used.output_tokens,
         ).to_row()
         return Ending(
             hold_id=hold,
@@ -206,8 +220,9 @@ class Town:
             charge_nanos=sum_.charge_nanos,
             tokens=usage.total_tokens,
             row=row,
-            reserved_nanos=CAP,
+            reserved_nanos=CAP if quota is NO_QUOTA else 0,
             is_forwarded=True,
+            quota=used,
         )
 
     async def waiting(self) -> int:

@@ -30,7 +30,7 @@ def test_recorded_answers():
         assert {name: getattr(record, name) for name in USAGE_FIELDS} == {name: usage.get(name, 0) for name in USAGE_FIELDS}, one.name
         assert (record.usage_source, record.end_reason) == (usage["source"], row["end_reason"] or "upstream_error"), one.name
         (ending,) = walk.ends
-        assert ending.charge_nanos == row["cost_nanos"] <= walk.held_nanos == record.hold_nanos, one.name
+        assert ending.charge_nanos == row["cost_nanos"] <= walk.reserved_nanos == record.hold_nanos, one.name
         assert record.cost_nanos == record.list_nanos == row["cost_nanos"], one.name
 
 

@@ -48,9 +48,10 @@ def _column(written: str) -> str | None:
 
 def test_an_event():
     assert columns(event_lines([EVENT])) == [
-        [ID, ID, "settle", "-7", "3", "7", None, "0", "e.1", "9", "{}", "2025-10-09T08:53:20.123000+00:00", None]
+        [ID, ID, "settle", "-7", "3", "7", None, "0", "e.1", "9", "{}", "2025-10-09T08:53:20.123000+00:00", None, None, None]
     ]
-    assert columns(event_lines([{**EVENT, "late_period": date(2025, 11, 1)}]))[0][-1] == "2025-11-01"
+    rare = {"late_period": date(2025, 11, 1), "free_input": 5, "free_output": 0}
+    assert columns(event_lines([{**EVENT, **rare}]))[0][-3:] == ["2025-11-01", "5", None]
     late = {**EVENT, "of_id": ID, "seq": None, "shard": None, "metadata": {"why": "a\tb"}}
     assert columns(event_lines([late]))[0][6:11] == [ID, None, "e.1", None, '{"why": "a\\tb"}']
 

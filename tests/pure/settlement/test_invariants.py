@@ -70,9 +70,20 @@ def changed(one: BookedEvent = SETTLE, *, request: dict[str, Any] | None = None,
     return replace(one, request=row_now, event={**one.event, **columns})
 
 
+TOKENS = [
+    line("customer", -4, unit="free_input"),
+    line("revenue", 4, unit="free_input"),
+    line("customer", -9, unit="free_output"),
+    line("loss", -1, unit="free_output"),
+    line("revenue", 10, unit="free_output"),
+]
+"""Of 10 free tokens one came too late."""
+
+
 def units(**columns: Any) -> BookedEvent:
     charge = {"cost": 15, "list_nanos": 15, "refund_nanos": 85, "price_id": OF_UNITS.price_id, "price": OF_UNITS.text}
-    return changed(request=charge | UNITS | columns, amount=-15, charge_nanos=15)
+    one = changed(request=charge | UNITS | columns, amount=-15, charge_nanos=15, free_input=4, free_output=10)
+    return replace(one, entries=[line("customer", -15), line("revenue", 15), *TOKENS])
 
 
 @pytest.mark.parametrize(
@@ -91,7 +102,8 @@ def units(**columns: Any) -> BookedEvent:
 def test_a_sound_event_passes(sound):
     if sound.event["amount"] != SETTLE.event["amount"]:
         amount = sound.event["amount"]
-        sound = replace(sound, entries=[line("customer", amount), line("revenue", -amount)] if amount else [])
+        tokens = [one for one in sound.entries if one["unit"] != "nanos"]
+        sound = replace(sound, entries=[line("customer", amount), line("revenue", -amount), *tokens] if amount else [])
     assert of_event(sound) == []
 
 
@@ -113,8 +125,10 @@ def test_a_sound_event_passes(sound):
         (changed(request={"cost": 24, "loss_nanos": 1}), [8]),
         (changed(request={"refund_nanos": 74}), [9]),
         (changed(request={"output_tokens": 11}), [10, 10]),
-        (replace(units(images=3), entries=[line("customer", -15), line("revenue", 15)]), [10, 10]),
-        (replace(units(free_output=9), entries=[line("customer", -15), line("revenue", 15)]), [10, 10]),
+        (units(images=3), [10, 10]),
+        (units(free_output=9), [8, 10, 10]),
+        (changed(units(), free_output=9), [2, 8]),
+        (replace(units(), entries=[line("customer", -15), line("revenue", 15), *TOKENS[:2]]), [2]),
         (changed(request={"list_nanos": 26}), [10]),
         (changed(request={"overage_nanos": 1}), [10]),
         (changed(request={"price": None}), [10]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from msgspec import structs
 from extproc.exchange.figures import figures
 from extproc.holds.port import Sighted
 from extproc.money.price import Price, Rates
-from extproc.money.usage import RARE, Usage, UsageSource
+from extproc.money.usage import RARE, Quota, Usage, UsageSource
+from extproc.settlement.witness_endings import posting_of, to_keep
 from extproc.settlement.witness_lines import Figures, Statement, Terms, read_lines, reason_of
 from extproc.settlement.witnessed import price_of, usage_of, witnessed_by
 
@@ -243,3 +245,37 @@ def test_a_number_that_is_none_spoils_its_line_only(member: str, number: str):
     bad = line(BILLING | terms | FIGURES, **{member: "@"}).replace(b'"@"', number.encode())
     statements, unreadable = read_lines([bad, good])
     assert (len(statements), unreadable) == (1, 1)
+
+
+# --- free tokens
+
+FREE = FIGURES | {"charge_nanos": "400", "free_input": "100", "free_output": "100"}  # 100 + 300 tokens, of which 100 + 100 are free
+
+
+def test_what_a_quota_has_paid_for_is_witnessed_too():
+    figures = told(line(BILLING | FREE)).figures
+    assert figures is not None
+    held = replace(hold(5), quota=Quota(input_tokens=100, output_tokens=100), used=Quota(input_tokens=100, output_tokens=1))
+    seen = witnessed_by(figures, held, PRICE)
+    assert (seen.checkpoint_nanos, seen.used) == (400, Quota(input_tokens=100, output_tokens=100))
+    row = json.loads(seen.row)
+    assert (row["cost_nanos"], row["free_input"], row["free_output"], row["output_tokens"]) == (400, 100, 100, 300)
+    assert witnessed_by(figures, seen, PRICE) == seen
+    assert witnessed_by(figures, replace(held, checkpoint_nanos=401), PRICE).checkpoint_nanos == 401, "what contradicts it changes nothing"
+
+
+def test_tokens_alone_raise_a_checkpoint():
+    free = FREE | {"charge_nanos": "0", "output_tokens": "60"}
+    seen = witnessed_by(told(line(BILLING | free)).figures, hold(0), PRICE)
+    assert (seen.checkpoint_nanos, seen.used) == (0, Quota(input_tokens=100, output_tokens=60))
+
+
+def test_what_only_the_line_knows_uses_the_quota_as_well():
+    statement = told(line(BILLING | FREE | {"key_id": PAYER, "price_id": PRICE.price_id}, request_id="r"))
+    kept = to_keep(statement)
+    assert kept is not None
+    as_stored = {**kept, "figures": json.dumps(kept["figures"]), "seen_ms": 1}
+    booked = posting_of(as_stored, PRICE, 3)
+    assert booked is not None
+    assert (booked.charge_nanos, booked.free_input, booked.free_output) == (400, 100, 100)
+    assert posting_of({**as_stored, "figures": json.dumps([*kept["figures"][:-1], [100, 99]])}, PRICE, 3) is None, "another price"

@@ -1,17 +1,18 @@
 -- The one way in which a hold ends: everything it took goes back but the charge, its lease is dropped, its key becomes a tombstone,
 -- the ledger's event is written with the shard's next sequence number. All of it was validated before; nothing here can fail half-way.
 local OPEN_FIELDS = { 'state', 'owner', 'payer', 'key', 'entry', 'reserved', 'cap', 'checkpoint', 'tokens', 'minute', 'period', 'row', 'to',
-  'sandbox' }
+  'sandbox', 'free' }
 
 local MINUTES_A_DAY = 1440
 
 local function open_hold(S, id)
   local v = redis.call('HMGET', hold_key(S, id), unpack(OPEN_FIELDS))
   return { id = id, state = v[1], owner = v[2], payer = v[3], key = v[4], entry = v[5], reserved = v[6], cap = v[7],
-    checkpoint = v[8], tokens = v[9], minute = v[10], period = v[11], row = v[12], to = v[13], sandbox = v[14] }
+    checkpoint = v[8], tokens = v[9], minute = v[10], period = v[11], row = v[12], to = v[13], sandbox = v[14],
+    free = v[15], used = v[15] and redis.call('HGET', hold_key(S, id), 'used') }
 end
 
-local function give_back(S, h, charge, tokens)
+local function give_back(S, h, charge, tokens, used)
   local P, K = payer_key(S, h.payer), key_key(S, h.payer, h.key)
   local payer, key = redis.call('HMGET', P, 'version', 'tpm', 'tpd'), redis.call('HMGET', K, 'version', 'tpm')
   local minute = tonumber(h.minute)
@@ -23,6 +24,12 @@ local function give_back(S, h, charge, tokens)
         add(P, 'spendable', neg(charge))
       end
       add(P, 'held', neg(h.reserved))
+      if h.free then
+        local Q = quota()
+        Q.add(P, 'held', h.free, -1)
+        Q.add(P, 'free', h.free)
+        Q.add(P, 'free', used, -1)
+      end
     else
       add(P, 'entry_held', neg(h.entry))
     end
@@ -50,30 +57,25 @@ local function tombstone(S, id, owner, kind, charge)
 end
 
 -- For the ledger. Number 0: what it says has not passed through the sums of Redis.
-local function event(S, h, kind, charge, epoch, seq, at, row)
-  redis.call('XADD', S .. ':events', '*', 'k', kind, 'h', h.id, 'p', h.payer, 'c', h.key, 'a', charge, 'r', h.reserved,
-    'e', epoch, 's', seq, 't', string.format('%d', at), 'd', row)
+local function event(S, h, kind, charge, epoch, seq, at, row, used)
+  local E, t = S .. ':events', string.format('%d', at)
+  if used and used ~= '' and used ~= NO_TOKENS then
+    redis.call('XADD', E, '*', 'f', used, 'k', kind, 'h', h.id, 'p', h.payer, 'c', h.key, 'a', charge, 'r', h.reserved,
+      'e', epoch, 's', seq, 't', t, 'd', row)
+  else
+    redis.call('XADD', E, '*', 'k', kind, 'h', h.id, 'p', h.payer, 'c', h.key, 'a', charge, 'r', h.reserved,
+      'e', epoch, 's', seq, 't', t, 'd', row)
+  end
 end
 
--- The owner's settle comes after the reaper has ended the hold at its last checkpoint: what it knows better goes to the ledger, once, as
--- an event without a number. The ledger books the difference, and what that takes from the balance comes back as a credit.
-local function late(S, h, charge, row, epoch, now)
-  local H = hold_key(S, h.id)
-  local kind, amount = unpack(redis.call('HMGET', H, 'kind', 'amount'))
-  if kind ~= 'expire' or not h.payer then return end
-  if less(h.reserved, charge) then charge = h.reserved end
-  if not less(amount, charge) then return end
-  redis.call('HSET', H, 'amount', charge)
-  event(S, h, 'settle', charge, epoch, 0, now, row)
-end
-
-local function finish(S, h, now, kind, charge, tokens, row, epoch)
+local function finish(S, h, now, kind, charge, tokens, row, epoch, used)
   -- Above what is reserved: of a trusted account, which did not fit after all, or on credit. The ledger takes what is there.
   local is_late = less(h.reserved, charge)
-  give_back(S, h, is_late and '0' or charge, tokens)
+  give_back(S, h, is_late and '0' or charge, tokens, not is_late and used)
   redis.call('ZREM', S .. ':leases', h.id)
   tombstone(S, h.id, h.owner, kind, charge)
   if kind == 'expire' then redis.call('HSET', hold_key(S, h.id), 'payer', h.payer, 'key', h.key, 'reserved', h.reserved) end
+  if kind == 'expire' and h.free then redis.call('HSET', hold_key(S, h.id), 'free', h.free, 'used', used or NO_TOKENS) end
   local seq = is_late and 0 or redis.call('HINCRBY', S .. ':shard', 'seq', 1)
-  event(S, h, kind, charge, epoch, seq, now, row ~= '' and row or h.row)
+  event(S, h, kind, charge, epoch, seq, now, row ~= '' and row or h.row, used)
 end

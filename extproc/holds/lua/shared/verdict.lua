@@ -1,9 +1,12 @@
 -- Replies of admit and amend, flat: {"granted", hold, spendable, why a shadow request would be denied, window of requests, window of tokens}
 -- or {"denied", reason, source, required, spendable, retry_after_ms, window}; a window is limit, remaining, reset_ms (limit -1 = none).
+-- Behind them stand the free tokens that were asked about, if there are any.
 local SOON_MS = 1000 -- when to ask again for what an unknown other request will give back: a slot, or held money
 
-local function granted_as(hold, spendable, refused, ...)
-  return { 'granted', hold, refused and refused[5] or spendable, refused and refused[2] or '', ... }
+local function granted_as(hold, tokens, spendable, refused, ...)
+  local reply = { 'granted', hold, refused and refused[5] or spendable, refused and refused[2] or '', ... }
+  reply[#reply + 1] = tokens
+  return reply
 end
 
 local function denied(reason, source, required, spendable, retry_ms)
@@ -20,9 +23,11 @@ local function denied_slot(source, open, limit, spendable)
   return denied('concurrent_requests', source, '0', spendable, limit ~= '0' and SOON_MS or 0)
 end
 
--- Money is short: would it be enough if every hold came back?
+-- Money is short: would it be enough if every hold came back? Free tokens that others hold may come back as well.
 local function short(P, required, spendable, held)
-  if less(sum(P, 'spendable', held), required) then return denied('insufficient', 'account', required, spendable, 0) end
+  local tokens = redis.call('HMGET', P, 'held_input', 'held_output')
+  local is_gone = (tokens[1] or '0') == '0' and (tokens[2] or '0') == '0'
+  if is_gone and less(sum(P, 'spendable', held), required) then return denied('insufficient', 'account', required, spendable, 0) end
   return denied('held', 'account', required, spendable, SOON_MS)
 end
 
