@@ -1,8 +1,8 @@
 """From a client's key to :class:`Key`: process → Redis → PostgreSQL.
 
 - **process**: found keys 60 s, unknown ones 5 s, both bounded. :meth:`Directory.peek` answers from it without an await.
-- **Redis** (``extproc:key:<hash>``): known keys work while PostgreSQL is away. What is older than ten minutes is read again, and only if
-  that fails used as it is: no cache here refreshes itself from itself for ever.
+- **Redis** (``extproc:key:<hash>``): known keys work while PostgreSQL is away. What is older than ten minutes is used once more, and read
+  again meanwhile: no cache here refreshes itself from itself for ever, and nobody waits for a PostgreSQL that does not answer.
 - **PostgreSQL** is the truth. A key that neither store can be asked about is ``StoreRefused`` (503), never "no such key" (401).
 
 Revocation, expiry and budget do not depend on any of this: ``admit`` reads them from the payer's shard.
@@ -11,6 +11,7 @@ Revocation, expiry and budget do not depend on any of this: ``admit`` reads them
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from enum import Enum
@@ -112,6 +113,7 @@ class Directory:
         self._verified = _Bounded[Key](KNOWN_MAX, ttl_s=RECALL_S)
         self._reload = _Bounded[None](RELOADS_MAX, ttl_s=RELOAD_TTL_S)
         self._asking: dict[bytes, asyncio.Task[Key | None]] = {}
+        self._renewing: dict[bytes, asyncio.Task[None]] = {}
         self._away_until_s = 0.0
 
     def peek(self, secret: str) -> Key | Miss | None:
@@ -158,11 +160,15 @@ class Directory:
 
     async def close(self) -> None:
         """Wait for look-ups under way."""
-        await asyncio.gather(*self._asking.values(), return_exceptions=True)
+        await asyncio.gather(*self._asking.values(), *self._renewing.values(), return_exceptions=True)
 
     async def _ask(self, key_hash: bytes) -> Key | None:
-        key = await self._from_stores(key_hash)
+        return self._learn(key_hash, await self._from_stores(key_hash))
+
+    def _learn(self, key_hash: bytes, key: Key | None) -> Key | None:
         if key is None:
+            self._known.drop(key_hash)
+            self._verified.drop(key_hash)
             self._unknown.put(key_hash, None, self._now_s())
         else:
             self._known.put(key_hash, key, self._now_s())
@@ -175,14 +181,17 @@ class Directory:
             self._reload.drop(key_hash)
             return found
         shared = await self._shared(key_hash)
-        if shared is not None and self._store.is_fresh(shared):
-            return shared.key
-        try:
+        if shared is None:
             return await self._from_postgres(key_hash)
-        except StoreError:
-            if shared is None:
-                raise
-            return shared.key
+        if not self._store.is_fresh(shared) and key_hash not in self._renewing and len(self._renewing) < LOOKUPS_MAX:
+            task = self._renewing[key_hash] = asyncio.create_task(self._renew(key_hash))
+            task.add_done_callback(lambda _: self._renewing.pop(key_hash))
+        return shared.key
+
+    async def _renew(self, key_hash: bytes) -> None:
+        """What PostgreSQL says is in force from then on; while it is away, what was known is."""
+        with contextlib.suppress(StoreError):
+            self._learn(key_hash, await self._from_postgres(key_hash))
 
     async def _shared(self, key_hash: bytes) -> Shared | None:
         try:

@@ -81,6 +81,7 @@ async def test_the_process_asks_once_a_minute(house, store, found):
     house.now_s += 60
     house.now_ms += directory_module.SHARED_FRESH_MS
     await directory.find(new.secret)
+    await directory.close()
     assert store.loads == 2, "what Redis has is read again now and then"
 
 
@@ -150,6 +151,37 @@ async def test_known_keys_work_while_postgres_is_away(house, store, found):
         assert key.id == new.id
         with pytest.raises(StoreRefused):
             await fresh_process.find(new_key())
+
+
+async def test_nobody_waits_for_a_postgres_that_hangs(house, store, found, monkeypatch):
+    """However old what Redis has may be: an outage of eleven minutes is no worse than one of nine."""
+    directory, _, new = found
+    await directory.find(new.secret)
+    silent = asyncio.get_running_loop().create_future()
+    monkeypatch.setattr(store, "load", lambda _: silent)
+    house.now_s += 60
+    house.now_ms += directory_module.SHARED_FRESH_MS
+    for _ in range(2):
+        async with asyncio.timeout(1):
+            assert (await directory.find(new.secret)).id == new.id
+        house.now_s += 60
+    silent.set_exception(StoreRefused("away"))
+    await directory.close()
+    assert (await directory.find(new.secret)).id == new.id
+
+
+async def test_what_postgres_says_meanwhile_is_in_force_afterwards(house, store, found, monkeypatch):
+    directory, _, new = found
+    await directory.find(new.secret)
+    house.now_s += 60
+    house.now_ms += directory_module.SHARED_FRESH_MS
+    nothing = asyncio.get_running_loop().create_future()
+    nothing.set_result(None)
+    monkeypatch.setattr(store, "load", lambda _: nothing)
+    assert await directory.find(new.secret) is not None
+    await directory.close()
+    assert directory.peek(new.secret) is None
+    assert directory.recall(new.secret) is None
 
 
 async def test_a_postgres_that_is_away_is_left_alone_for_a_while(house, store, found):
