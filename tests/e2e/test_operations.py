@@ -232,7 +232,9 @@ async def test_a_new_price_is_for_new_requests(house: House, guest: Guest, catal
 async def test_a_broken_catalog_changes_nothing_and_says_so(house: House, guest: Guest, catalog: CatalogFile):
     assert catalog.succeeded()
     begin = house.log_file.stat().st_size
-    catalog.write(catalog.shipped.replace('price: {input: "4.00"', "price: {input: 4.00", 1))
+    broken = catalog.shipped.replace('input: "4.00"', "input: 4.00", 1)
+    assert broken != catalog.shipped
+    catalog.write(broken)
     await asyncio.to_thread(until, lambda: not catalog.succeeded(), "the metric says so", SEEN_S)
     assert catalog.in_force(guest, 1_000)
 
