@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections import Counter
 
+import pytest
 from breakable import BreakableHouse
 from house import SMALL, Guest, until
 from traffic import Traffic
@@ -32,6 +33,7 @@ async def test_redis_answers_late(house: BreakableHouse, guest: Guest):
     assert {row["ending"] for row in rows} == {"settle"}
 
 
+@pytest.mark.long
 async def test_more_requests_than_may_be_open(house: BreakableHouse, guest: Guest):
     """Above ``listen.max_open_exchanges`` Envoy tries the other worker, then says 503; those who are in go on, and there is room again."""
     house.sidecar.stop(30)

@@ -115,6 +115,7 @@ async def test_the_supervisor_is_killed(house: BreakableHouse, guest: Guest):
     await asyncio.to_thread(house.judge, guest, [*tolds, *later])
 
 
+@pytest.mark.long
 async def test_sigterm(house: BreakableHouse, guest: Guest):
     """Patient, then not. Either way nothing is lost, and the balances are the same when the sidecar is back."""
     await patiently(house, guest)

@@ -94,6 +94,7 @@ def type_in(house: House, *words: str) -> tuple[int, str, str]:
     return int(left.value.code or 0), out.getvalue(), err.getvalue()
 
 
+@pytest.mark.long
 def test_as_an_operator_types_it(house, guest):
     ask(guest, 0)
     guest.check()

@@ -74,6 +74,7 @@ def folder() -> Iterator[Path]:
         shutil.rmtree(left)
 
 
+@pytest.mark.long
 def test_a_directory_too_deep_for_sockets_and_closed_to_others_will_do(folder):
     """As root, PostgreSQL is another user, who cannot enter this one; a plain user's own engines can."""
     closed = folder / "closed"
