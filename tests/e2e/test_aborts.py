@@ -107,8 +107,8 @@ async def test_leaving_during_the_upload(house: House, guest: Guest):
 
 @pytest.mark.parametrize("http2", [False, True], ids=["HTTP/1.1", "HTTP/2"])
 async def test_closing_at_done(house: House, guest: Guest, http2: bool):
-    """As OpenAI's SDK does, while the end of the body comes 5 ms later: the whole answer, charged by the backend's own figures, at once."""
-    headers = {**guest.headers, **steering(tokens=10, fault="late_eos_ms=5")}
+    """As OpenAI's SDK does, while the end of the body comes 50 ms later: the whole answer, charged by the backend's own figures, at once."""
+    headers = {**guest.headers, **steering(tokens=10, fault="late_eos_ms=50")}
     leave = leave_at_done_http2 if http2 else leave_at_done
     gate = asyncio.Semaphore(4)  # at once: a client that has to wait for the processor does not leave before the end
 
