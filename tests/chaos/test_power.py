@@ -204,6 +204,9 @@ def judged(house: BreakableHouse, guest: Guest, tolds: list[Told], failed_s: flo
             outcome.whole += 1
             if short > 1 and 0 <= failed_s - told.began_s - told.took_s < GROUP_S:
                 outcome.unsynced += 1
+                figure(
+                    f"unsynced, {1_000 * (failed_s - told.began_s - told.took_s):.0f} ms before: {told}, {[*map(shown, by_request.get(told.request_id, []))]}"
+                )
             else:
                 assert short <= 1, (
                     f"delivered whole, and {short} tokens short: {told}, {[*map(shown, by_request.get(told.request_id, []))]}"
