@@ -38,6 +38,7 @@ CONNECT_TIMEOUT_S = 5
 # The pool doubles its pause between attempts until this is over and then starts afresh at the next call. Short, so that a database
 # that is back is used within seconds, not after a pause that grew for an hour.
 RECONNECT_S = 3.0
+TIMEOUTS_MAX = 5  # in a row, while nobody has a connection: then the pool is a new one
 # The server ends what is slow; one that does not even do that (frozen, or behind a black hole) is given up after so many of its time-outs.
 PATIENCE = 2
 # A peer that is gone is found by the kernel as well, while a session only waits; libpq does not do it on Unix sockets.
@@ -102,18 +103,26 @@ class Database:
         if password is not None:
             self._kwargs["password"] = password
         self._statement_timeout_ms = statement_timeout_ms
-        self._pool: AsyncConnectionPool[AsyncConnection[DictRow]] = AsyncConnectionPool(
-            dsn,
+        self._pool_max = pool_max
+        self._application = application
+        self._lent = 0  # connections that somebody has
+        self._timeouts = 0  # since one was got
+        self._closing: set[asyncio.Task[None]] = set()
+        self._pool = self._new_pool()
+
+    def _new_pool(self) -> AsyncConnectionPool[AsyncConnection[DictRow]]:
+        return AsyncConnectionPool(
+            self._dsn,
             kwargs=self._kwargs,
             min_size=0,
-            max_size=pool_max,
+            max_size=self._pool_max,
             open=False,
             timeout=POOL_WAIT_S,
             max_waiting=POOL_WAITING_MAX,
             reconnect_timeout=RECONNECT_S,
             configure=self._configure,
             check=self._check,
-            name=application,
+            name=self._application,
         )
 
     async def open(self) -> None:
@@ -122,6 +131,7 @@ class Database:
 
     async def close(self) -> None:
         await self._pool.close()
+        await asyncio.gather(*self._closing, return_exceptions=True)
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -135,10 +145,14 @@ class Database:
         """Commit when the block ends, roll back when it raises."""
         task = asyncio.current_task()
         cancelled_before = task.cancelling() if task else 0
+        pool = self._pool
         try:
-            connection = await self._pool.getconn()
+            connection = await pool.getconn()
         except (PoolTimeout, PoolClosed, TooManyRequests, psycopg.Error) as error:
+            await self._timed_out(pool, error)
             raise StoreRefused(f"PostgreSQL is away: {error}") from error
+        self._timeouts = 0
+        self._lent += 1
         try:
             if task and task.cancelling() > cancelled_before:
                 # The pool waits by `asyncio.wait_for`, which before Python 3.12 drops a cancellation that comes together with a connection.
@@ -152,7 +166,25 @@ class Database:
                 raise
             await _commit(connection, self._limit_s)
         finally:
-            await self._pool.putconn(connection)
+            self._lent -= 1
+            await pool.putconn(connection)
+
+    async def _timed_out(self, pool: AsyncConnectionPool[AsyncConnection[DictRow]], error: Exception) -> None:
+        """A pool of psycopg may stop to connect for good: a settler whose PostgreSQL was away for ten minutes never asked it again.
+
+        So one that gives nobody a connection, and has lent none, is not believed for long. It costs little to begin with a new one.
+        """
+        if not isinstance(error, PoolTimeout) or pool is not self._pool or self._lent:
+            return
+        self._timeouts += 1
+        if self._timeouts < TIMEOUTS_MAX:
+            return
+        self._timeouts = 0
+        self._pool = self._new_pool()
+        await self._pool.open(wait=False)
+        task = asyncio.create_task(pool.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
     async def fetch(self, query: Query, params: Params | None = None) -> list[Row]:
         """One statement in a transaction of its own."""

@@ -11,6 +11,7 @@ import pytest
 
 from extproc.errors import StoreRefused, StoreRejected, StoreUnknown
 from extproc.ledger.leadership import PostgresLeadership
+from extproc.stores import postgres as module
 from extproc.stores.postgres import Database
 from extproc.stores.queries import Query, load_queries, parse_queries
 
@@ -137,6 +138,30 @@ async def test_cancelled_in_the_middle(pool):
     with pytest.raises(asyncio.CancelledError):
         await task
     assert await users(pool) == 0
+
+
+async def test_a_pool_that_does_not_connect_any_more_is_replaced(database, monkeypatch):
+    """As one did in an outage of ten minutes: it counts connections that it does not have, and makes none."""
+    monkeypatch.setattr(module, "POOL_WAIT_S", 0.1)
+    async with Database(database, pool_max=2) as pool:
+        broken = pool._pool
+        broken._nconns = broken.max_size
+        for _ in range(module.TIMEOUTS_MAX):
+            with pytest.raises(StoreRefused):
+                await pool.fetch(query("SELECT 1 AS one"))
+        assert (await pool.fetch(query("SELECT 1 AS one")))[0]["one"] == 1
+        assert pool._pool is not broken
+
+
+async def test_a_busy_pool_is_left_alone(database, monkeypatch):
+    monkeypatch.setattr(module, "POOL_WAIT_S", 0.1)
+    async with Database(database, pool_max=1) as pool:
+        first = pool._pool
+        async with pool.transaction():
+            for _ in range(module.TIMEOUTS_MAX + 1):
+                with pytest.raises(StoreRefused):
+                    await pool.fetch(query("SELECT 1 AS one"))
+        assert pool._pool is first
 
 
 async def test_cancelled_in_the_moment_in_which_a_connection_comes(database):
