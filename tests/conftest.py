@@ -22,7 +22,7 @@ TEMPLATE = "extproc_template"
 # `quick` keeps the pure tests within their seconds; HYPOTHESIS_PROFILE=thorough looks longer (make fuzz).
 # Timings are not asserted: a busy machine is no fault of an example.
 BUSY = [hypothesis.HealthCheck.too_slow]
-hypothesis.settings.register_profile("quick", max_examples=25, deadline=None, database=None, suppress_health_check=BUSY)
+hypothesis.settings.register_profile("quick", max_examples=8, deadline=None, database=None, suppress_health_check=BUSY)
 hypothesis.settings.register_profile("thorough", max_examples=2_000, deadline=None, database=None, suppress_health_check=BUSY)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
