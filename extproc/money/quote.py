@@ -68,7 +68,8 @@ NOTHING_DUE = Quote(reserved_nanos=0, cap_nanos=0, list_nanos=0)
 def worst_case_nanos(price: Price, demand: Demand, quota: Quota = NO_QUOTA) -> int:
     """``prompt_bound × input + output_bound × output`` (MONEY.md, "Size"), + images, + parts beside tokens.
 
-    Whether tokens are cached is never assumed, nor trusted to be cheaper; of bands, the dearest that the prompt can reach.
+    Whether tokens are cached is never assumed, nor trusted to be cheaper; of bands, the dearest that the prompt can reach. At least the
+    minimum charge, wherever that may be due.
     """
     plain = price.plain
     if plain is not None and quota is NO_QUOTA:
@@ -76,7 +77,15 @@ def worst_case_nanos(price: Price, demand: Demand, quota: Quota = NO_QUOTA) -> i
         return price.of(demand.input_tokens * (max(cached, fresh)) + demand.output_tokens * output)
     reachable = [price.rates, *(band.rates for band in price.bands if demand.input_tokens > band.above_tokens)]
     worst = max(_worst_rated(rates, demand, quota) for rates in reachable)
-    return price.of(worst) if quota is NO_QUOTA else price.beyond(worst)
+    return price.beyond(worst) if _is_used_by_all(quota, demand) else price.of(worst)
+
+
+def _is_used_by_all(quota: Quota, demand: Demand) -> bool:
+    """Whatever comes of the request uses some of the quota, so that no minimum charge is due if nothing is left to be paid. Else a client
+    who leaves before the answer owes one, though tokens of answers are free and those of prompts cost nothing.
+    """
+    covered = [free > 0 for free, tokens in zip(quota.both, (demand.input_tokens, demand.output_tokens), strict=True) if tokens]
+    return bool(covered) and all(covered) and not demand.audio_ms
 
 
 def _worst_rated(rates: Rates, demand: Demand, quota: Quota) -> int:
@@ -121,17 +130,20 @@ def quote(price: Price, demand: Demand, terms: Terms = Terms.PAID, quota: Quota 
 def worth_taking(price: Price, demand: Demand, free: Quota) -> tuple[Quota, int]:
     """Of the free tokens that are there those which save money, and the worst case beside them.
 
-    Where a kind of them saves nothing (the model is free, or costs its minimum anyway) they stay where they are.
+    Where a kind of them saves nothing (the model is free, or costs its minimum anyway) they stay where they are. Both together may save
+    what neither does alone: the minimum charge.
     """
-    due = worst_case_nanos(price, demand)
+
+    def due(given: int, made: int) -> int:
+        return worst_case_nanos(price, demand, Quota(input_tokens=given, output_tokens=made) if given or made else NO_QUOTA)
+
     given, made = min(free.input_tokens, demand.input_tokens), min(free.output_tokens, demand.output_tokens)
-    with_input = worst_case_nanos(price, demand, Quota(input_tokens=given)) if given else due
-    if with_input == due:
+    least = due(given, made)
+    if given and due(0, made) == least:
         given = 0
-    with_both = worst_case_nanos(price, demand, Quota(input_tokens=given, output_tokens=made)) if made else with_input
-    if with_both == with_input:
+    if made and due(given, 0) == least:
         made = 0
-    return (Quota(input_tokens=given, output_tokens=made), with_both) if given or made else (NO_QUOTA, due)
+    return Quota(input_tokens=given, output_tokens=made) if given or made else NO_QUOTA, least
 
 
 def affordable_output_tokens(price: Price, demand: Demand, *, spendable_nanos: int, quota: Quota = NO_QUOTA) -> int:

@@ -18,9 +18,9 @@ from math import ceil
 from typing import NamedTuple
 
 from extproc.money.price import FACTOR_ONE, Band, Factor, Price, Rates
-from extproc.money.quote import Demand, affordable_output_tokens, quote, worst_case_nanos
+from extproc.money.quote import Demand, affordable_output_tokens, quote, worst_case_nanos, worth_taking
 from extproc.money.receipt import cost_nanos, receipt
-from extproc.money.usage import CHARACTERS_PER_TOKEN_MAX, NO_QUOTA, Quota, Usage, UsageSource
+from extproc.money.usage import CHARACTERS_PER_TOKEN_MAX, NO_QUOTA, Quota, Usage, UsageSource, used_of
 
 METHODS = ("per_token", "per_call", "per_character", "per_word", "per_image", "per_second", "hybrid")
 PARTS = METHODS[:-1]
@@ -187,16 +187,18 @@ def check(bill: Bill, *, spendable_nanos: int) -> Fraction | None:
     The hold covers the charge. The charge is the sum of its lines times the factors, rounded up once, at least the minimum. It can be worked out again from
     the price's text. What a quota has paid for is not paid twice. A demand that was cut to what is affordable is, and no token more.
     """
-    price, demand, quota, usage = bill
-    held = quote(price, demand, quota=quota)
+    price, demand, there, usage = bill
+    taken, beside_nanos = worth_taking(price, demand, there)
+    held, quota = quote(price, demand, quota=taken), used_of(taken, usage)
+    assert beside_nanos == held.reserved_nanos == worst_case_nanos(price, demand, there)
     done = receipt(usage, price, cap_nanos=held.cap_nanos, quota=quota)
     assert done.charge_nanos == done.cost_nanos <= held.reserved_nanos <= held.list_nanos
-    assert done.cost_nanos == _exactly(bill, [(line.quantity, line.rate) for line in done.lines])
+    assert done.cost_nanos == _exactly(bill, quota, [(line.quantity, line.rate) for line in done.lines])
     assert cost_nanos(usage, Price.parse(price.text), quota) == done.cost_nanos
     assert done.cost_nanos <= cost_nanos(usage, price)
     paid_for = sum(line.quantity for line in done.lines if line.name in TOKENS)
     assert paid_for == max(0, usage.input_tokens - quota.input_tokens) + max(0, usage.output_tokens - quota.output_tokens)
-    most = affordable_output_tokens(price, demand, spendable_nanos=spendable_nanos, quota=quota)
+    most = affordable_output_tokens(price, demand, spendable_nanos=spendable_nanos, quota=there)
     if 0 <= most < 2**30:
         _check_edge(bill, most, spendable_nanos)
     return Fraction(held.reserved_nanos, done.charge_nanos) if bill.has_run_far and done.charge_nanos else None
@@ -217,9 +219,9 @@ def _with_output(demand: Demand, output_tokens: int) -> Demand:
     return Demand(output_tokens=output_tokens, **{part: getattr(demand, part) for part in parts})
 
 
-def _exactly(bill: Bill, lines: list[tuple[int, int]]) -> int:
+def _exactly(bill: Bill, quota: Quota, lines: list[tuple[int, int]]) -> int:
     """The same in fractions, and in another order: each line by itself times each factor."""
-    price, _, quota, usage = bill
+    price, _, _, usage = bill
     sums = [Fraction(quantity * rate, 1_000_000) for quantity, rate in lines]
     for factor in price.factors:
         sums = [one * Fraction(factor.millionths, FACTOR_ONE) for one in sums]

@@ -4,9 +4,9 @@ import pytest
 from random_bills import METHODS, run
 
 from extproc.money.price import Band, Factor, Price, Rates
-from extproc.money.quote import Demand, quote, worst_case_nanos
+from extproc.money.quote import Demand, quote, worst_case_nanos, worth_taking
 from extproc.money.receipt import cost_nanos, lines_of
-from extproc.money.usage import NO_QUOTA, Quota, Usage
+from extproc.money.usage import NO_QUOTA, Quota, Usage, used_of
 
 
 def test_the_hold_covers_the_charge_whatever_is_priced():
@@ -90,6 +90,33 @@ def test_what_a_quota_pays_for_as_a_whole_costs_nothing_not_even_the_minimum(quo
     assert cost_nanos(Usage(input_tokens=10, output_tokens=5), price, quota) == due
     held = quote(price, Demand(input_tokens=10, output_tokens=5), quota=quota)
     assert (held.reserved_nanos, held.list_nanos) == (due, 1_000)
+
+
+@pytest.mark.parametrize(
+    ("rates", "there", "taken", "reserved"),
+    [
+        ({"input": 1, "output": 1}, (10, 5), (10, 5), 0),  # each alone would leave the minimum
+        ({"input": 1, "output": 1}, (10, 4), (0, 0), 1_000),
+        ({"output": 1_000}, (0, 5), (0, 5), 1_000),  # of the output nothing is due; a prompt alone would owe the minimum
+        ({"output": 1}, (10, 5), (10, 5), 0),
+        ({}, (10, 5), (10, 5), 0),
+        ({"calls": 1}, (10, 5), (0, 0), 1_000),
+    ],
+)
+def test_the_minimum_is_held_for_wherever_it_may_be_due(rates, there, taken, reserved):
+    """Nothing that a usage within the demand can cost is above the hold: no output, no prompt, or both."""
+    price = price_of(1_000, **{unit: rate * 1_000_000 for unit, rate in rates.items()})
+    found, beside = worth_taking(price, Demand(input_tokens=10, output_tokens=5), Quota(input_tokens=there[0], output_tokens=there[1]))
+    assert (found.both, beside) == (taken, reserved)
+    for read, made in ((10, 0), (0, 5), (10, 5), (1, 1)):
+        usage = Usage(input_tokens=read, output_tokens=made)
+        assert cost_nanos(usage, price, used_of(found, usage)) <= reserved
+
+
+def test_what_costs_nothing_holds_and_costs_its_minimum():
+    price = price_of(1_000)
+    assert quote(price, Demand(input_tokens=10, output_tokens=5)).reserved_nanos == 1_000
+    assert (cost_nanos(Usage(input_tokens=1), price), cost_nanos(Usage(), price)) == (1_000, 0)
 
 
 def test_factors_multiply_before_the_one_rounding():
