@@ -5,7 +5,6 @@ Who pays for them is said in MONEY's terms by the policies ``ended_early`` and `
 
 from __future__ import annotations
 
-from extproc.exchange import replies
 from extproc.exchange.actions import Action, PassChunk, PassResponseHeaders
 from extproc.exchange.events import (
     Admitted,
@@ -23,7 +22,7 @@ from extproc.exchange.events import (
 from extproc.exchange.figures import ended
 from extproc.exchange.meter_stream import StreamMeter
 from extproc.exchange.response import FAILURES
-from extproc.exchange.state import Outcome, State
+from extproc.exchange.state import PASS, Outcome, State
 from extproc.exchange.tab import Tab
 from extproc.money.hold import EndReason
 from extproc.money.usage import Usage
@@ -88,16 +87,19 @@ def stopped_unanswered(tab: Tab, event: Stopped) -> Outcome:
 def cut_answer(tab: Tab, event: ResponseHeaders) -> Outcome:
     """Cut before the backend had answered anything."""
     del event
-    return State.CLOSED, (tab.said(replies.unavailable(tab.request_id)),)
+    return State.CLOSED, (tab.unavailable(),)
 
 
 def cut(tab: Tab, event: Chunk) -> Outcome:
-    """Cut: an error event in a stream, a 503 in place of an answer."""
-    del event
+    """Cut: an error event in a stream, behind the event that the client has the beginning of; a 503 in place of an answer."""
     if isinstance(tab.meter, StreamMeter):
         assert tab.expected is not None
-        return State.CUT, (PassChunk(data=tab.expected.endpoint.cut_event, metadata=ended(EndReason.CUT)),)
-    return State.CLOSED, (tab.said(replies.unavailable(tab.request_id)),)
+        rest = tab.meter.rest_of_event(event.data)
+        if rest is None and not event.end_of_stream:
+            return State.CUTTING, (PASS,)
+        data = (event.data if rest is None else rest) + tab.expected.endpoint.cut_event
+        return State.CUT, (PassChunk(data=data, metadata=ended(EndReason.CUT)),)
+    return State.CLOSED, (tab.unavailable(),)
 
 
 def gone_open(tab: Tab, event: Gone) -> Outcome:
@@ -115,7 +117,7 @@ def _let_go(tab: Tab, event: StoreAnswer) -> tuple[Action, ...]:
     if isinstance(event, KeyRead):
         tab.key = event.key
     if isinstance(event, KeyRead) or tab.key is None or tab.is_question:
-        return (tab.refused(event.at_ns, error_code=f"http_{tab.status}" if tab.status else "client_gone", error=""),)
+        return (tab.refused(event.at_ns, error_code=f"http_{tab.status}" if tab.status else "client_gone"),)
     if isinstance(event, Admitted | Amended):
         tab.hold_id = event.granted.hold_id
     if tab.status:

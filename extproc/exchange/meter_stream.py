@@ -104,6 +104,19 @@ class StreamMeter:
         shown = b"".join([self._show(event) for event in events])
         return shown if self._edits else chunk
 
+    def rest_of_event(self, chunk: bytes) -> bytes | None:
+        """What of this chunk ends the event whose beginning the client has got; ``None``: it goes on beyond it. Nothing is counted.
+
+        An SDK reads half an event as broken JSON, whatever we say behind it.
+        """
+        if self._edits:
+            return b""  # whole events are passed alone
+        begun = len(self._sse.pending)
+        if not begun:
+            return b""
+        events = self._sse.feed(chunk)
+        return events[0].raw[begun:] if events else None
+
     def priced(self, shown: bytes, cost_nanos: int) -> bytes:
         """The final usage event stands in it whole: where anything may be changed, events are not passed before they are complete."""
         if self._receipt is None:

@@ -17,7 +17,7 @@ JSON_TYPE = ("content-type", "application/json")
 CUT_MESSAGE = "The server is shutting down and had to cut this answer. What was delivered is charged."
 CUT_ERROR = {"message": CUT_MESSAGE, "type": "server_error", "param": None, "code": "stream_cut"}
 CUT_EVENT = (
-    b"\n\n"  # whatever half event went out before
+    b"\n\n"  # a stream may have ended in the middle of an event by itself
     b"data: " + msgspec.json.encode({"error": CUT_ERROR}) + b"\n\ndata: [DONE]\n\n"
 )
 STORES_RETRY_S = 1

@@ -30,6 +30,7 @@ from extproc.exchange import actions as act
 from extproc.exchange import events as ev
 from extproc.exchange.machine import TRANSITIONS, Exchange, State
 from extproc.exchange.policy import Bounds, Policy
+from extproc.exchange.replies import CUT_EVENT
 from extproc.money.hold import Denied, DenyReason, EndKind, Granted, Window
 
 
@@ -118,12 +119,8 @@ def test_cached_input_is_cheaper():
         (headers(method="GET", end=True), 405, "method_not_allowed"),
         (headers(method="OPTIONS", end=True), 405, "method_not_allowed"),
         (headers("/v1/models", method="GET"), 400, "unexpected_body"),
-        (headers(end=True), 400, "missing_body"),
         (headers(upgrade="websocket"), 400, "unsupported_protocol"),
         (headers(content_type="application/grpc+proto"), 400, "unsupported_protocol"),
-        (headers(content_length="99999999"), 413, "request_too_large"),
-        (headers(content_length="-1"), 400, "bad_header"),
-        (headers(content_encoding="gzip"), 415, "unsupported_encoding"),
     ],
 )
 def test_closed_doors(request_headers: ev.Headers, status: int, code: str):
@@ -132,6 +129,29 @@ def test_closed_doors(request_headers: ev.Headers, status: int, code: str):
     assert (reply.status, error_of(reply)["code"]) == (status, code)
     assert note.row == b""  # nobody we know: a metric, no row
     assert exchange.state is State.CLOSED
+
+
+@pytest.mark.parametrize(
+    ("request_headers", "status", "code"),
+    [
+        (headers(end=True), 400, "missing_body"),
+        (headers(content_length="99999999"), 413, "request_too_large"),
+        (headers(content_length="-1"), 400, "bad_header"),
+        (headers(content_encoding="gzip"), 415, "unsupported_encoding"),
+    ],
+)
+def test_bodies_that_are_refused_by_their_headers_leave_a_row_of_who_is_known(request_headers: ev.Headers, status: int, code: str):
+    exchange = Exchange(pinned())
+    exchange.receive(request_headers)
+    reply, note = exchange.receive(ev.KeyRead(key=key()))
+    assert (reply.status, error_of(reply)["code"], exchange.state) == (status, code, State.CLOSED)
+    row = json.loads(note.row)
+    assert (note.payer_id, row["status"], row["error_code"], row["end_reason"]) == (PAYER, status, code, "refused")
+    assert row["endpoint"] == "chat.completions"
+    stranger = Exchange(pinned())
+    stranger.receive(request_headers)
+    reply, note = stranger.receive(ev.KeyRead(key=None))
+    assert (reply.status, note.row) == (401, b"")
 
 
 @pytest.mark.parametrize("scheme", ["bearer", "BEARER", "Bearer"])
@@ -370,6 +390,31 @@ def test_a_drain_that_loses_patience_cuts_with_an_error_event():
     assert b'"error"' in first.data
     assert first.data.endswith(DONE)
     assert exchange.receive(chunk(delta("e"))) == (act.PassChunk(data=b""),)
+
+
+@pytest.mark.parametrize("ends_with_it", [False, True])
+def test_a_cut_comes_behind_the_event_that_the_client_has_the_beginning_of(ends_with_it: bool):
+    """An SDK reads half an event as broken JSON, whatever stands behind it."""
+    exchange = Exchange(pinned(model(usage="counted")))  # bytes pass as they come
+    to_streaming(exchange)
+    other = delta("d")
+    play(exchange, chunk(delta("abc")), chunk(other[:30]))
+    (end,) = ends(exchange.receive(ev.Stopped()))
+    assert end.ending.charge_nanos == 11_000 + 6_000
+    assert exchange.receive(chunk(other[30:40])) == (act.PassChunk(),)
+    assert exchange.state is State.CUTTING
+    (last,) = exchange.receive(chunk(b"" if ends_with_it else other[40:] + delta("never"), end=ends_with_it))
+    assert exchange.state is State.CUT
+    assert last.data == (CUT_EVENT if ends_with_it else other[40:] + CUT_EVENT)
+    assert exchange.receive(chunk(delta("e"))) == (act.PassChunk(data=b""),)
+
+
+def test_a_cut_where_events_pass_whole_leaves_the_half_one_out():
+    exchange = Exchange(pinned())
+    to_streaming(exchange)
+    play(exchange, chunk(delta("abc")), chunk(delta("d")[:30]), ev.Stopped())
+    (last,) = exchange.receive(chunk(delta("d")[30:]))
+    assert last.data == CUT_EVENT
 
 
 def test_store_failures_are_503_and_void_what_may_have_been_held():
