@@ -23,7 +23,7 @@ from extproc.exchange.replies import JSON_TYPE
 from extproc.money.amount import format_amount, format_scaled
 from extproc.money.hold import Limits
 from extproc.money.price import FACTOR_DECIMALS, FACTOR_ONE, RATE_DECIMALS, Price, Rates
-from extproc.money.statement import Enquiry, Statement
+from extproc.money.statement import Enquiry, Purse, Statement
 
 MODEL_CHARS_MAX = 256  # names in the catalog are shorter
 DAYS_MAX = 1_000  # of one enquiry: a row of the ledger each, and each key
@@ -248,6 +248,7 @@ def _key(key: Key, tier: Tier, statement: Statement, today: date) -> Members:
         "is_provisioning_key": False,
         "expires_at": _moment(key.expires_ms) if key.expires_ms else None,
         "rate_limit": _rate_limit((tier.limits, key.limits)),
+        "free_tokens": _free_tokens(statement.purse),
     }
 
 
@@ -258,7 +259,14 @@ def _credits(statement: Statement) -> Members:
         "available": _number(statement.available_nanos),
         "held": _number(statement.purse.held_nanos),
         "credit_line": _number(statement.purse.credit_nanos),
+        "free_tokens": _free_tokens(statement.purse),
     }
+
+
+def _free_tokens(purse: Purse) -> Members:
+    """Of the account's quota, in tokens: what the next request can use, and what those in flight hold. Named as units of a price are."""
+    both = zip(("prompt", "completion"), purse.free.both, purse.held_free.both, strict=True)
+    return {name: {"available": free, "held": held} for name, free, held in both}
 
 
 def _subscription(key: Key, tier: Tier, statement: Statement, today: date) -> Members:

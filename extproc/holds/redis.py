@@ -346,12 +346,15 @@ def _purse(reply: list[Any]) -> Purse | Denied:
     if reply[0] == b"denied":
         return Denied(reason=DenyReason(reply[1].decode()), limit_source=reply[2].decode())
     spendable, credit, held, total = map(int, reply[:4])
+    free_input, free_output, held_input, held_output = map(int, reply[5:])
     return Purse(
         balance_nanos=spendable - credit + held,
         held_nanos=held,
         credit_nanos=credit,
         total_nanos=total,
         budget_used_nanos=int(reply[4]) if reply[4] else None,
+        free=Quota(input_tokens=max(0, free_input), output_tokens=max(0, free_output)),
+        held_free=Quota(input_tokens=held_input, output_tokens=held_output),
     )
 
 

@@ -6,6 +6,8 @@ from datetime import date
 
 import msgspec
 
+from extproc.money.usage import NO_QUOTA, Quota
+
 
 class Enquiry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Who asks, and which days (UTC) of spending are to be told: from ``since`` on, before ``until``.
@@ -24,7 +26,8 @@ class Purse(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Live. ``balance_nanos``: what is not charged yet, ``held_nanos`` of it reserved by requests in flight.
 
     ``total_nanos``: everything that the ledger has told the hold store of this account so far. ``budget_used_nanos``: what the key has
-    spent and holds of its budget in the present period; ``None``: it has none.
+    spent and holds of its budget in the present period; ``None``: it has none. ``free``: tokens of the account's quota that nobody holds;
+    ``held_free``: those that requests in flight hold.
     """
 
     balance_nanos: int
@@ -32,6 +35,8 @@ class Purse(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     credit_nanos: int
     total_nanos: int
     budget_used_nanos: int | None = None
+    free: Quota = NO_QUOTA
+    held_free: Quota = NO_QUOTA
 
 
 class Spent(msgspec.Struct, frozen=True, kw_only=True, gc=False):

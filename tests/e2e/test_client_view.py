@@ -75,7 +75,9 @@ def test_prices_are_those_of_the_account_and_models_those_of_the_key(house: Hous
 def test_credits_are_exact_live_and_free_of_charge(house: House, guest: Guest):
     with house.client() as client, guest.charged_nothing():
         before = get(client, guest, "/v1/credits")["data"]
+    free = before.pop("free_tokens")
     assert before == {"total_credits": 10, "total_usage": 0, "available": 10, "held": 0, "credit_line": 0, "currency": "CNY"}
+    assert free == {"prompt": {"available": 0, "held": 0}, "completion": {"available": 0, "held": 0}}
     with house.client() as client:
         cost = served(guest, client)
         told = get(client, guest, "/v1/credits")["data"]

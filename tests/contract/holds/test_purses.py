@@ -8,8 +8,10 @@ import pytest
 from integration.holds.bank import Bank
 
 from extproc.errors import StoreFenced
+from extproc.holds.port import Tokens
 from extproc.money.hold import Denied, DenyReason
 from extproc.money.statement import Purse
+from extproc.money.usage import Quota
 from extproc.stores.shards import tag_of
 
 
@@ -22,6 +24,19 @@ async def test_live_and_held(bank: Bank) -> None:
     await bank.holds.credit("anna", version=2, total_nanos=1_500, credit_nanos=0)
     bank.credited["anna"] = 1_500
     assert await bank.holds.purse("anna", "k1") == Purse(balance_nanos=1_380, held_nanos=0, credit_nanos=0, total_nanos=1_500)
+
+
+async def test_free_tokens_there_and_held(bank: Bank) -> None:
+    await bank.payer(1_000)
+    await bank.give(Tokens(900, 50))
+    hold = await bank.open(300, quota=Quota(input_tokens=100, output_tokens=50), beside=20)
+    purse = await bank.holds.purse("anna", "k1")
+    assert isinstance(purse, Purse)
+    assert (purse.held_nanos, purse.free, purse.held_free) == (20, Quota(input_tokens=800), Quota(input_tokens=100, output_tokens=50))
+    await bank.settle(hold, 0, used=Quota(input_tokens=30, output_tokens=50))
+    purse = await bank.holds.purse("anna", "k1")
+    assert isinstance(purse, Purse)
+    assert (purse.free, purse.held_free) == (Quota(input_tokens=870), Quota())
 
 
 @pytest.mark.parametrize("period", ["none", "day", "month"])

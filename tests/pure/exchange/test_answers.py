@@ -20,6 +20,7 @@ from extproc.exchange.tab import Pinned
 from extproc.money.hold import Denied, DenyReason, Limits
 from extproc.money.price import UNITS, Band, Rates
 from extproc.money.statement import Enquiry, Purse, Spent, Statement
+from extproc.money.usage import Quota
 
 UNIT = 10**9
 TODAY = date(2023, 11, 14)  # a Tuesday: 1,700,000,000 s
@@ -137,7 +138,20 @@ def money(path: str, owner: Key | None = None, told: Statement | None = None, **
 def test_credits_of_an_account():
     enquiry, answer = money(CREDITS, key(budget_nanos=1))
     assert (enquiry.payer_id, enquiry.key_id, enquiry.since) == (PAYER, "k1", enquiry.until)
-    assert answer == {"data": {"total_credits": 100, "total_usage": 30, "available": 61, "held": 5, "credit_line": 0, "currency": "CNY"}}
+    none = {"available": 0, "held": 0}
+    assert answer == {
+        "data": {
+            "total_credits": 100, "total_usage": 30, "available": 61, "held": 5, "credit_line": 0, "currency": "CNY",
+            "free_tokens": {"prompt": none, "completion": none},
+        }
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", [CREDITS, KEY])
+def test_free_tokens_of_the_account(path: str):
+    told = statement(purse={"free": Quota(input_tokens=900, output_tokens=7), "held_free": Quota(input_tokens=100)})
+    free = money(path, told=told)[1]["data"]["free_tokens"]
+    assert free == {"prompt": {"available": 900, "held": 100}, "completion": {"available": 7, "held": 0}}
 
 
 def test_amounts_are_exact():
