@@ -30,6 +30,7 @@ TTFT_BUCKETS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75
 PER_TOKEN_BUCKETS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
 DURATION_BUCKETS = tuple(0.01 * 2**n for n in range(17))  # 10 ms … 655 s: the longest stream that a drain waits for
 TOKEN_BUCKETS = tuple(4**n for n in range(1, 11))  # 4 … 1,048,576
+TOKENIZE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5)  # nobody waits for longer
 PHASE_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
 
 PHASES = ("headers", "key", "admit", "body", "count", "amend", "first_chunk", "chunk", "settle")
@@ -331,6 +332,15 @@ class Metrics:
         self._faults = counter("extproc_store_failures_total", "Calls of a store that failed or whose outcome is unknown.", "store")
         self._settlement = counter("extproc_settlement_events_total", "What the settler did, by what it was.", "event")
         self._expired = single("extproc_holds_expired_total", "Holds that the reaper ended.")
+        asked = Counter(
+            "extproc_tokenize_total", "Prompts that a backend was to count, by what came of it.", ("model", "result"), registry=registry
+        )
+        self._tokenize = _Bound[tuple[str, str], _Count](lambda labels: count(asked.labels(*labels)), ("other", "other"))
+        took = Histogram(
+            "extproc_tokenize_seconds", "Time of a backend that counts a prompt.", ("model",), registry=registry, buckets=TOKENIZE_BUCKETS
+        )
+        self._tokenize_s = _Bound[str, _Spread](lambda model: spread(took.labels(model), TOKENIZE_BUCKETS), "other")
+        self._unsafe = single("extproc_unsafe_ends_total", "Answers whose end was let go before their charge was safe.")
         self._illegal = single("extproc_illegal_events_total", "Events that the table of the exchange has no row for.")
         phase = Histogram(
             "extproc_phase_seconds", "Our own time in a phase of a request.", ("phase",), registry=registry, buckets=PHASE_BUCKETS
@@ -430,6 +440,12 @@ class Metrics:
         """The hold that nobody waited for was denied (a ``DenyReason``), or its outcome is ``unknown``."""
         self._untaken[reason].inc()
 
+    def tokenize(self, model: str, result: str, seconds: float | None = None) -> None:
+        """A backend was to count a prompt of a model of the catalog: ``counted``, ``refused``, ``failed``, ``not_asked``."""
+        self._tokenize[model, result].inc()
+        if seconds is not None:
+            self._tokenize_s[model].observe(seconds)
+
     def phase(self, name: str, seconds: float) -> None:
         """Our own time in one phase (one of :data:`PHASES`)."""
         self._phases[name if name in PHASES else "other"].observe(seconds)
@@ -456,6 +472,10 @@ class Metrics:
 
     def illegal_event(self) -> None:
         self._illegal.inc()
+
+    def left_unsafe(self) -> None:
+        """The end of an answer has waited for its charge to be safe for as long as it may, and goes."""
+        self._unsafe.inc()
 
     def settlement_lag(self, lag_s: float) -> None:
         """The oldest ending that the ledger did not have a moment ago is ``lag_s`` old."""

@@ -235,7 +235,7 @@ async def gate_worker(settings: Settings, slot: int, listen_fd: int | None) -> G
         counters=lambda: catalog.counters,
         metrics=meter,
         threads=Threads(threads),
-        upstream_tokens=UpstreamTokens(dict(settings.body.tokenize_urls), monotonic_s=time.monotonic),
+        upstream_tokens=UpstreamTokens(dict(settings.body.tokenize_urls), monotonic_s=time.monotonic, metrics=meter),
         open=drivers,
         beats=Beats(stores.holds, meter),
         missed=standing.miss,

@@ -16,6 +16,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from extproc.edge.threads import Share
+from extproc.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -80,9 +81,10 @@ class _Server:
 class UpstreamTokens:
     """``urls``: by model, each the ``/tokenize`` of one of its servers; they are asked in turn."""
 
-    def __init__(self, urls: Mapping[str, Sequence[str]], *, monotonic_s: Callable[[], float]) -> None:
+    def __init__(self, urls: Mapping[str, Sequence[str]], *, monotonic_s: Callable[[], float], metrics: Metrics) -> None:
         self._servers = {model: tuple(map(_Server, of_model)) for model, of_model in urls.items()}
         self._monotonic_s = monotonic_s
+        self._metrics = metrics
         self._share = Share(places=QUESTIONS_MAX, places_each=QUESTIONS_EACH_MAX)
         self._turn = 0
 
@@ -90,8 +92,9 @@ class UpstreamTokens:
         """Tokens of the prompt in ``question`` (the body to be posted). ``None``, now or as the answer: nobody tells."""
         server = self._next(model)
         if server is None or not self._share.take(payer_id):
+            self._metrics.tokenize(model, "not_asked")
             return None
-        answer = asyncio.ensure_future(self._ask(server, question))
+        answer = asyncio.ensure_future(self._ask(model, server, question))
         answer.add_done_callback(partial(self._done, payer_id))
         return answer
 
@@ -105,20 +108,29 @@ class UpstreamTokens:
     def _done(self, payer_id: str, _answer: asyncio.Future[int | None]) -> None:
         self._share.give_back(payer_id)
 
-    async def _ask(self, server: _Server, question: bytes) -> int | None:
+    async def _ask(self, model: str, server: _Server, question: bytes) -> int | None:
+        asked_s = self._monotonic_s()
+        count: int | None = None
         try:
             async with asyncio.timeout(ANSWER_S):
                 status, count = await _post(server, question)
+            why = _fault(status, count)
         except (OSError, EOFError, asyncio.LimitOverrunError) as error:  # TimeoutError is an OSError
-            server.failed(self._monotonic_s(), type(error).__name__)
-            return None
-        if status == 200 and count is None:
-            server.failed(self._monotonic_s(), "no count in its answer")
-        elif status != 200 and status not in _REFUSED:
-            server.failed(self._monotonic_s(), f"status {status}")
+            why = type(error).__name__
+        now_s = self._monotonic_s()
+        if why:
+            server.failed(now_s, why)
         else:
             server.answered()
-        return count if status == 200 else None
+        self._metrics.tokenize(model, "failed" if why else "refused" if count is None else "counted", now_s - asked_s)
+        return count
+
+
+def _fault(status: int, count: int | None) -> str:
+    """Why no server that is well answers like this; "": it may."""
+    if status == 200:
+        return "" if count is not None else "no count in its answer"
+    return "" if status in _REFUSED else f"status {status}"
 
 
 async def _post(server: _Server, question: bytes) -> tuple[int, int | None]:

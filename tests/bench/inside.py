@@ -120,7 +120,7 @@ async def a_gate(directory: Path) -> Gate:
         counters=lambda: catalog.counters,
         metrics=metrics,
         threads=Threads(ThreadPoolExecutor(1)),
-        upstream_tokens=UpstreamTokens({}, monotonic_s=time.monotonic),
+        upstream_tokens=UpstreamTokens({}, monotonic_s=time.monotonic, metrics=metrics),
         open=set(),
         beats=Beats(holds, metrics),
         missed=lambda _: None,

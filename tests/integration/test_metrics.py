@@ -67,6 +67,8 @@ def everything(made: metrics.Metrics) -> None:
     made.hold_ended("ended")
     made.holds_expired(3)
     made.store_failed("redis")
+    made.tokenize("qwen", "counted", 0.008)
+    made.tokenize("qwen", "not_asked")
     made.illegal_event()
     made.settlement_lag(0.25)
     made.catalog_in_force("aa")
@@ -106,6 +108,9 @@ def page(made) -> Page:
         ("extproc_illegal_events_total", {}, 1),
         ("extproc_hold_endings_total", {"result": "ended"}, 1),
         ("extproc_store_failures_total", {"store": "redis"}, 1),
+        ("extproc_tokenize_total", {"model": "qwen", "result": "counted"}, 1),
+        ("extproc_tokenize_total", {"model": "qwen", "result": "not_asked"}, 1),
+        ("extproc_tokenize_seconds_count", {"model": "qwen"}, 1),
         ("extproc_config_reload_success", {}, 0),
         ("extproc_config_hash_info", {"hash": "aa"}, 0),
         ("extproc_config_hash_info", {"hash": "bb"}, 1),

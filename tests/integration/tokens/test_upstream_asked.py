@@ -19,6 +19,7 @@ from extproc.exchange.ask import Prompt
 from extproc.exchange.events import Counted
 from extproc.exchange.upstream import question
 from extproc.local.simulator import Simulator, start
+from extproc.metrics import Metrics, registry
 from extproc.tokens.bpe import vocabulary_folder
 from extproc.tokens.registry import load_counters
 from extproc.tokens.vocabulary import DEEPSEEK
@@ -41,7 +42,7 @@ def deepseek(engine_directory: Path) -> Iterator[Simulator]:
 async def test_the_simulator_tells_what_we_count(deepseek: Simulator, kind: str) -> None:
     asked = question(PROMPTS[kind], "deepseek")
     assert asked is not None
-    upstream = UpstreamTokens({"m": (f"{deepseek.url}/tokenize",)}, monotonic_s=time.monotonic)
+    upstream = UpstreamTokens({"m": (f"{deepseek.url}/tokenize",)}, monotonic_s=time.monotonic, metrics=Metrics(registry()))
     answer = upstream.ask("anna", "m", asked)
     assert answer is not None
     counter = load_counters(["deepseek"]).get("deepseek", "deepseek-v3")

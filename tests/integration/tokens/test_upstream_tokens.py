@@ -9,9 +9,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from extproc.edge import upstream_tokens as module
 from extproc.edge.upstream_tokens import BACK_OFF_S, FAILURES_MAX, QUESTIONS_EACH_MAX, UpstreamTokens, count_of
+from extproc.metrics import Metrics, registry
 
 QUESTION = b'{"model":"m","prompt":"hello"}'
 
@@ -59,8 +61,16 @@ class Clock:
         return self.now_s
 
 
-def tokens(*urls: str, clock: Callable[[], float] | None = None) -> UpstreamTokens:
-    return UpstreamTokens({"m": urls}, monotonic_s=clock or Clock())
+def tokens(*urls: str, clock: Callable[[], float] | None = None, metrics: Metrics | None = None) -> UpstreamTokens:
+    return UpstreamTokens({"m": urls}, monotonic_s=clock or Clock(), metrics=metrics or Metrics(registry()))
+
+
+def told(metrics: Metrics) -> dict[str, float]:
+    """How often each result, and how many were timed."""
+    families = {family.name: family.samples for family in text_string_to_metric_families(metrics.render().decode())}
+    found = {sample.labels["result"]: sample.value for sample in families["extproc_tokenize"]}
+    timed = [sample.value for sample in families["extproc_tokenize_seconds"] if sample.name.endswith("_count")]
+    return found | {"timed": sum(timed)}
 
 
 async def asked(upstream: UpstreamTokens, payer_id: str = "anna") -> int | None:
@@ -99,10 +109,12 @@ async def test_what_is_no_answer_counts_as_a_failure(answer: bytes, caplog: pyte
     caplog.set_level(logging.INFO, logger=module.__name__)
     clock = Clock()
     async with running(answer) as server:
-        upstream = tokens(server.url, clock=clock)
+        metrics = Metrics(registry())
+        upstream = tokens(server.url, clock=clock, metrics=metrics)
         for _ in range(FAILURES_MAX + 3):
             assert await asked(upstream) is None
         assert len(server.questions) == FAILURES_MAX, "then it is left alone"
+        assert told(metrics) == {"failed": FAILURES_MAX, "not_asked": 3, "timed": FAILURES_MAX}
         assert [record.levelname for record in caplog.records] == ["WARNING"]
         clock.now_s += BACK_OFF_S
         assert await asked(upstream) is None
@@ -116,10 +128,14 @@ async def test_what_is_no_answer_counts_as_a_failure(answer: bytes, caplog: pyte
 
 async def test_a_refused_prompt_is_no_failure_of_the_server() -> None:
     async with running(b"HTTP/1.1 400 Bad Request\r\n\r\n{}") as server:
-        upstream = tokens(server.url)
+        metrics = Metrics(registry())
+        upstream = tokens(server.url, metrics=metrics)
         for _ in range(FAILURES_MAX + 2):
             assert await asked(upstream) is None
         assert len(server.questions) == FAILURES_MAX + 2
+        server.answer = ok(7)
+        assert await asked(upstream) == 7
+        assert told(metrics) == {"refused": FAILURES_MAX + 2, "counted": 1, "timed": FAILURES_MAX + 3}
 
 
 async def test_a_silent_server_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +172,7 @@ async def test_one_account_cannot_ask_everything() -> None:
 
 
 async def test_a_model_without_servers_is_not_asked_for() -> None:
-    assert UpstreamTokens({}, monotonic_s=Clock()).ask("anna", "m", QUESTION) is None
+    assert UpstreamTokens({}, monotonic_s=Clock(), metrics=Metrics(registry())).ask("anna", "m", QUESTION) is None
 
 
 @pytest.mark.parametrize(
