@@ -25,12 +25,17 @@ FORBIDDEN_HEADERS = (
 
 
 class Door(NamedTuple):
-    """Where a request wants to go: to an endpoint of a backend, or nowhere, with a question that we answer ourselves."""
+    """Where a request wants to go: to an endpoint of a backend, or nowhere, with a question that we answer ourselves.
+
+    ``body_fault``: why its body will not be read, as far as headers tell. That is said when the key has been read: refusals of known keys
+    leave rows.
+    """
 
     endpoint: Endpoint | None
     path: str
     query: bool
     question: Question | None = None
+    body_fault: ClientError | None = None
 
 
 def door_of(headers: Headers, bounds: Bounds) -> Door:
@@ -51,10 +56,7 @@ def door_of(headers: Headers, bounds: Bounds) -> Door:
         if not headers.end_of_stream:
             raise ClientError("A GET has no body.", code="unexpected_body")
         return Door(None, path, bool(mark), question_of(topic, path, query))
-    if headers.end_of_stream:
-        raise ClientError("The request has no body; it must be a JSON object.", code="missing_body")
-    _check_body_headers(headers, bounds)
-    return Door(endpoint, path, bool(mark))
+    return Door(endpoint, path, bool(mark), body_fault=_body_fault(headers, bounds))
 
 
 def secret_of(headers: Headers) -> str:
@@ -83,14 +85,17 @@ def too_large(bytes_max: int) -> ClientError:
     return ClientError(f"The request body is larger than {bytes_max} bytes.", status=413, code="request_too_large")
 
 
-def _check_body_headers(headers: Headers, bounds: Bounds) -> None:
+def _body_fault(headers: Headers, bounds: Bounds) -> ClientError | None:
+    if headers.end_of_stream:
+        return ClientError("The request has no body.", code="missing_body")
     length = headers.headers.get("content-length", "")
     if length and (not length.isascii() or not length.isdigit() or len(length) > 18):
-        raise ClientError("`content-length` is not a number.", code="bad_header")
+        return ClientError("`content-length` is not a number.", code="bad_header")
     if length and int(length) > bounds.body_bytes_max:
-        raise too_large(bounds.body_bytes_max)
+        return too_large(bounds.body_bytes_max)
     if headers.headers.get("content-encoding", "identity").lower() != "identity":
-        raise ClientError("Compressed request bodies are not read here; send it plain.", status=415, code="unsupported_encoding")
+        return ClientError("Compressed request bodies are not read here; send it plain.", status=415, code="unsupported_encoding")
+    return None
 
 
 def _is_grpc(headers: Headers) -> bool:

@@ -52,15 +52,17 @@ def key_read(tab: Tab, event: KeyRead) -> Outcome:
         return _stranger(tab, event.at_ns, replies.unauthorized("The API key is not valid."))
     tab.identify(key)
     assert tab.tier is not None
+    assert tab.door is not None
     try:
         key_fault(key, client_ip=tab.client_ip, unix_ms=tab.created_ms)
         if tab.priority not in tab.tier.priorities:
             words = f"Your account may ask for priority {', '.join(sorted(tab.tier.priorities))}, not {tab.priority[:32]!r}."
             raise replies.forbidden(words, "priority_not_allowed")
+        if tab.door.body_fault is not None:
+            raise tab.door.body_fault
     except ClientError as error:
         if not tab.spares(error.code or ""):
             return _refuse(tab, event.at_ns, error)
-    assert tab.door is not None
     question = tab.door.question
     if question is None:
         return State.ADMITTING, (Admit(admission=tab.admission()),)
@@ -81,11 +83,7 @@ def admitted(tab: Tab, event: Admitted) -> Outcome:
 
 def not_admitted(tab: Tab, event: Refused) -> Outcome:
     """A limit is reached, or there is not even money for the least."""
-    denied = event.denied
-    if tab.spares(denied.reason.value):
-        return _let_in(tab)
-    reply, code = _refusal(tab, event)
-    return State.CLOSED, (reply, tab.refused(event.at_ns, error_code=code, error=denied.reason.value))
+    return _let_in(tab) if tab.spares(event.denied.reason.value) else _turn_away(tab, event)
 
 
 def _let_in(tab: Tab) -> Outcome:
@@ -143,16 +141,14 @@ def answered(tab: Tab, event: Answered) -> Outcome:
 def not_answered(tab: Tab, event: Refused) -> Outcome:
     """The key has been revoked a moment ago, or has expired."""
     if tab.spares(event.denied.reason.value):
-        return State.SPARED, (PassHeaders(), tab.refused(event.at_ns, error_code="", error=""))
-    reply, code = _refusal(tab, event)
-    return State.CLOSED, (reply, tab.refused(event.at_ns, error_code=code, error=event.denied.reason.value))
+        return State.SPARED, (PassHeaders(), tab.refused(event.at_ns))
+    return _turn_away(tab, event)
 
 
 def answer_failed(tab: Tab, event: StoreFailed) -> Outcome:
     """What is not known is not guessed: 503, in shadow mode too."""
-    tab.status = 503
-    note = tab.refused(event.at_ns, error_code=UNAVAILABLE, error=event.what)
-    return State.CLOSED, (tab.said(replies.unavailable(tab.request_id)), note)
+    reply = tab.unavailable()
+    return State.CLOSED, (reply, tab.refused(event.at_ns, error_code=UNAVAILABLE, error=event.what))
 
 
 # request body
@@ -287,11 +283,7 @@ def never_amended(tab: Tab, event: Refused) -> Outcome:
 
 def look_up_failed(tab: Tab, event: StoreFailed) -> Outcome:
     """Nobody can say whose key it is: 503, never 401."""
-    if tab.is_shadow:
-        return _stranger(tab, event.at_ns, ClientError("", code=UNAVAILABLE))
-    tab.status = 503
-    note = tab.refused(event.at_ns, error_code=UNAVAILABLE, error=event.what)
-    return State.CLOSED, (tab.said(replies.unavailable(tab.request_id)), note)
+    return _stranger(tab, event.at_ns, ClientError("", code=UNAVAILABLE)) if tab.is_shadow else answer_failed(tab, event)
 
 
 def admit_failed(tab: Tab, event: StoreFailed) -> Outcome:
@@ -312,18 +304,16 @@ def amend_failed(tab: Tab, event: StoreFailed) -> Outcome:
 
 def store_failed(tab: Tab, event: StoreFailed) -> Outcome:
     """The outcome is unknown: void until that is acknowledged (idempotent by id; an unknown id gets a tombstone)."""
-    tab.status = 503
-    void = tab.void(EndReason.SIDECAR_ERROR, event.at_ns, error_code=UNAVAILABLE, error=event.what)
-    return State.CLOSED, (tab.said(replies.unavailable(tab.request_id)), *void)
+    reply = tab.unavailable()
+    return State.CLOSED, (reply, *tab.void(EndReason.SIDECAR_ERROR, event.at_ns, error_code=UNAVAILABLE, error=event.what))
 
 
 def _refuse(tab: Tab, at_ns: int, error: ClientError) -> Outcome:
     """Before anything is held."""
     if tab.spares(error.code or ""):
-        return State.SPARED, (PassHeaders(), tab.refused(at_ns, error_code="", error=""))
-    tab.status = error.status
-    reply = tab.said(replies.deny(error, request_id=tab.request_id))
-    return State.CLOSED, (reply, tab.refused(at_ns, error_code=error.code or "", error=""))
+        return State.SPARED, (PassHeaders(), tab.refused(at_ns))
+    reply = tab.to_client(replies.deny(error, request_id=tab.request_id))
+    return State.CLOSED, (reply, tab.refused(at_ns, error_code=error.code or ""))
 
 
 def _refuse_held(tab: Tab, at_ns: int, error: ClientError) -> Outcome:
@@ -331,16 +321,20 @@ def _refuse_held(tab: Tab, at_ns: int, error: ClientError) -> Outcome:
     if tab.spares(error.code or ""):
         names = _route(tab) if tab.model else ()
         return State.SPARED, (PassBody(data=tab.body, set_headers=names), *tab.void(EndReason.REFUSED, at_ns))
-    tab.status = error.status
-    reply = tab.said(replies.deny(error, request_id=tab.request_id))
+    reply = tab.to_client(replies.deny(error, request_id=tab.request_id))
     return State.CLOSED, (reply, *tab.void(EndReason.REFUSED, at_ns, error_code=error.code or ""))
+
+
+def _turn_away(tab: Tab, event: Refused) -> Outcome:
+    """The store said no, and holds nothing."""
+    reply, code = _refusal(tab, event)
+    return State.CLOSED, (reply, tab.refused(event.at_ns, error_code=code, error=event.denied.reason.value))
 
 
 def _refusal(tab: Tab, event: Refused) -> tuple[Answer, str]:
     pinned = tab.pinned
     reply, code = replies.refusal(event.denied, policy=pinned.policy, currency=pinned.catalog.currency, request_id=tab.request_id)
-    tab.status = reply.status
-    return tab.said(reply), code
+    return tab.to_client(reply), code
 
 
 def _priced(tab: Tab) -> tuple[Size, Quote, Price]:

@@ -26,6 +26,7 @@ from extproc.exchange.meter import Expected, Meter
 from extproc.exchange.meter_stream import StreamMeter
 from extproc.exchange.policy import Bounds, Policy
 from extproc.exchange.record import Record
+from extproc.exchange.replies import unavailable
 from extproc.exchange.sizing import Size, with_text
 from extproc.money.hold import Admission, Amendment, Checkpoint, Ending, EndKind, EndReason, Window
 from extproc.money.price import FACTOR_ONE, Price
@@ -177,10 +178,15 @@ class Tab:
             self.decided_by("stores_away", "credit")
         return True
 
-    def said(self, error: Answer) -> Answer:
-        """An error of ours, in the shape that clients of this path understand."""
+    def to_client(self, error: Answer) -> Answer:
+        """An error of ours, in the shape that clients of this path understand. Its status is the one of the row."""
+        self.status = error.status
         endpoint = BY_PATH.get(self.path.partition("?")[0])
         return error if endpoint is None else endpoint.refusal(error)
+
+    def unavailable(self) -> Answer:
+        """503: billing is away, or this worker goes."""
+        return self.to_client(unavailable(self.request_id))
 
     def decided_by(self, policy: str, value: object) -> None:
         """A setting of section ``policy`` made the figure, or let this request in."""
@@ -322,7 +328,7 @@ class Tab:
         )
         return End(ending=ending), Note(record=Record(id=self.hold_id, end_reason=EndReason.SIDECAR_ERROR.value, status=self.status))
 
-    def refused(self, at_ns: int, *, error_code: str, error: str) -> Note:
+    def refused(self, at_ns: int, *, error_code: str = "", error: str = "") -> Note:
         """Never held anything. Known keys leave a row, others a metric."""
         record = self._record(EndReason.REFUSED, at_ns, error_code=error_code, error=error)
         if self.key is None:
