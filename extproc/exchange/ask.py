@@ -125,23 +125,27 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class Ask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A parsed body. ``choices`` = n × prompts; ``output_max`` per choice, ``None`` if the client named none.
 
+    ``wants_…usage``: in its stream, and in every chunk; True where that is never asked for, and always there.
     ``fields`` are the members that may go to the backend; what the bill depends on is typed, the rest is for the backend to judge.
-    ``is_free``: nothing is held and nothing charged, whatever the model costs (counting tokens). ``echoes``: answers begin with their
-    prompts, which are no output. ``content_type`` of the canonical body.
+    ``echoes``: answers begin with their prompts, which are no output. ``content_type`` of the canonical body.
     """
 
     endpoint: Endpoint
     model: str
-    stream: bool
-    choices: int
-    output_max: int | None
     prompt: Prompt
-    wants_usage: bool
-    wants_continuous_usage: bool
     fields: Mapping[str, Any]
-    is_free: bool = False
+    stream: bool = False
+    choices: int = 1
+    output_max: int | None = None
+    wants_usage: bool = True
+    wants_continuous_usage: bool = True
     echoes: bool = False
     content_type: str = JSON
+
+    @property
+    def is_free(self) -> bool:
+        """Nothing is held and nothing charged, whatever the model costs (counting tokens)."""
+        return not self.endpoint.is_listed
 
 
 class Piece(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -21,13 +21,11 @@ _DETAILS = ("auto", "low", "high")
 _PRINTED = ("tools", "functions")  # by templates, into the prompt
 
 
-class ChatCompletions(openai.Answers):
+class ChatCompletions(openai.Usual):
     """The endpoint that nearly everybody uses."""
 
     name = "chat.completions"
     paths = ("/v1/chat/completions",)
-    is_listed = True
-    output_default: int | None = None
 
     def parse(self, body: Mapping[str, Any], *, reject_unknown: bool) -> Ask:
         """See :class:`~extproc.exchange.ask.Endpoint`."""

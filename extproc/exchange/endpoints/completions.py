@@ -14,13 +14,12 @@ _OWN = frozenset({"model", "prompt", "stream", "stream_options", "n", "max_token
 _KNOWN = read.SAMPLING_FIELDS
 
 
-class Completions(openai.Answers):
+class Completions(openai.Usual):
     """Text in, text out, without a template."""
 
     name = "completions"
     paths = ("/v1/completions",)
-    is_listed = True
-    output_default: int | None = 16  # OpenAI's and vLLM's default of max_tokens here
+    output_default = 16  # OpenAI's and vLLM's default of max_tokens here
 
     def parse(self, body: Mapping[str, Any], *, reject_unknown: bool) -> Ask:
         """See :class:`~extproc.exchange.ask.Endpoint`."""

@@ -38,13 +38,12 @@ _CUT = {"type": "error", "error": {"type": "overloaded_error", "message": CUT_ME
 _MEDIA = ("image/png", "image/jpeg", "image/gif", "image/webp")
 
 
-class Messages:
+class Messages(openai.Usual):
     """What Anthropic's SDK speaks."""
 
     name = "messages"
     paths: tuple[str, ...] = ("/v1/messages",)
-    is_listed = True
-    output_default: int | None = None
+    has_stream_options = False
     cut_event = b"\n\nevent: error\ndata: " + msgspec.json.encode(_CUT) + b"\n\n"
 
     def refusal(self, answer: Answer) -> Answer:
@@ -55,14 +54,9 @@ class Messages:
         body = {"type": "error", "error": {name: value for name, value in error.items() if value is not None}}
         return msgspec.structs.replace(answer, body=msgspec.json.encode(body))
 
-    def members(self, data: bytes, content_type: str) -> Mapping[str, Any]:
-        """See :class:`~extproc.exchange.ask.Endpoint`."""
-        del content_type
-        return read.json_object(data)
-
     def parse(self, body: Mapping[str, Any], *, reject_unknown: bool) -> Ask:
         """See :class:`~extproc.exchange.ask.Endpoint`."""
-        fields, prompt = conversation(body, _KNOWN, _OWN, reject_unknown=reject_unknown)
+        fields, prompt = conversation(body, _KNOWN, reject_unknown=reject_unknown)
         read.check_stop(body, "stop_sequences")
         output_max = read.output_max(body, "max_tokens")
         if output_max is None:
@@ -71,19 +65,10 @@ class Messages:
             endpoint=self,
             model=read.model_name(body),
             stream=read.truth(body, "stream"),
-            choices=1,
             output_max=output_max,
             prompt=prompt,
-            wants_usage=True,  # it is never asked for, and always there
-            wants_continuous_usage=True,
             fields=fields,
         )
-
-    def canonical(self, ask: Ask, *, served_name: str, output_max: int, usage: bool, continuous: bool) -> bytes:
-        """See :class:`~extproc.exchange.ask.Endpoint`."""
-        del usage, continuous
-        own = {"model": served_name, "max_tokens": output_max}
-        return read.canonical(ask.fields, own, stream=ask.stream, usage=False, continuous=False)
 
     def usage(self, raw: Any, source: UsageSource, expected: Expected) -> Usage | None:
         """See :class:`~extproc.exchange.ask.Endpoint`. Of an input that nobody told, our own count."""
@@ -182,11 +167,9 @@ def _is_final(usage: Any, reason: Any) -> bool:
 # the request
 
 
-def conversation(
-    body: Mapping[str, Any], known: frozenset[str], own: frozenset[str], *, reject_unknown: bool
-) -> tuple[dict[str, Any], Prompt]:
+def conversation(body: Mapping[str, Any], known: frozenset[str], *, reject_unknown: bool) -> tuple[dict[str, Any], Prompt]:
     """System, messages and tools as they are forwarded, and what of them is to be counted. What is not counted is not forwarded."""
-    fields = read.allowed(body, known, own, reject_unknown=reject_unknown)
+    fields = read.allowed(body, known, _OWN, reject_unknown=reject_unknown)
     gathered = _Gathered()
     system = body.get("system")
     if system is not None:

@@ -1,4 +1,4 @@
-"""What OpenAI's chat and completions answers have in common: choices, usage, and how they are read."""
+"""How OpenAI's endpoints speak, as most of ours do: their bodies, errors, usage and answers."""
 
 from __future__ import annotations
 
@@ -16,28 +16,32 @@ from extproc.exchange.replies import CUT_EVENT
 from extproc.money.usage import Usage, UsageSource
 
 
-class Errors:
-    """Ours as they are."""
+class Usual:
+    """What an endpoint does that says nothing else. ``limit``: the member with the maximum of output tokens.
 
+    ``has_stream_options``: its streams tell their usage to who asks for it; else to everybody.
+    """
+
+    is_listed = True
+    output_default: int | None = None
+    limit = "max_tokens"
+    has_stream_options = True
     cut_event = CUT_EVENT
 
     def refusal(self, answer: Answer) -> Answer:
         """See :class:`~extproc.exchange.ask.Endpoint`."""
         return answer
 
-
-class Answers(Errors):
-    """What both endpoints do alike: the forwarded body's own members, and reading answers."""
-
-    def canonical(self, ask: Ask, *, served_name: str, output_max: int, usage: bool, continuous: bool) -> bytes:
-        """See :class:`~extproc.exchange.ask.Endpoint`."""
-        own = {"model": served_name, "max_tokens": output_max}
-        return canonical(ask.fields, own, stream=ask.stream, usage=usage, continuous=continuous)
-
     def members(self, data: bytes, content_type: str) -> Mapping[str, Any]:
         """See :class:`~extproc.exchange.ask.Endpoint`."""
         del content_type
         return json_object(data)
+
+    def canonical(self, ask: Ask, *, served_name: str, output_max: int, usage: bool, continuous: bool) -> bytes:
+        """See :class:`~extproc.exchange.ask.Endpoint`."""
+        own = {"model": served_name} if self.output_default == 0 else {"model": served_name, self.limit: output_max}
+        is_told = self.has_stream_options
+        return canonical(ask.fields, own, stream=ask.stream, usage=usage and is_told, continuous=continuous and is_told)
 
     def usage(self, raw: Any, source: UsageSource, expected: Expected) -> Usage | None:
         """See :class:`~extproc.exchange.ask.Endpoint`."""

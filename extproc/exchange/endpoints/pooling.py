@@ -10,23 +10,25 @@ import msgspec
 from extproc.errors import ClientError
 from extproc.exchange.ask import NOTHING, Ask, Piece, Prompt
 from extproc.exchange.endpoints import fields as read
-from extproc.exchange.endpoints.openai import Answers, decoded
+from extproc.exchange.endpoints.openai import Usual, decoded
 from extproc.exchange.meter import Expected, Figures
 from extproc.money.usage import TOKENS_MAX, Usage, UsageSource
 
 TOKENS_EACH = 4  # around a pair of texts: `<s> query </s></s> document </s>`
 
 
-class Pooling(Answers):
+class Pooling(Usual):
     """All but the body."""
 
-    is_listed = True
-    output_default: int | None = 0
+    output_default = 0
 
-    def canonical(self, ask: Ask, *, served_name: str, output_max: int, usage: bool, continuous: bool) -> bytes:
-        """See :class:`~extproc.exchange.ask.Endpoint`."""
-        del output_max, usage, continuous
-        return read.canonical(ask.fields, {"model": served_name}, stream=False, usage=False, continuous=False)
+    def ask(self, body: Mapping[str, Any], fields: dict[str, Any], prompt: Prompt) -> Ask:
+        """The parts of a body that never differ."""
+        truncate = read.whole(body, "truncate_prompt_tokens", low=-1, high=TOKENS_MAX)
+        if truncate is not None:
+            fields["truncate_prompt_tokens"] = truncate
+            prompt = msgspec.structs.replace(prompt, is_truncated=True)
+        return Ask(endpoint=self, model=read.model_name(body), prompt=prompt, fields=fields)
 
     def usage(self, raw: Any, source: UsageSource, expected: Expected) -> Usage | None:
         """See :class:`~extproc.exchange.ask.Endpoint`. Some rerankers tell the total alone, which is the same."""
@@ -65,25 +67,6 @@ class _Answer(msgspec.Struct, gc=False):
 
 
 _ANSWER = msgspec.json.Decoder(_Answer)
-
-
-def ask_of(endpoint: Any, body: Mapping[str, Any], fields: dict[str, Any], prompt: Prompt) -> Ask:
-    """The parts that never differ."""
-    truncate = read.whole(body, "truncate_prompt_tokens", low=-1, high=TOKENS_MAX)
-    if truncate is not None:
-        fields["truncate_prompt_tokens"] = truncate
-        prompt = msgspec.structs.replace(prompt, is_truncated=True)
-    return Ask(
-        endpoint=endpoint,
-        model=read.model_name(body),
-        stream=False,
-        choices=1,
-        output_max=None,
-        prompt=prompt,
-        wants_usage=True,
-        wants_continuous_usage=False,
-        fields=fields,
-    )
 
 
 def texts(value: Any, param: str) -> list[str]:

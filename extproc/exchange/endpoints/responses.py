@@ -39,13 +39,13 @@ _DETAILS = ("auto", "low", "high")
 _CUT = {**CUT_ERROR, "type": "error", "error": CUT_ERROR}
 
 
-class Responses(openai.Answers):
+class Responses(openai.Usual):
     """OpenAI's newer way to chat: items in, items out, every event of a stream with a name and a number."""
 
     name = "responses"
     paths = ("/v1/responses",)
-    is_listed = True
-    output_default: int | None = None
+    limit = "max_output_tokens"
+    has_stream_options = False
     cut_event = b"\n\nevent: error\ndata: " + msgspec.json.encode(_CUT) + b"\n\n"
 
     def parse(self, body: Mapping[str, Any], *, reject_unknown: bool) -> Ask:
@@ -64,24 +64,16 @@ class Responses(openai.Answers):
         if instructions is not None:
             fields["instructions"] = gathered.say("system", read.string(instructions, "instructions"))
         fields["input"] = gathered.input(body.get("input"))
+        fields["store"] = False  # what a backend remembers, another one does not know
         stream, _, _ = read.stream_options(body)
         return Ask(
             endpoint=self,
             model=read.model_name(body),
             stream=stream,
-            choices=1,
             output_max=read.output_max(body, "max_output_tokens"),
             prompt=gathered.prompt([{"type": "function", "function": tool} for tool in tools]),
-            wants_usage=True,  # it is never asked for, and always there
-            wants_continuous_usage=True,
             fields=fields,
         )
-
-    def canonical(self, ask: Ask, *, served_name: str, output_max: int, usage: bool, continuous: bool) -> bytes:
-        """See :class:`~extproc.exchange.ask.Endpoint`. Nothing is stored: what a backend remembers, another one does not know."""
-        del usage, continuous
-        own = {"model": served_name, "max_output_tokens": output_max, "store": False}
-        return read.canonical(ask.fields, own, stream=ask.stream, usage=False, continuous=False)
 
     def usage(self, raw: Any, source: UsageSource, expected: Expected) -> Usage | None:
         """See :class:`~extproc.exchange.ask.Endpoint`."""

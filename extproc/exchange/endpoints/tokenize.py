@@ -1,4 +1,4 @@
-"""``POST /tokenize`` and ``POST /detokenize``: everything about them. No GPU works for them: nothing is held, and nothing charged."""
+"""``POST /tokenize`` and ``POST /detokenize``: everything about them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from extproc.errors import ClientError
 from extproc.exchange.ask import NOTHING, Ask, Piece, Prompt
 from extproc.exchange.endpoints import fields as read
 from extproc.exchange.endpoints.chat import messages_of
-from extproc.exchange.endpoints.openai import Answers, decoded
-from extproc.exchange.meter import Expected
-from extproc.money.usage import Usage, UsageSource
+from extproc.exchange.endpoints.free import Free
+from extproc.exchange.endpoints.openai import Usual, decoded
 
 _OWN = frozenset({"model", "messages"})
 _KNOWN = frozenset(
@@ -21,13 +20,11 @@ _KNOWN = frozenset(
 )
 
 
-class Tokenize(Answers):
+class Tokenize(Free, Usual):
     """A prompt, or messages, in; tokens out."""
 
     name = "tokenize"
     paths: tuple[str, ...] = ("/tokenize",)
-    is_listed = False
-    output_default: int | None = 0
 
     def parse(self, body: Mapping[str, Any], *, reject_unknown: bool) -> Ask:
         """See :class:`~extproc.exchange.ask.Endpoint`."""
@@ -40,28 +37,7 @@ class Tokenize(Answers):
         return self._ask(body, fields)
 
     def _ask(self, body: Mapping[str, Any], fields: dict[str, Any]) -> Ask:
-        return Ask(
-            endpoint=self,
-            model=read.model_name(body),
-            stream=False,
-            choices=1,
-            output_max=None,
-            prompt=Prompt(),
-            wants_usage=True,
-            wants_continuous_usage=False,
-            fields=fields,
-            is_free=True,
-        )
-
-    def canonical(self, ask: Ask, *, served_name: str, output_max: int, usage: bool, continuous: bool) -> bytes:
-        """See :class:`~extproc.exchange.ask.Endpoint`."""
-        del output_max, usage, continuous
-        return read.canonical(ask.fields, {"model": served_name}, stream=False, usage=False, continuous=False)
-
-    def usage(self, raw: Any, source: UsageSource, expected: Expected) -> Usage | None:
-        """Counting uses nothing."""
-        del raw, expected
-        return Usage(source=source)
+        return Ask(endpoint=self, model=read.model_name(body), prompt=Prompt(), fields=fields)
 
     def read_event(self, data: bytes) -> Piece:
         """See :class:`~extproc.exchange.ask.Endpoint`."""

@@ -34,13 +34,12 @@ _KNOWN = frozenset(
 _NAMES = (("prompt_tokens", "completion_tokens"), ("input_tokens", "output_tokens"))
 
 
-class Transcriptions(openai.Answers):
+class Transcriptions(openai.Usual):
     """Speech in, text out: in its own language, or in English."""
 
     name = "transcriptions"
     paths: tuple[str, ...] = ("/v1/audio/transcriptions",)
-    is_listed = True
-    output_default: int | None = 0
+    output_default = 0
     telling: tuple[str, ...] = ("json", "verbose_json")  # the formats of answers that tell the seconds
 
     def members(self, data: bytes, content_type: str) -> Mapping[str, Any]:
@@ -64,8 +63,6 @@ class Transcriptions(openai.Answers):
             endpoint=self,
             model=read.model_name(body),
             stream=stream,
-            choices=1,
-            output_max=None,
             prompt=Prompt(param="file", audio_ms=length.most_ms, audio_ms_likely=length.likely_ms),
             wants_usage=usage,
             wants_continuous_usage=usage and read.truth(body, "stream_continuous_usage_stats"),
