@@ -24,6 +24,7 @@ NFC_GROWTH = 3  # UTF-8 grows at most so much under NFC
 PROMPTS_MAX = 2_048  # texts of one request
 ID_CHARS_MAX = 128  # of what names a call, an item or a message, as an earlier answer had it; some templates print it
 URL_CHARS_MAX = 8_192  # of an image that a backend is to fetch
+NESTING_MAX = 128  # of what we do not read: more than any schema has, and well within what JSON can be written of, however deep our stack is
 
 # Sampling and shape of the answer: they change neither the price nor the queue.
 SAMPLING_FIELDS = frozenset(
@@ -40,6 +41,7 @@ IGNORED_FIELDS = frozenset(
 )
 
 
+_NESTS = (dict, list)
 _WHOLE = re.compile(r"\s{0,8}[+-]?[0-9]{1,18}\s{0,8}", re.ASCII)
 
 
@@ -171,12 +173,21 @@ def printed(extras: list[Any]) -> tuple[int, int]:
     """Bytes of JSON that a template prints: (compact, as widely as any does: Llama 3.1 indents by four, Qwen normalises to NFC)."""
     if not extras:
         return 0, 0
-    try:
-        wide = json.dumps(extras, indent=4, ensure_ascii=False)
-    except RecursionError as error:
-        raise ClientError("The request body is nested too deeply.", code="invalid_json") from error
+    check_nesting(extras)
+    wide = json.dumps(extras, indent=4, ensure_ascii=False)
     size = len(wide.encode("utf-8", "replace"))
     return len(msgspec.json.encode(extras)), size if wide.isascii() else NFC_GROWTH * size
+
+
+def check_nesting(value: Any) -> None:
+    """Deep is what a recursion ends at, so nobody here uses one."""
+    level = [value]
+    for _ in range(NESTING_MAX):
+        insides = (parent.values() if isinstance(parent, dict) else parent for parent in level)
+        level = [child for inside in insides for child in inside if isinstance(child, _NESTS)]
+        if not level:
+            return
+    raise ClientError(f"The request body is nested more than {NESTING_MAX} deep.", code="invalid_json")
 
 
 def allowed(body: Mapping[str, Any], known: frozenset[str], own: frozenset[str], *, reject_unknown: bool) -> dict[str, Any]:
@@ -184,6 +195,8 @@ def allowed(body: Mapping[str, Any], known: frozenset[str], own: frozenset[str],
     fields = {}
     for name, value in body.items():
         if name in known:
+            if isinstance(value, _NESTS):
+                check_nesting(value)
             if value is not None:
                 fields[name] = value
         elif reject_unknown and name not in own and name not in IGNORED_FIELDS:

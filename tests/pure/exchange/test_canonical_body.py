@@ -11,8 +11,11 @@ from stage import PAYER, chat, error_of, granted, key, model, pinned, to_open
 from extproc.exchange import actions as act
 from extproc.exchange import events as ev
 from extproc.exchange.additions import cache_salt
-from extproc.exchange.machine import Exchange
+from extproc.exchange.endpoints import ENDPOINTS
+from extproc.exchange.endpoints.fields import NESTING_MAX
+from extproc.exchange.machine import Exchange, State
 from extproc.exchange.policy import Bounds, Policy
+from extproc.money.hold import EndKind
 
 # Every member of VLLM.md that changes the bill, the queue, or what the backend does to others
 FOREIGN: dict[str, Any] = {
@@ -57,6 +60,40 @@ def test_of_doubled_members_the_last_one_is_forwarded():
     )
     (passed,) = exchange.receive(ev.Amended(granted=granted()))
     assert passed.data == b'{"messages":[{"role":"user","content":"a"}],"model":"m","max_tokens":7}'
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", MESSAGES | {"response_format": "DEEP"}),
+        ("/v1/chat/completions", MESSAGES | {"tools": "DEEP"}),
+        ("/v1/chat/completions", {"messages": [{"role": "tool", "content": "a", "x": "DEEP"}]}),
+        ("/v1/completions", {"prompt": "a", "logit_bias": "DEEP"}),
+        ("/v1/responses", {"input": "a", "text": "DEEP"}),
+        ("/v1/messages", MESSAGES | {"max_tokens": 1, "thinking": "DEEP"}),
+        ("/v1/messages/count_tokens", MESSAGES | {"tools": [{"name": "f", "input_schema": {"a": "DEEP"}}]}),
+        ("/tokenize", {"prompt": "a", "tools": "DEEP"}),
+    ],
+)
+def test_nothing_is_held_for_what_is_nested_too_deeply(path: str, body: dict, opening: str, closing: str):
+    """Python's stack bounds how deep JSON may be read and written, and is deeper when we write: what we take, we must be able to write."""
+
+    def ask(depth: int) -> Exchange:
+        exchange = Exchange(pinned(model(endpoints=frozenset(endpoint.name for endpoint in ENDPOINTS))))
+        to_open(exchange, path=path)
+        deep = opening * depth + "1" + closing * depth
+        actions.extend(exchange.receive(ev.Body(data=json.dumps({"model": "m"} | body).replace('"DEEP"', deep).encode())))
+        return exchange
+
+    actions: list[act.Action] = []
+    (passed,) = ask(NESTING_MAX - 8).receive(ev.Amended(granted=granted()))
+    assert passed.data.count(opening.encode()) >= NESTING_MAX - 8
+    actions.clear()
+    for depth in (NESTING_MAX + 1, 900, 960, 980):
+        assert ask(depth).state is State.CLOSED
+        reply, end, _ = actions[-3:]
+        assert (reply.status, error_of(reply)["code"], end.ending.kind) == (400, "invalid_json", EndKind.VOID)
 
 
 def test_a_priority_is_told_to_backends_that_heed_it():
