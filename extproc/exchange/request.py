@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from extproc.accounts.scopes import key_fault
 from extproc.errors import ClientError
-from extproc.exchange import answers, replies
+from extproc.exchange import answers, replies, upstream
 from extproc.exchange.actions import Admit, Answer, Count, CountUpstream, FindAnswer, LookUpKey, PassBody, PassHeaders
 from extproc.exchange.answers import Question
 from extproc.exchange.ask import JSON
@@ -16,10 +16,10 @@ from extproc.exchange.body import understand
 from extproc.exchange.doors import FORBIDDEN_HEADERS, door_of, secret_of, too_large
 from extproc.exchange.events import Admitted, Amended, Answered, Body, Counted, Headers, KeyRead, Refused, StoreFailed
 from extproc.exchange.figures import Pairs
+from extproc.exchange.forwarding import forward, sticky
 from extproc.exchange.sizing import Size, clamped, size
 from extproc.exchange.state import Outcome, State
 from extproc.exchange.tab import Tab
-from extproc.exchange.upstream import question
 from extproc.money.hold import DenyReason, EndReason
 from extproc.money.price import Price
 from extproc.money.quote import Quote, Terms, affordable_output_tokens
@@ -172,8 +172,7 @@ def body(tab: Tab, event: Body) -> Outcome:
             return _amend(tab, prompt.count(counter))
     except ClientError as error:
         return _refuse_held(tab, event.at_ns, error)
-    payer_id = tab.key.payer_id if tab.key else ""
-    return State.COUNTING, (Count(payer_id=payer_id, job=lambda: prompt.count(counter)),)
+    return State.COUNTING, (Count(payer_id=tab.payer_id, job=lambda: prompt.count(counter)),)
 
 
 def _ask_upstream(tab: Tab) -> Outcome | None:
@@ -182,9 +181,8 @@ def _ask_upstream(tab: Tab) -> Outcome | None:
     assert tab.model is not None
     if tab.model.name not in tab.pinned.bounds.counted_upstream or tab.ask.is_free:
         return None
-    asked = question(tab.ask.prompt, tab.model.served_name)
-    payer_id = tab.key.payer_id if tab.key else ""
-    return (State.COUNTING, (CountUpstream(payer_id=payer_id, model=tab.model.name, question=asked),)) if asked else None
+    asked = upstream.question(tab.ask.prompt, tab.model.served_name)
+    return (State.COUNTING, (CountUpstream(payer_id=tab.payer_id, model=tab.model.name, question=asked),)) if asked else None
 
 
 def counted(tab: Tab, event: Counted) -> Outcome:
@@ -220,20 +218,19 @@ def amended(tab: Tab, event: Amended) -> Outcome:
 
 def _forward(tab: Tab) -> Outcome:
     _, worst, price = _priced(tab)
-    key = tab.key
     metadata: Pairs = (
         ("hold_id", tab.hold_id),
-        ("payer_id", key.payer_id if key else ""),
-        ("key_id", key.id if key else ""),
+        ("payer_id", tab.payer_id),
+        ("key_id", tab.key.id if tab.key else ""),
         ("cap_nanos", str(worst.cap_nanos)),
         ("price_id", price.price_id),
     )
     if tab.quota is not NO_QUOTA:
         metadata += tuple(zip(FREE, map(str, tab.quota.both), strict=True))
     names = _route(tab)
-    if sticky := tab.sticky():
-        names = (*names, ("x-sticky", sticky))
-    return State.FORWARDED, (PassBody(data=tab.forward(), set_headers=names, metadata=metadata),)
+    if conversation := sticky(tab):
+        names = (*names, ("x-sticky", conversation))
+    return State.FORWARDED, (PassBody(data=forward(tab), set_headers=names, metadata=metadata),)
 
 
 def _route(tab: Tab) -> tuple[tuple[str, str], ...]:

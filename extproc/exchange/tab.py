@@ -7,7 +7,6 @@ need is known.
 from __future__ import annotations
 
 from collections.abc import Callable
-from hashlib import sha256
 from typing import Any
 
 import msgspec
@@ -16,7 +15,6 @@ from msgspec import structs
 from extproc.accounts.model import Key
 from extproc.catalog.model import Catalog, Model, Tier
 from extproc.exchange.actions import Amend, Answer, Beat, End, Lend, Note
-from extproc.exchange.additions import additions
 from extproc.exchange.ask import Ask
 from extproc.exchange.doors import Door
 from extproc.exchange.endpoints import BY_PATH
@@ -32,11 +30,10 @@ from extproc.money.hold import Admission, Amendment, Checkpoint, Ending, EndKind
 from extproc.money.price import FACTOR_ONE, Price
 from extproc.money.quote import NOTHING_DUE, Quote, Terms, quote, worth_taking
 from extproc.money.receipt import cost_nanos
-from extproc.money.usage import CHARACTERS_PER_TOKEN_MAX, NO_QUOTA, NO_USAGE, TOKENS_MAX, Quota, Usage, UsageSource, rare_of, used_of
+from extproc.money.usage import CHARACTERS_PER_TOKEN_MAX, NO_QUOTA, NO_USAGE, Quota, Usage, UsageSource, rare_of, used_of
 from extproc.tokens.counter import Counter, Counters
 
 STANDARD = "standard"
-STICKY_CHARS = 1_024  # conversations that begin alike share a prefix cache; later turns must not move them
 NANOS_PER_MS = 1_000_000
 
 Finish = tuple[End, Note] | tuple[Note]
@@ -63,45 +60,10 @@ class Tab:
     """
 
     __slots__ = (
-        "ask",
-        "attempts",
-        "body",
-        "checkpoint",
-        "clamped",
-        "client_ip",
-        "content_type",
-        "counter",
-        "created_ms",
-        "door",
-        "expected",
-        "figures_due_ns",
-        "free",
-        "hold_id",
-        "is_shadow",
-        "key",
-        "meter",
-        "model",
-        "owner",
-        "path",
-        "pinned",
-        "price",
-        "priority",
-        "quota",
-        "quote",
-        "remarks",
-        "request_id",
-        "requests_left",
-        "sized",
-        "spendable_nanos",
-        "started_ns",
-        "status",
-        "stream",
-        "terms",
-        "tier",
-        "tokens_left",
-        "told",
-        "ttft_ns",
-        "upstream",
+        "ask", "attempts", "body", "checkpoint", "clamped", "client_ip", "content_type", "counter", "created_ms", "door", "expected",
+        "figures_due_ns", "free", "hold_id", "is_shadow", "key", "meter", "model", "owner", "path", "pinned", "price", "priority", "quota",
+        "quote", "remarks", "request_id", "requests_left", "sized", "spendable_nanos", "started_ns", "status", "stream", "terms", "tier",
+        "tokens_left", "told", "ttft_ns", "upstream",
     )  # fmt: skip
 
     def __init__(self, pinned: Pinned) -> None:
@@ -355,58 +317,6 @@ class Tab:
         words = held.output_tokens
         return structs.replace(held, output_characters=CHARACTERS_PER_TOKEN_MAX * words, output_words=words)
 
-    def forward(self) -> bytes:
-        """The body for the backend. Only what the meter must know is kept of the ask: a prompt need not live as long as its answer."""
-        ask, model, sized = self.ask, self._model(), self.sized
-        assert ask is not None
-        assert sized is not None
-        payer_id, salt_key = self.key.payer_id if self.key else "", self.pinned.bounds.cache_salt_key
-        if salt_key or model.backend_priority:
-            ours = additions(ask, model, priority=self.priority, payer_id=payer_id, salt_key=salt_key)
-            ask = structs.replace(ask, fields={**ask.fields, **ours})
-        body = self.body or ask.endpoint.canonical(
-            ask,
-            served_name=model.served_name,
-            output_max=sized.output_each,
-            usage=ask.wants_usage or self.injects_usage,
-            continuous=ask.wants_continuous_usage or self.injects_continuous,
-        )
-        self.expected, self.ask, self.body = self._expected(ask, model, sized), None, b""
-        return body
-
-    def _expected(self, ask: Ask, model: Model, sized: Size) -> Expected:
-        rename = (model.served_name, ask.model) if model.served_name != ask.model and not self.is_shadow else None
-        forced = model.usage == "forced" and not self.is_shadow
-        return Expected(
-            endpoint=ask.endpoint,
-            counter=self.counter,
-            prompt=sized.prompt,
-            input_tokens_max=sized.input_tokens_max,
-            output_tokens_max=min(max(model.output_tokens_max, sized.output_each) * ask.choices, TOKENS_MAX),
-            output_tokens_held=sized.demand.output_tokens,
-            choices=ask.choices,
-            prompts=ask.prompt.prompts,
-            echoed_tokens=sized.prompt.input_tokens * ask.choices // ask.prompt.prompts if ask.echoes else 0,
-            trust_usage=self.trusts_usage,
-            needs_text=self.price is not None and self.price.needs_text,
-            hide_final=not ask.wants_usage and (forced or self.injects_usage),
-            hide_running=not ask.wants_continuous_usage and (forced or self.injects_continuous),
-            rename=(_quoted(rename[0]), _quoted(rename[1])) if rename else None,
-            tells_cost=ask.stream and ask.wants_usage and self.trusts_usage and not self.is_shadow,
-        )
-
-    def sticky(self) -> str:
-        """What ``x-sticky`` is made of: nothing, the account, or account and the beginning of the prompt (for prefix caches)."""
-        model, ask = self._model(), self.ask
-        assert ask is not None
-        if model.sticky == "none":
-            return ""
-        payer_id = self.key.payer_id if self.key else ""
-        if model.sticky == "account":
-            return payer_id
-        beginning = "".join([content for _, content in ask.prompt.messages[:2]] + list(ask.prompt.texts[:1]))[:STICKY_CHARS]
-        return sha256(f"{payer_id}/{beginning}".encode("utf-8", "replace")).hexdigest()[:32]
-
     @property
     def is_question(self) -> bool:
         """We answer it ourselves: nothing is ever held for it."""
@@ -423,18 +333,9 @@ class Tab:
         return self._model().usage != "counted"
 
     @property
-    def injects_usage(self) -> bool:
-        """We ask the backend for the final usage, whether the client does or not."""
-        return self._model().usage in ("inject", "continuous") and not self.is_shadow
-
-    @property
-    def injects_continuous(self) -> bool:
-        """Per-chunk usage too: where the model says so, and wherever we could not count prompt or output ourselves."""
-        model = self._model()
-        if self.is_shadow:
-            return False
-        uncounted = (self.sized is not None and self.sized.estimated) or (self.ask is not None and bool(self.ask.fields.get("logprobs")))
-        return model.usage == "continuous" or (model.usage == "inject" and uncounted)
+    def payer_id(self) -> str:
+        """Who pays; a stranger has no id."""
+        return self.key.payer_id if self.key else ""
 
     def _begun(self, end_reason: EndReason) -> Record:
         """The row of a request that has come to nothing yet: who asks for what, as far as that is known."""
@@ -443,7 +344,7 @@ class Tab:
         record = Record(
             id=self.hold_id,
             request_id=self.request_id,
-            user_id=key.payer_id if key else "",
+            user_id=self.payer_id,
             creds_id=key.id if key else "",
             model=model.name if model else "",
             endpoint=self.door.endpoint.name if self.door and self.door.endpoint else "",
@@ -544,7 +445,3 @@ def reaches_free(catalog: Catalog, tier: Tier, key: Key) -> bool:
     if tier.price_factor == 0 or key.price_factor == 0:
         return True
     return any(name in key.models for name in catalog.free_models) if key.models else bool(catalog.free_models)
-
-
-def _quoted(name: str) -> bytes:
-    return b'"' + name.encode() + b'"'

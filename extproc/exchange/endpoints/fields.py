@@ -24,7 +24,7 @@ NFC_GROWTH = 3  # UTF-8 grows at most so much under NFC
 PROMPTS_MAX = 2_048  # texts of one request
 ID_CHARS_MAX = 128  # of what names a call, an item or a message, as an earlier answer had it; some templates print it
 URL_CHARS_MAX = 8_192  # of an image that a backend is to fetch
-NESTING_MAX = 128  # of what we do not read: more than any schema has, and well within what JSON can be written of, however deep our stack is
+NESTING_MAX = 128  # of what we do not read: more than any schema has, and JSON can be written of it however deep our stack is
 
 # Sampling and shape of the answer: they change neither the price nor the queue.
 SAMPLING_FIELDS = frozenset(

@@ -10,9 +10,9 @@ from stage import PAYER, chat, error_of, granted, key, model, pinned, to_open
 
 from extproc.exchange import actions as act
 from extproc.exchange import events as ev
-from extproc.exchange.additions import cache_salt
 from extproc.exchange.endpoints import ENDPOINTS
 from extproc.exchange.endpoints.fields import NESTING_MAX
+from extproc.exchange.forwarding import cache_salt
 from extproc.exchange.machine import Exchange, State
 from extproc.exchange.policy import Bounds, Policy
 from extproc.money.hold import EndKind
