@@ -236,7 +236,6 @@ class Settings:
             count_exactly_bytes_max=self.body.count_exactly_bytes_max,
             offload_bytes=self.body.offload_bytes,
             entry_nanos=self.holds.entry_nanos,
-            key_header=self.identity.key_header,
             cache_salt_key=(self.identity.cache_salt_key or "").encode(),
             counted_upstream=frozenset(dict(self.body.tokenize_urls)),
         )

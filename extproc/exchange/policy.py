@@ -24,7 +24,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """Sizes and amounts that an exchange needs to know; from extproc.yaml's ``body``, ``holds``, ``listen`` and ``identity``.
+    """Sizes and amounts that an exchange needs to know; from extproc.yaml's ``body``, ``holds`` and ``identity``.
 
     ``cache_salt_key``: empty = payers share the prefix caches of backends. ``counted_upstream``: models whose own servers may be asked
     for the tokens of a prompt.
@@ -34,6 +34,5 @@ class Bounds:
     count_exactly_bytes_max: int = 262_144
     offload_bytes: int = 16_384
     entry_nanos: int = 1_000_000
-    key_header: str = "authorization"
     cache_salt_key: bytes = field(default=b"", repr=False)
     counted_upstream: frozenset[str] = frozenset()
