@@ -31,6 +31,9 @@ _KNOWN = frozenset(
         "max_completion_tokens",
     }
 )
+# Backends cut long recordings into pieces (of 30 s, mostly) with a window each, and tell their tokens together.
+PIECE_MS_MIN = 1_000
+
 _NAMES = (("prompt_tokens", "completion_tokens"), ("input_tokens", "output_tokens"))
 
 
@@ -85,13 +88,13 @@ class Transcriptions(openai.Usual):
         """See :class:`~extproc.exchange.ask.Endpoint`. Seconds, or tokens; of what is not told (no sound has 0 seconds) our own figure."""
         if not isinstance(raw, dict):
             return None
-        figure = Figures()
         seconds, audio_ms = raw.get("seconds"), expected.prompt.audio_ms
         if isinstance(seconds, float | int) and not isinstance(seconds, bool):
             audio_ms = math.ceil(min(max(seconds, 0), TOKENS_MAX // 1_000) * 1_000)
             return msgspec.structs.replace(expected.prompt, audio_ms=audio_ms, source=source, flags=())
+        figure, most = Figures(), min(expected.input_tokens_max * (1 + audio_ms // PIECE_MS_MIN), TOKENS_MAX)
         for inputs, outputs in _NAMES:
-            tokens = figure(raw, inputs, TOKENS_MAX), figure(raw, outputs, TOKENS_MAX)
+            tokens = figure(raw, inputs, most), figure(raw, outputs, most)
             if tokens[0] is not None:
                 flags = (*expected.prompt.flags, *figure.flags)
                 return Usage(input_tokens=tokens[0], output_tokens=tokens[1] or 0, audio_ms=audio_ms, source=source, flags=flags)

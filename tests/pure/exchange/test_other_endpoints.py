@@ -199,6 +199,14 @@ def test_sound_is_paid_by_the_second(answer: Any, charged_ms: int, source: str):
     assert (ending.charge_nanos, record.usage_source, record.end_reason) == (charged_ms, source, "stop")
 
 
+def test_tokens_of_sound_are_no_more_than_its_pieces_can_have():
+    walk = hear()
+    walk.ask(form())
+    walk.forward()
+    _, record = walk.answer({"text": "hi", "usage": {"type": "tokens", "input_tokens": 31_000, "output_tokens": 2}})
+    assert (record.input_tokens, record.output_tokens, record.usage_flags[-1]) == (3 * 10_000, 2, "input_tokens_impossible")
+
+
 @pytest.mark.parametrize("answer", [{"error": {"message": "no"}}, b"<html>", b"", {}])
 def test_sound_that_was_not_understood_is_not_paid(answer: Any):
     walk = hear()
