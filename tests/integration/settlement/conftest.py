@@ -1,10 +1,12 @@
-"""A town per test."""
+"""A town per test, and an outbox in it."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
+from replaying import Outbox, Settler
 from town import Town
 
 from extproc.holds.fresh import open_fresh
@@ -23,3 +25,15 @@ async def town(database: str, redis_url: str) -> AsyncIterator[Town]:
         yield town
         await town.close()
     await pipeline.close()
+
+
+@pytest.fixture
+def settler(town: Town, tmp_path: Path) -> Settler:
+    return Settler(town, tmp_path / "outbox")
+
+
+@pytest.fixture
+def outbox(settler: Settler) -> Iterator[Outbox]:
+    box = Outbox(settler.directory)
+    yield box
+    box.leave()

@@ -6,8 +6,8 @@ import contextlib
 import sqlite3
 
 import pytest
+from replaying import Outbox
 from test_release import releases
-from test_replay import Outbox, outbox, settler  # noqa: F401 - fixtures
 from town import new_id
 
 from extproc.money.hold import Ending
@@ -32,7 +32,7 @@ async def one_hold(town, output: int = 10) -> Ending:
     return town.settle(new_id(), payer, key, output)
 
 
-async def patiently(settler, replay) -> None:  # noqa: F811
+async def patiently(settler, replay) -> None:
     """A minute goes by: the settler meets the file, makes endings of the loans, and books them."""
     for _ in range(4):
         await replay.step()
@@ -47,7 +47,7 @@ def events(town) -> list[tuple[str, int]]:
         return sorted(rows.fetchall())
 
 
-async def test_a_loan_of_a_living_worker_keeps_nobody_waiting(town, settler, outbox):  # noqa: F811
+async def test_a_loan_of_a_living_worker_keeps_nobody_waiting(town, settler, outbox):
     settled, open_one = await one_hold(town), await one_hold(town)
     outbox.file.append([], lent=[lent(open_one)])
     outbox.promise(settled)
@@ -56,7 +56,7 @@ async def test_a_loan_of_a_living_worker_keeps_nobody_waiting(town, settler, out
     assert outbox.file.has_loans
 
 
-async def test_the_settler_ends_what_is_in_a_file_without_an_owner(town, settler):  # noqa: F811
+async def test_the_settler_ends_what_is_in_a_file_without_an_owner(town, settler):
     dead = Outbox(settler.directory, 7)
     delivered, silent = await one_hold(town), await one_hold(town)
     dead.file.append([], lent=[lent(delivered), lent(silent, charge=0)._replace(row=b"{}")])
@@ -70,7 +70,7 @@ async def test_the_settler_ends_what_is_in_a_file_without_an_owner(town, settler
     assert town.count("conflicts") == 0
 
 
-async def test_a_file_without_an_owner_stays_while_something_is_lent(town, settler, outbox):  # noqa: F811
+async def test_a_file_without_an_owner_stays_while_something_is_lent(town, settler, outbox):
     """It had an owner when it was looked at, who died before it was cleared away."""
     old = await one_hold(town)
     outbox.promise(old, at_ms=1)
@@ -91,7 +91,7 @@ async def test_a_file_without_an_owner_stays_while_something_is_lent(town, settl
 
 
 @pytest.mark.parametrize("first", ["redis", "loan"])
-async def test_redis_has_an_older_checkpoint_of_the_same_hold(town, settler, first):  # noqa: F811
+async def test_redis_has_an_older_checkpoint_of_the_same_hold(town, settler, first):
     """The request was admitted by Redis before it was served on credit; its lease runs out there, with nothing delivered."""
     payer, key = await town.customer()
     hold = await town.hold(payer, key)
@@ -118,7 +118,7 @@ async def test_redis_has_an_older_checkpoint_of_the_same_hold(town, settler, fir
     assert (town.count("conflicts"), town.count("requests")) == (0, 1)
 
 
-async def test_a_loan_beside_its_settle_is_nothing_new(town, settler):  # noqa: F811
+async def test_a_loan_beside_its_settle_is_nothing_new(town, settler):
     """Redis has the settle; the worker was killed before its outbox had it."""
     payer, key = await town.customer()
     hold = await town.hold(payer, key)
@@ -136,7 +136,7 @@ async def test_a_loan_beside_its_settle_is_nothing_new(town, settler):  # noqa: 
     assert (town.count("conflicts"), settler.count(Series.CONFLICTS)) == (0, 0)
 
 
-async def test_another_format_is_told_once_and_keeps_nobody(town, settler, outbox, caplog):  # noqa: F811
+async def test_another_format_is_told_once_and_keeps_nobody(town, settler, outbox, caplog):
     strange = Outbox(settler.directory, 7)
     strange.leave()
     with contextlib.closing(sqlite3.connect(strange.path)) as other:
@@ -150,7 +150,7 @@ async def test_another_format_is_told_once_and_keeps_nobody(town, settler, outbo
     assert strange.path.exists()
 
 
-def test_a_file_that_is_read_says_what_is_lent(settler, outbox):  # noqa: F811
+def test_a_file_that_is_read_says_what_is_lent(settler, outbox):
     with contextlib.closing(OutboxFile.read_only(outbox.path)) as file:
         assert not file.has_loans
         outbox.file.append([], lent=[Lent("h", 0, "p", "k", CAP, LATER, b"")])
