@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from extproc.accounts.model import Key, KeyDelivery, Period
+from extproc.accounts.terms import changes_of, plain
 from extproc.money.hold import Limits
 
 _LIMITS = ("requests_per_minute", "requests_per_hour", "tokens_per_minute", "concurrent_requests")
@@ -29,6 +30,7 @@ def key_of_row(row: Mapping[str, Any]) -> Key:
         name=row["name"],
         tier=row["tier"],
         price_factor=row["price_factor"],
+        changes=changes_of(row["changes"]),
         models=frozenset(row["models"]),
         networks=tuple(row["networks"]),
         expires_ms=row["expires_ms"],
@@ -67,6 +69,7 @@ def to_json(shared: Shared) -> bytes:
             "name": key.name,
             "tier": key.tier,
             "price_factor": key.price_factor,
+            "changes": plain(key.changes),
             "models": sorted(key.models),
             "networks": key.networks,
             "expires_ms": key.expires_ms,
@@ -93,6 +96,7 @@ def from_json(data: bytes) -> Shared | None:
                 "networks": tuple(fields["networks"]),
                 "limits": Limits(**fields["limits"]),
                 "budget_period": Period(fields["budget_period"]),
+                "changes": changes_of(fields.get("changes", ())),
             }
         )
     except (ValueError, KeyError, TypeError, AttributeError):

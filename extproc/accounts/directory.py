@@ -74,7 +74,7 @@ class KeyStore:
         self.database = database
         self._redis = redis
         self._delivery = delivery
-        self._unix_ms = unix_ms
+        self.unix_ms = unix_ms
         self._queries = load_queries("extproc.accounts")
 
     async def shared(self, key_hash: bytes) -> Shared | None:
@@ -95,11 +95,11 @@ class KeyStore:
         """
         key = found.key
         await self._delivery.put_key(key.payer_id, key.id, version=found.version, fields=enforced(found))
-        shared = to_json(Shared(key=key, loaded_ms=self._unix_ms()))
+        shared = to_json(Shared(key=key, loaded_ms=self.unix_ms()))
         await self._redis.execute("SET", shared_name(found.hash), shared, "EX", SHARED_TTL_S)
 
     def is_fresh(self, shared: Shared) -> bool:
-        return 0 <= self._unix_ms() - shared.loaded_ms < SHARED_FRESH_MS
+        return 0 <= self.unix_ms() - shared.loaded_ms < SHARED_FRESH_MS
 
 
 class Directory:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any, TypeVar
 
 from extproc.money.hold import NO_LIMITS, Limits
 from extproc.money.price import FACTOR_ONE
@@ -18,8 +19,22 @@ class Period(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What an account's terms become at a moment (unix ms): another tier, or another price factor (millionths). ``None``: stays."""
+
+    at_ms: int
+    tier: str | None = None
+    price_factor: int | None = None
+
+    @property
+    def sets(self) -> dict[str, Any]:
+        """Field → value."""
+        return {name: value for name in ("tier", "price_factor") if (value := getattr(self, name)) is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """``users.id`` is the payer of everything its keys do."""
+    """``users.id`` is the payer of everything its keys do. ``changes``: of tier and price factor (:func:`as_of`)."""
 
     id: str
     name: str
@@ -28,13 +43,14 @@ class Account:
     created_at: str = ""
     frozen: bool = False
     price_factor: int = FACTOR_ONE
+    changes: tuple[Change, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
     """What a look-up by hash returns: identity and scopes, no secret. Empty ``models`` or ``networks`` = no restriction.
 
-    ``price_factor``: the account's own, in millionths, beside that of its tier.
+    ``price_factor``: the account's own, in millionths, beside that of its tier. ``changes`` of both: :func:`as_of`.
     ``expires_ms`` 0 = never. Revocation, expiry and budget are enforced by ``admit`` from Redis; here they serve early refusals only.
     """
 
@@ -51,6 +67,18 @@ class Key:
     budget_nanos: int | None = None
     budget_period: Period = Period.NONE
     sandbox: bool = False
+    changes: tuple[Change, ...] = ()
+
+
+Served = TypeVar("Served", Account, Key)
+
+
+def as_of(one: Served, unix_ms: int) -> Served:
+    """With the terms of that moment: changes that are over by then count more than what stands beside them."""
+    for change in one.changes:
+        if change.at_ms <= unix_ms:
+            one = replace(one, **change.sets)
+    return one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

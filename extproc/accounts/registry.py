@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Protocol
 
 from extproc.accounts.codec import delivery_of_row
 from extproc.accounts.directory import KeyDeliveries, KeyStore
 from extproc.accounts.keys import hash_of, hint_of, new_key
-from extproc.accounts.model import Account, FreezeDelivery, Key, KeyDelivery, Period
+from extproc.accounts.model import Account, Change, FreezeDelivery, Key, KeyDelivery, Period, as_of
 from extproc.accounts.scopes import parse_networks
+from extproc.accounts.terms import CHANGES_MAX, changes_of, plain, with_change
 from extproc.errors import StoreError, UsageError
 from extproc.money.amount import format_scaled
 from extproc.money.hold import NO_LIMITS, Limits
@@ -109,7 +112,7 @@ class Registry:
         rows = await self._database.fetch(self._queries["account_of_id"], {"id": account_id})
         if not rows:
             raise UsageError(f"there is no account {account_id}")
-        return Account(**rows[0])
+        return _account(rows[0])
 
     async def account_named(self, name: str) -> Account:
         """By e-mail address or name, if only one has it."""
@@ -117,12 +120,12 @@ class Registry:
             found = await self._named(transaction, name)
         if len(found) != 1:
             raise UsageError(f"{name!r} names more than one account; use its id" if found else f"there is no account {name!r}")
-        return Account(**found[0])
+        return _account(found[0])
 
     async def accounts(self, *, limit: int = 100, after: str | None = None) -> list[Account]:
         """Oldest first, after the id given."""
         rows = await self._database.fetch(self._queries["list_accounts"], {"limit": min(limit, PAGE_MAX), "after": after})
-        return [Account(**row) for row in rows]
+        return [_account(row) for row in rows]
 
     async def freeze(self, account_id: str, *, frozen: bool, actor: str, reason: str) -> bool:
         """Refuse an account's new requests, or accept them again; running ones finish. True: Redis has it."""
@@ -142,20 +145,27 @@ class Registry:
         except StoreError:
             return False
 
-    async def set_price_factor(self, account_id: str, millionths: int, *, actor: str, reason: str) -> bool:
-        """What its prices are multiplied with, for requests that begin from now on: a worker that knows one of its keys goes on with the
-        old factor until it forgets it (``identity.cache_ttl_s``). True: Redis has it.
+    async def change_terms(self, account_id: str, change: Change, *, actor: str, reason: str) -> bool:
+        """Another tier or price factor, for requests that begin from its moment on (0: from now on). The tier is not looked up: the catalog
+        is another's. A worker that knows one of the account's keys goes on with what it knows until it forgets it
+        (``identity.cache_ttl_s``): what is to change later than that is exact. True: Redis has it.
         """
-        _require(bool(reason.strip()), "a price of its own needs a reason")
-        _require(0 <= millionths <= PRICE_FACTOR_MAX, f"a factor is at most {PRICE_FACTOR_MAX // FACTOR_ONE}")
+        _require(bool(reason.strip()), "other terms of an account need a reason")
+        _require(1 <= len(change.tier or "-") <= 100, "a tier has a name of 1 to 100 characters")
+        _require(0 <= (change.price_factor or 0) <= PRICE_FACTOR_MAX, f"a factor is at most {PRICE_FACTOR_MAX // FACTOR_ONE}")
         async with self._database.transaction() as transaction:
-            rows = await transaction.fetch(self._queries["set_price_factor"], {"id": account_id, "price_factor": millionths})
+            rows = await transaction.fetch(self._queries["account_to_change"], {"id": account_id})
             if not rows:
                 raise UsageError(f"there is no account {account_id}")
+            before = _account(rows[0])
+            after = with_change(before, change, now_ms=self._store.unix_ms())
+            _require(len(after.changes) <= CHANGES_MAX, f"{CHANGES_MAX} changes of this account wait already")
+            terms = {"tier": after.tier, "price_factor": after.price_factor, "changes": json.dumps(plain(after.changes))}
+            await transaction.fetch(self._queries["set_terms"], {"id": account_id, **terms})
             keys = await transaction.fetch(self._queries["renew_keys"], {"user_id": account_id})
-            before, after = (format_scaled(factor, decimals=FACTOR_DECIMALS) for factor in (rows[0]["price_factor"], millionths))
-            why = f"{before} → {after}: {reason}"
-            query, params = self._audit(actor=actor, action="set_price_factor", subject=account_id, reason=why)
+            action = "set_tier" if change.price_factor is None else "set_price_factor"
+            why = _told(before, change, now_ms=self._store.unix_ms())
+            query, params = self._audit(actor=actor, action=action, subject=account_id, reason=f"{why}: {reason}")
             await transaction.fetch(query, params)
         delivered = [await self._try_to_deliver(key["id"]) for key in keys[:KEYS_MAX]]
         return all(delivered) and len(keys) <= KEYS_MAX
@@ -266,6 +276,21 @@ class Registry:
     def _audit(self, *, actor: str, action: str, subject: str, reason: str) -> tuple[Query, Params]:
         params = {"id": self._new_id(), "actor": actor, "action": action, "subject": subject, "reason": reason}
         return self._queries["insert_audit"], params
+
+
+def _account(row: Row) -> Account:
+    return Account(**{**row, "changes": changes_of(row["changes"])})
+
+
+def _told(before: Account, change: Change, *, now_ms: int) -> str:
+    """For the audit: what it was at that moment, and what it becomes."""
+    was = as_of(before, max(change.at_ms, now_ms))
+    if change.price_factor is None:
+        what = f"{was.tier} → {change.tier}"
+    else:
+        what = " → ".join(format_scaled(factor, decimals=FACTOR_DECIMALS) for factor in (was.price_factor, change.price_factor))
+    at = datetime.fromtimestamp(change.at_ms // 1_000, UTC)
+    return f"{what} from {at:%Y-%m-%dT%H:%M:%SZ} on" if change.at_ms > now_ms else what
 
 
 def _key_row(key_id: str, account_id: str, secret: str, name: str, scopes: Scopes, *, budget_id: str | None = None) -> dict[str, object]:

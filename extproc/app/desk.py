@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Final
 
-from extproc.accounts.model import Account, Period
+from extproc.accounts.model import Account, Change, Period
 from extproc.accounts.registry import Scopes
 from extproc.app.compose import Stores, back_office, office, unix_ms
 from extproc.app.desk_books import Books
@@ -21,9 +21,9 @@ from extproc.app.desk_facts import (
     Facts,
     account_facts,
     amount_of,
-    expiry_ms,
     factor_of,
     is_uuid,
+    moment_ms,
     money,
     new_key_facts,
     plain,
@@ -57,32 +57,38 @@ class Desk:
 
     async def create_account(self, *, name: str, email: str = "", tier: str | None = None) -> Facts:
         """Without a tier: the catalog's first."""
-        catalog = self._catalog()
-        if tier is not None and tier not in catalog.tiers:
-            raise UsageError(f"the catalog has no tier {tier!r}; it has {', '.join(catalog.tiers)}")
-        account = await self._stores.registry.create_account(name=name, email=email, tier=tier or catalog.default_tier, actor=self._actor)
-        return account_facts(account)
+        tier = self._check_tier(tier) if tier is not None else self._catalog().default_tier
+        account = await self._stores.registry.create_account(name=name, email=email, tier=tier, actor=self._actor)
+        return _facts(account)
 
     async def account(self, named: str) -> Facts:
         """The account and its money."""
         account = await self._find(named)
-        return account_facts(account) | await self._money(account.id)
+        return _facts(account) | await self._money(account.id)
 
     async def accounts(self, *, limit: int = ROWS_MAX) -> list[Facts]:
         """Oldest first."""
-        return [account_facts(account) for account in await self._stores.registry.accounts(limit=limit)]
+        return [_facts(account) for account in await self._stores.registry.accounts(limit=limit)]
 
     async def freeze(self, named: str, *, frozen: bool, reason: str) -> Facts:
         """Refuse its new requests, or accept them again."""
         account = await self._find(named)
         delivered = await self._stores.registry.freeze(account.id, frozen=frozen, actor=self._actor, reason=reason)
-        return {**account_facts(account), "frozen": frozen, "in_force": delivered}
+        return {**_facts(account), "frozen": frozen, "in_force": delivered}
 
-    async def set_price_factor(self, named: str, factor: str, *, reason: str) -> Facts:
-        """What its prices are multiplied with, for requests that begin from now on."""
-        account = await self._find(named)
-        delivered = await self._stores.registry.set_price_factor(account.id, factor_of(factor), actor=self._actor, reason=reason)
-        return {**account_facts(await self._stores.registry.account(account.id)), "in_force": delivered}
+    async def set_price_factor(self, named: str, factor: str, *, reason: str, at: str | None = None) -> Facts:
+        """What its prices are multiplied with, for requests that begin from now on, or from a moment on."""
+        return await self._change(named, Change(at_ms=_at_ms(at), price_factor=factor_of(factor)), reason=reason)
+
+    async def set_tier(self, named: str, tier: str, *, reason: str, at: str | None = None) -> Facts:
+        """Likewise its tier: limits, priorities and factor of that."""
+        self._check_tier(tier)
+        return await self._change(named, Change(at_ms=_at_ms(at), tier=tier), reason=reason)
+
+    async def _change(self, named: str, change: Change, *, reason: str) -> Facts:
+        account, registry = await self._find(named), self._stores.registry
+        delivered = await registry.change_terms(account.id, change, actor=self._actor, reason=reason)
+        return {**_facts(await registry.account(account.id)), "in_force": delivered}
 
     async def deposit(self, named: str, amount: str, *, method: str, reference: str | None) -> Facts:
         """Money in. With a reference it is booked once, however often it is told."""
@@ -116,7 +122,7 @@ class Desk:
         scopes = Scopes(
             models=[self._model(model) for model in models],
             networks=networks,
-            expires_ms=expiry_ms(expires, now_ms=unix_ms()) if expires else 0,
+            expires_ms=moment_ms(expires, now_ms=unix_ms()) if expires else 0,
             budget_nanos=amount_of(budget) if budget is not None else None,
             budget_period=Period(budget_period),
             limits=Limits(**limits or {}),
@@ -206,6 +212,11 @@ class Desk:
     def _catalog(self) -> Catalog:
         return load_catalog(self._settings.catalog.file)
 
+    def _check_tier(self, tier: str) -> str:
+        if tier not in (known := self._catalog().tiers):
+            raise UsageError(f"the catalog has no tier {tier!r}; it has {', '.join(known)}")
+        return tier
+
     def _model(self, name: str) -> str:
         model = self._catalog().models.get(name)
         if model is None:
@@ -243,6 +254,15 @@ class Desk:
             "version": posted.version,
             "redis": redis,
         }
+
+
+def _facts(account: Account) -> Facts:
+    return account_facts(account, now_ms=unix_ms())
+
+
+def _at_ms(text: str | None) -> int:
+    """0: now."""
+    return moment_ms(text, now_ms=unix_ms()) if text else 0
 
 
 @asynccontextmanager

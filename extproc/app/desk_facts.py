@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 from uuid import UUID
 
-from extproc.accounts.model import Account
+from extproc.accounts.model import Account, Change, as_of
 from extproc.accounts.registry import NewKey
 from extproc.errors import UsageError
 from extproc.money.amount import format_amount, format_scaled, parse_amount, parse_scaled
@@ -33,7 +33,7 @@ _AMOUNTS: Final = {  # column of a row → name in an answer
 Facts = dict[str, Any]
 
 
-def expiry_ms(text: str, *, now_ms: int) -> int:
+def moment_ms(text: str, *, now_ms: int) -> int:
     """``2027-01-31``, ``2027-01-31T12:00:00Z`` (UTC where no zone is given), or from now: ``90m``, ``12h``, ``30d``, ``4w``."""
     duration = re.fullmatch(r"([1-9][0-9]{0,5})([mhdw])", text)
     if duration:
@@ -73,17 +73,29 @@ def money(name: str, nanos: int | None) -> Facts:
     return {name: None if nanos is None else format_amount(nanos), f"{name}_nanos": nanos}
 
 
-def account_facts(account: Account) -> Facts:
-    """Without its money."""
+def account_facts(account: Account, *, now_ms: int) -> Facts:
+    """Without its money; with the terms of now, and what is to change of them."""
+    waiting = [change for change in account.changes if change.at_ms > now_ms]
+    account = as_of(account, now_ms)
     return {
         "id": account.id,
         "name": account.name,
         "email": account.email,
         "tier": account.tier,
-        "price_factor": format_scaled(account.price_factor, decimals=FACTOR_DECIMALS),
+        "price_factor": _factor(account.price_factor),
         "frozen": account.frozen,
         "created_at": account.created_at,
+        "later": [_later(change) for change in waiting],
     }
+
+
+def _later(change: Change) -> Facts:
+    told = {"effective_at": time_text(change.at_ms), **change.sets}
+    return told if change.price_factor is None else {**told, "price_factor": _factor(change.price_factor)}
+
+
+def _factor(millionths: int) -> str:
+    return format_scaled(millionths, decimals=FACTOR_DECIMALS)
 
 
 def new_key_facts(made: NewKey) -> Facts:

@@ -6,10 +6,12 @@ Amounts and factors are quoted decimals; an unquoted 1.50 is a float by the time
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from extproc.catalog.dated import effective_ms, over_time
 from extproc.catalog.model import (
     CHARGEABLE,
     CHAT_COMPLETIONS,
@@ -29,7 +31,7 @@ from extproc.money.hold import Limits
 from extproc.money.price import FACTOR_ONE, PER_TOKEN
 from extproc.yamlfile import BYTES_MAX, Cursor, Node, parse, refusal
 
-CHAT_TEMPLATES = ("chatml", "chatml-default-system", "chatml-think", "llama3", "gpt", "deepseek-v3", "deepseek-v3.1", "none")
+CHAT_TEMPLATES = ("chatml", "chatml-default-system", "chatml-think", "qwen3.5", "llama3", "gpt", "deepseek-v3", "deepseek-v3.1", "none")
 USAGE_MODES = ("inject", "continuous", "forced", "counted")
 STICKY = ("none", "account", "prefix")
 IMAGE_FORMULAS = ("qwen2-vl", "qwen3-vl")
@@ -81,7 +83,7 @@ def parse_catalog(raw: bytes, *, file: str, vocabularies: Collection[str] | None
         version.fault("this program reads version 1")
     currency = members["currency"].text("", pattern=r"[A-Z]{3}", what="a currency such as CNY (ISO 4217)") if "currency" in members else ""
     tiers = _tiers(members["tiers"]) if "tiers" in members else {}
-    sold = {priority for tier in tiers.values() for priority in tier.priorities}
+    sold = {priority for tier in tiers.values() for one in (tier, *tier.later) for priority in one.priorities}
     reading = _Reading(sold, vocabularies)
     defaults = dict(_DEFAULTS) | (reading.shared(members["defaults"]) if "defaults" in members else {})
     models = _models(members["models"], reading, defaults) if "models" in members else {}
@@ -98,10 +100,17 @@ def _tiers(at: Cursor) -> dict[str, Tier]:
 
 
 def _tier(name: str, at: Cursor) -> Tier:
+    """As it is since ever, with what it becomes later."""
     _check_name(at, name, WORD)
-    members = at.members(["limits", "price_factor", "priorities", "sandbox_tokens_per_day"])
+    first, *later = over_time(at, lambda one, dated: _tier_of(name, one, dated), "tier") or (Tier(name=name, limits=Limits()),)
+    return replace(first, later=tuple(later))
+
+
+def _tier_of(name: str, at: Cursor, dated: tuple[str, ...]) -> Tier:
+    members = at.members(["limits", "price_factor", "priorities", "sandbox_tokens_per_day", *dated], required=dated)
     return Tier(
         name=name,
+        effective_ms=effective_ms(at) if dated else 0,
         limits=_limits(members["limits"]) if "limits" in members else Limits(),
         price_factor=factor(members["price_factor"]) if "price_factor" in members else FACTOR_ONE,
         priorities=_priorities(members["priorities"]) if "priorities" in members else frozenset({"standard"}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
+from typing import TypeVar
 
 from extproc.money.hold import Limits
 from extproc.money.price import FACTOR_ONE, PER_TOKEN, Band, Factor, Price, Rates
@@ -44,6 +45,7 @@ class Tier:
     """A customer group. ``price_factor`` in millionths; ``priorities`` = what ``X-Priority`` may ask for.
 
     ``sandbox_tokens_per_day``: what all sandbox keys of one account may use together; ``None`` = unlimited.
+    ``later``: what it becomes, each from its ``effective_ms`` (unix) on, in their order.
     """
 
     name: str
@@ -51,6 +53,8 @@ class Tier:
     price_factor: int = FACTOR_ONE
     priorities: frozenset[str] = frozenset({"standard"})
     sandbox_tokens_per_day: int | None = SANDBOX_TOKENS_PER_DAY
+    effective_ms: int = 0
+    later: tuple[Tier, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +69,9 @@ class Tariff:
 
 
 FREE = Tariff(rates=Rates())
+
+
+One = TypeVar("One", Tier, Tariff)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,11 +122,7 @@ class Model:
 
     def tariff(self, at_ms: int) -> Tariff:
         """The one in force."""
-        found = self.tariffs[0]
-        for tariff in self.tariffs[1:]:
-            if at_ms >= tariff.effective_ms:
-                found = tariff
-        return found
+        return _in_force(self.tariffs, at_ms)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +134,7 @@ class Catalog:
     tiers: Mapping[str, Tier]
     default_tier: str
     models: Mapping[str, Model]
-    _prices: dict[tuple[str, str, str, int, str, int], Price] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _prices: dict[tuple[str, str, str, int, int, str, int], Price] = field(default_factory=dict, init=False, repr=False, compare=False)
     _free: frozenset[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -143,9 +146,10 @@ class Catalog:
         """Names of the models that cost nothing."""
         return self._free
 
-    def tier(self, name: str) -> Tier:
-        """The tier of an account; one that the catalog no longer has falls back to the default tier, never to no limits."""
-        return self.tiers.get(name) or self.tiers[self.default_tier]
+    def tier(self, name: str, *, at_ms: int) -> Tier:
+        """The tier of an account at a moment; one that the catalog no longer has falls back to the default tier, never to no limits."""
+        tier = self.tiers.get(name) or self.tiers[self.default_tier]
+        return _in_force((tier, *tier.later), at_ms) if tier.later else tier
 
     def price(self, model: Model, *, priority: str, tier: Tier, at_ms: int, account_factor: int = FACTOR_ONE) -> Price:
         """The resolved price at a moment (unix ms); remembered per snapshot. The priority must be sold for the model.
@@ -154,7 +158,8 @@ class Catalog:
         """
         tariff = model.tariff(at_ms)
         off_peak = model.off_peak if model.off_peak is not None and model.off_peak.covers(at_ms) else None
-        key = (model.name, priority, tier.name, tariff.effective_ms, off_peak.name if off_peak else "", account_factor)
+        night = off_peak.name if off_peak else ""
+        key = (model.name, priority, tier.name, tier.effective_ms, tariff.effective_ms, night, account_factor)
         price = self._prices.get(key)
         if price is None:
             if len(self._prices) >= PRICES_MAX:
@@ -183,3 +188,12 @@ def _factors(model: Model, priority: str, tier: Tier, off_peak: OffPeak | None, 
     if off_peak is not None:
         found.append(Factor(name=off_peak.name, millionths=off_peak.factor))
     return tuple(factor for factor in found if factor.millionths != FACTOR_ONE)
+
+
+def _in_force(over_time: tuple[One, ...], at_ms: int) -> One:
+    """The first since ever, later ones from their moment on."""
+    found = over_time[0]
+    for one in over_time[1:]:
+        if at_ms >= one.effective_ms:
+            found = one
+    return found

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from extproc.catalog.dated import EFFECTIVE_AT, effective_ms, over_time
 from extproc.catalog.model import CHARGEABLE, OffPeak, Tariff
 from extproc.money.amount import DECIMALS, NANOS_PER_UNIT, parse_scaled
 from extproc.money.price import FACTOR_DECIMALS, FACTOR_ONE, PER_RATE, PER_TOKEN, Band, Rates
@@ -21,10 +21,8 @@ MILLION_MAX = 1_000_000 * NANOS_PER_UNIT  # units of currency for a million; dea
 ONE_MAX = 10_000 * NANOS_PER_UNIT  # for a call, an image, a second; and of a minimum charge
 FACTOR_MAX = 1_000 * FACTOR_ONE
 BANDS_MAX = 16  # of long prompts; vendors have two or three
-TARIFFS_MAX = 64  # prices of one model over time
 HYBRID = "hybrid"
 
-MOMENT = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}(:[0-9]{2})?(Z|[+-][0-9]{2}:[0-9]{2})"
 HOURS = r"([01][0-9]|2[0-3]):[0-5][0-9]-(([01][0-9]|2[0-3]):[0-5][0-9]|24:00)"
 
 
@@ -142,36 +140,24 @@ def _zone(at: Cursor) -> ZoneInfo | None:
 
 def tariffs(at: Cursor, sale: Sale) -> tuple[Tariff, ...]:
     """The price, or the prices of a list, each from its moment on. What is faulty costs nothing: nobody uses it."""
-    if not isinstance(at.node.value, list):
-        return (_tariff(at, sale, is_dated=False),)
-    elements = at.elements()
-    if not 0 < len(elements) <= TARIFFS_MAX:
-        at.fault(f"1 to {TARIFFS_MAX} prices are needed, here are {len(elements)}")
-        return (Tariff(rates=Rates()),)
-    found = [_tariff(element, sale, is_dated=index > 0) for index, element in enumerate(elements)]
-    for element, before, after in zip(elements[1:], found, found[1:], strict=False):
-        if 0 < after.effective_ms <= before.effective_ms:
-            element.fault("effective_at is not after that of the price before it")
-    return tuple(found)
+    return over_time(at, lambda one, dated: _tariff(one, sale, dated), "price") or (Tariff(rates=Rates()),)
 
 
-def _tariff(at: Cursor, sale: Sale, *, is_dated: bool) -> Tariff:
-    dated = ("effective_at",) if is_dated else ()
+def _tariff(at: Cursor, sale: Sale, dated: tuple[str, ...]) -> Tariff:
     if sale.method == HYBRID:
         members = at.members((*SHAPES, *dated), required=dated)
-        members.pop("effective_at", None)
+        members.pop(EFFECTIVE_AT, None)
         if isinstance(at.node.value, dict) and len(members) < 2:
             at.fault("a hybrid price has two parts at least, such as per_token and per_call")
         asked = _sum([_part(part, name, sale) for name, part in members.items()])
     else:
         asked = _part(at, sale.method, sale, dated=dated)
-    moment = at.node.get("effective_at") if is_dated else None
     if asked.rates:
         for endpoint in sorted(sale.endpoints):
             if not asked.rates.keys() & CHARGEABLE[endpoint]:
                 at.fault(f"has nothing that {endpoint} uses: its requests would be free")
     return Tariff(
-        effective_ms=_moment_ms(at.child("effective_at", moment)) if moment is not None else 0,
+        effective_ms=effective_ms(at) if dated else 0,
         method=sale.method,
         rates=Rates(**asked.rates),
         bands=tuple(Band(above_tokens=above, rates=Rates(**rates)) for above, rates in asked.bands.items()),
@@ -231,16 +217,3 @@ def _bands(
             tokens.fault(f"is not above {before}, the step before it")
         before = above or before
         yield above, _rates(members, shape, usable, sale)
-
-
-def _moment_ms(at: Cursor) -> int:
-    """Unix milliseconds; never 0."""
-    text = at.text("", pattern=MOMENT, what="a moment with its offset, such as 2026-12-01T00:00:00+08:00")
-    if not text:
-        return 0
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        at.fault(f"{text!r} is no moment: there is no such day or hour")
-        return 0
-    return (moment - datetime.fromtimestamp(0, UTC)) // timedelta(milliseconds=1)

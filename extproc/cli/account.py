@@ -24,6 +24,11 @@ because = click.option("--reason", required=True, help="For the audit.")
 once = click.option("--reference", help="A name of yours, such as a ticket's: with it, the same is booked once however often it is told.")
 
 
+at = click.option(
+    "--at", help="From this moment on, a time or 12h, 30d, 4w: exactly then, if that is a minute away. What was to change later is dropped."
+)
+
+
 @click.group()
 def account() -> None:
     """Accounts: who pays. ACCOUNT is an id, an e-mail address or a name."""
@@ -49,8 +54,10 @@ def show(*, account: str, config: Path | None, data: Path | None, as_json: bool)
     if as_json:
         print_json(found)
         return
-    shown = {**found, "available": (found["redis"] or {}).get("available")}
-    print_facts(shown, "id", "name", "email", "tier", "price_factor", "frozen", "created_at", "balance", "available", "credit", "currency")
+    shown = {**found, "available": (found["redis"] or {}).get("available"), "later": _later(found)}
+    print_facts(
+        shown, "id", "name", "email", "tier", "price_factor", "later", "frozen", "created_at", "balance", "available", "credit", "currency"
+    )
 
 
 @account.command("list")
@@ -90,14 +97,30 @@ def freeze(*, account: str, reason: str, thaw: bool, config: Path | None, data: 
 @click.argument("account")
 @click.argument("factor")
 @because
+@at
 @of_deployment
-def set_price_factor(*, account: str, factor: str, reason: str, config: Path | None, data: Path | None, as_json: bool) -> None:
+def set_price_factor(
+    *, account: str, factor: str, reason: str, at: str | None, config: Path | None, data: Path | None, as_json: bool
+) -> None:
     """Multiply the prices of an account with FACTOR (such as 0.85; 1: none of its own), beside those of tier and priority.
 
     For requests that begin from now on, everywhere within identity.cache_ttl_s (a minute); running ones keep their price.
     """
-    done = at_desk(config, data, lambda desk: desk.set_price_factor(account, factor, reason=reason))
-    print_json(done) if as_json else print_facts(done, "id", "name", "tier", "price_factor", "in_force")
+    _show_terms(at_desk(config, data, lambda desk: desk.set_price_factor(account, factor, reason=reason, at=at)), as_json=as_json)
+
+
+@account.command("set-tier")
+@click.argument("account")
+@click.argument("tier")
+@because
+@at
+@of_deployment
+def set_tier(*, account: str, tier: str, reason: str, at: str | None, config: Path | None, data: Path | None, as_json: bool) -> None:
+    """Give an account another tier of the catalog: its limits, priorities and factor.
+
+    For requests that begin from now on, everywhere within identity.cache_ttl_s (a minute); running ones keep theirs.
+    """
+    _show_terms(at_desk(config, data, lambda desk: desk.set_tier(account, tier, reason=reason, at=at)), as_json=as_json)
 
 
 @account.command()
@@ -185,6 +208,16 @@ def _amount_or_all(amount: str | None, *, everything: bool) -> str | None:
     if (amount is None) != everything:
         raise click.UsageError("give an AMOUNT or --all")
     return amount
+
+
+def _show_terms(done: dict[str, Any], *, as_json: bool) -> None:
+    shown = {**done, "later": _later(done)}
+    print_json(done) if as_json else print_facts(shown, "id", "name", "tier", "price_factor", "later", "in_force")
+
+
+def _later(facts: dict[str, Any]) -> list[str]:
+    """What is to change, in words."""
+    return [f"{change.get('tier') or change['price_factor']} from {change['effective_at']} on" for change in facts["later"]]
 
 
 def _show_booked(booked: dict[str, Any], *, as_json: bool) -> None:

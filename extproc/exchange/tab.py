@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import structs
 
-from extproc.accounts.model import Key
+from extproc.accounts.model import Key, as_of
 from extproc.catalog.model import Catalog, Model, Tier
 from extproc.exchange.actions import Amend, Answer, Beat, End, Lend, Note
 from extproc.exchange.ask import Ask
@@ -119,8 +119,8 @@ class Tab:
 
     def identify(self, key: Key | None) -> None:
         """Who asks. ``None``: a stranger, whom only shadow mode lets in; he is priced as a new account would be."""
-        self.key = key
-        self.tier = self.pinned.catalog.tier(key.tier if key else "")
+        self.key = key = as_of(key, self.created_ms) if key else None
+        self.tier = self.pinned.catalog.tier(key.tier if key else "", at_ms=self.created_ms)
         if key is not None and key.sandbox:
             self.remarks["sandbox"] = True
             self.terms = Terms.SHADOW if self.is_shadow else Terms.SANDBOX

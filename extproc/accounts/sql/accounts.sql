@@ -8,17 +8,17 @@ INSERT INTO balances (user_id) VALUES (%(id)s::uuid);
 
 -- name: account_of_id
 -- One account.
-SELECT id::text AS id, name, email, tier, frozen, price_factor, to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS created_at
+SELECT id::text AS id, name, email, tier, frozen, price_factor, changes, to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS created_at
 FROM users WHERE id = %(id)s::uuid;
 
 -- name: accounts_named
 -- Accounts with this e-mail address or name, oldest first.
-SELECT id::text AS id, name, email, tier, frozen, price_factor, to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS created_at
+SELECT id::text AS id, name, email, tier, frozen, price_factor, changes, to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS created_at
 FROM users WHERE lower(email) = lower(%(name)s) OR name = %(name)s ORDER BY created_at, id LIMIT 2;
 
 -- name: list_accounts
 -- Accounts page by page, by id, which is by age.
-SELECT id::text AS id, name, email, tier, frozen, price_factor, to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS created_at
+SELECT id::text AS id, name, email, tier, frozen, price_factor, changes, to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS created_at
 FROM users WHERE %(after)s::uuid IS NULL OR id > %(after)s::uuid ORDER BY id LIMIT %(limit)s;
 
 -- name: freeze_user
@@ -30,10 +30,14 @@ WHERE id = %(id)s::uuid AND frozen <> %(frozen)s RETURNING frozen_version AS ver
 -- One row if the account is frozen (or not) as asked, and Redis has confirmed it.
 SELECT id::text AS id FROM users WHERE id = %(id)s::uuid AND frozen = %(frozen)s AND frozen_redis_version = frozen_version;
 
--- name: set_price_factor
--- What an account's prices are multiplied with, in millionths; answers what it was before.
-UPDATE users AS u SET price_factor = %(price_factor)s FROM users AS old
-WHERE u.id = %(id)s::uuid AND old.id = u.id RETURNING old.price_factor AS price_factor;
+-- name: account_to_change
+-- One account, which nobody else changes until this transaction ends.
+SELECT id::text AS id, name, email, tier, frozen, price_factor, changes, to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS created_at
+FROM users WHERE id = %(id)s::uuid FOR UPDATE;
+
+-- name: set_terms
+-- Its tier and price factor (millionths), and what they become later.
+UPDATE users SET tier = %(tier)s, price_factor = %(price_factor)s, changes = %(changes)s::jsonb WHERE id = %(id)s::uuid;
 
 -- name: undelivered_freezes
 -- Freezes that Redis has not confirmed, page by page.

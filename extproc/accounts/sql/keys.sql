@@ -1,6 +1,6 @@
 -- name: key_of_hash
 -- The key with this hash, with the tier of its account and what its delivery needs.
-SELECT c.id::text AS id, c.user_id::text AS user_id, c.hash, c.name, u.tier, u.price_factor, c.models, c.networks,
+SELECT c.id::text AS id, c.user_id::text AS user_id, c.hash, c.name, u.tier, u.price_factor, u.changes, c.models, c.networks,
     coalesce((extract(epoch FROM c.expires_at) * 1000)::bigint, 0) AS expires_ms, c.revoked, c.sandbox, c.budget_nanos, c.budget_period,
     c.requests_per_minute, c.requests_per_hour, c.tokens_per_minute, c.concurrent_requests, c.version,
     coalesce(c.budget_id, c.id)::text AS budget_id
@@ -9,7 +9,7 @@ WHERE c.hash = %(hash)s;
 
 -- name: key_of_id
 -- The key with this id, the same way.
-SELECT c.id::text AS id, c.user_id::text AS user_id, c.hash, c.name, u.tier, u.price_factor, c.models, c.networks,
+SELECT c.id::text AS id, c.user_id::text AS user_id, c.hash, c.name, u.tier, u.price_factor, u.changes, c.models, c.networks,
     coalesce((extract(epoch FROM c.expires_at) * 1000)::bigint, 0) AS expires_ms, c.revoked, c.sandbox, c.budget_nanos, c.budget_period,
     c.requests_per_minute, c.requests_per_hour, c.tokens_per_minute, c.concurrent_requests, c.version,
     coalesce(c.budget_id, c.id)::text AS budget_id
@@ -18,7 +18,7 @@ WHERE c.id = %(id)s::uuid;
 
 -- name: undelivered_keys
 -- Keys whose version Redis has not confirmed, page by page.
-SELECT c.id::text AS id, c.user_id::text AS user_id, c.hash, c.name, u.tier, u.price_factor, c.models, c.networks,
+SELECT c.id::text AS id, c.user_id::text AS user_id, c.hash, c.name, u.tier, u.price_factor, u.changes, c.models, c.networks,
     coalesce((extract(epoch FROM c.expires_at) * 1000)::bigint, 0) AS expires_ms, c.revoked, c.sandbox, c.budget_nanos, c.budget_period,
     c.requests_per_minute, c.requests_per_hour, c.tokens_per_minute, c.concurrent_requests, c.version,
     coalesce(c.budget_id, c.id)::text AS budget_id
@@ -28,7 +28,7 @@ ORDER BY c.id LIMIT %(limit)s;
 
 -- name: keys_of_payers
 -- All keys of some accounts, the same way: for a rebuild.
-SELECT c.id::text AS id, c.user_id::text AS user_id, c.hash, c.name, u.tier, u.price_factor, c.models, c.networks,
+SELECT c.id::text AS id, c.user_id::text AS user_id, c.hash, c.name, u.tier, u.price_factor, u.changes, c.models, c.networks,
     coalesce((extract(epoch FROM c.expires_at) * 1000)::bigint, 0) AS expires_ms, c.revoked, c.sandbox, c.budget_nanos, c.budget_period,
     c.requests_per_minute, c.requests_per_hour, c.tokens_per_minute, c.concurrent_requests, c.version,
     coalesce(c.budget_id, c.id)::text AS budget_id

@@ -7,8 +7,9 @@ import pytest
 
 from extproc.accounts.directory import KeyStore
 from extproc.accounts.keys import hash_of, is_well_formed
-from extproc.accounts.model import Period
+from extproc.accounts.model import Change, Period, as_of
 from extproc.accounts.registry import Registry, Scopes
+from extproc.accounts.terms import CHANGES_MAX
 from extproc.errors import StoreRefused, UsageError
 from extproc.money.hold import Limits
 
@@ -197,7 +198,7 @@ async def test_a_price_factor_reaches_every_process_within_its_cache(house):
     await house.registry.revoke(over.id, actor="test")
     other = house.new_process()
     assert (await other.find(first.secret)).price_factor == 1_000_000
-    assert await house.registry.set_price_factor(account.id, 850_000, actor="test", reason="a contract")
+    assert await house.registry.change_terms(account.id, Change(at_ms=0, price_factor=850_000), actor="test", reason="a contract")
     assert (await house.registry.account(account.id)).price_factor == 850_000
     assert (await other.find(second.secret)).price_factor == 850_000, "a key that it does not know yet"
     assert (await other.find(first.secret)).price_factor == 1_000_000, "one that it remembers"
@@ -210,11 +211,46 @@ async def test_a_price_factor_reaches_every_process_within_its_cache(house):
     assert (await enforced(house, account.id, first.id))["budget_nanos"] == "5"
 
 
+async def test_a_change_that_is_told_beforehand_is_known_to_every_process(house):
+    account = await house.registry.create_account(name="n", tier="t", actor="test")
+    key = await house.registry.create_key(account.id, name="k", scopes=Scopes(), actor="test")
+    begins_ms = house.now_ms + 3_600_000
+    assert await house.registry.change_terms(account.id, Change(at_ms=begins_ms, tier="pro"), actor="test", reason="an upgrade")
+    assert await house.registry.change_terms(account.id, Change(at_ms=begins_ms, price_factor=500_000), actor="test", reason="likewise")
+    (listed,) = await house.registry.accounts()
+    assert listed == await house.registry.account(account.id)
+    for process in (house.directory, house.new_process()):  # out of Redis, where the command has left it
+        found = await process.find(key.secret)
+        assert [(as_of(found, at_ms).tier, as_of(found, at_ms).price_factor) for at_ms in (begins_ms - 1, begins_ms)] == [
+            ("t", 1_000_000),
+            ("pro", 500_000),
+        ]
+    assert rows(house, "SELECT action, reason FROM audit WHERE subject = '" + account.id + "' AND action LIKE 'set%%' ORDER BY id") == [
+        ("set_tier", "t → pro from 2025-10-09T09:53:20Z on: an upgrade"),
+        ("set_price_factor", "1 → 0.5 from 2025-10-09T09:53:20Z on: likewise"),
+    ]
+    house.now_ms = begins_ms + 1
+    assert await house.registry.change_terms(account.id, Change(at_ms=0, price_factor=900_000), actor="test", reason="a contract")
+    now = await house.registry.account(account.id)
+    assert (now.tier, now.price_factor, now.changes) == ("pro", 900_000, ())
+
+
+async def test_changes_that_cannot_be(house):
+    account = await house.registry.create_account(name="n", tier="t", actor="test")
+    for days in range(CHANGES_MAX):
+        change = Change(at_ms=house.now_ms + (days + 1) * 86_400_000, tier=f"t{days}")
+        await house.registry.change_terms(account.id, change, actor="test", reason="why")
+    with pytest.raises(UsageError, match="wait already"):
+        await house.registry.change_terms(account.id, Change(at_ms=2 * house.now_ms, price_factor=1), actor="test", reason="why")
+    with pytest.raises(UsageError, match="a tier has a name"):
+        await house.registry.change_terms(account.id, Change(at_ms=0, tier=""), actor="test", reason="why")
+
+
 async def test_a_price_factor_that_redis_did_not_hear_of_is_brought_by_the_sweep(house):
     account = await house.registry.create_account(name="n", tier="t", actor="test")
     key = await house.registry.create_key(account.id, name="k", scopes=Scopes(), actor="test")
     deaf = Registry(KeyStore(house.database, DeafRedis(), DeafRedis(), unix_ms=lambda: 0), DeafRedis(), new_id=house.registry._new_id)
-    assert not await deaf.set_price_factor(account.id, 0, actor="test", reason="why")
+    assert not await deaf.change_terms(account.id, Change(at_ms=0, price_factor=0), actor="test", reason="why")
     (waiting,) = await house.registry.undelivered_keys(after=None, limit=5)
     assert (waiting.key.id, waiting.key.price_factor) == (key.id, 0)
     await house.registry.deliver_key(waiting)
@@ -225,13 +261,13 @@ async def test_a_price_factor_that_redis_did_not_hear_of_is_brought_by_the_sweep
 async def test_a_price_factor_that_cannot_be(house, factor, reason):
     account = await house.registry.create_account(name="n", tier="t", actor="test")
     with pytest.raises(UsageError):
-        await house.registry.set_price_factor(account.id, factor, actor="test", reason=reason)
+        await house.registry.change_terms(account.id, Change(at_ms=0, price_factor=factor), actor="test", reason=reason)
     assert (await house.registry.account(account.id)).price_factor == 1_000_000
 
 
 async def test_a_price_factor_of_nobody(house):
     with pytest.raises(UsageError, match="there is no account"):
-        await house.registry.set_price_factor(house.registry._new_id(), 1, actor="test", reason="why")
+        await house.registry.change_terms(house.registry._new_id(), Change(at_ms=0, price_factor=1), actor="test", reason="why")
 
 
 async def test_what_an_old_master_was_told_is_told_its_successor(house):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from extproc.accounts.codec import Shared, enforced, from_json, to_json
-from extproc.accounts.model import Key, KeyDelivery, Period
+from extproc.accounts.model import Change, Key, KeyDelivery, Period
 from extproc.money.hold import Limits
 
 FULL = Key(
@@ -14,6 +14,7 @@ FULL = Key(
     name="Schlüssel",
     tier="t",
     price_factor=850_000,
+    changes=(Change(at_ms=5, tier="u"), Change(at_ms=6, price_factor=1)),
     models=frozenset({"b", "a"}),
     networks=("10.0.0.0/8", "::/0"),
     expires_ms=17,
@@ -30,9 +31,10 @@ def test_there_and_back(key):
     assert from_json(to_json(Shared(key=key, loaded_ms=9))) == Shared(key=key, loaded_ms=9)
 
 
-def test_what_a_program_without_price_factors_has_written_is_understood():
-    plain = Key(id="k", payer_id="p", name="", tier="t")
-    assert from_json(to_json(Shared(key=plain, loaded_ms=9)).replace(b'"price_factor":1000000,', b"")) == Shared(key=plain, loaded_ms=9)
+@pytest.mark.parametrize("unknown", [b'"price_factor":1000000,', b'"changes":[],'])
+def test_what_an_older_program_has_written_is_understood(unknown):
+    plain = Shared(key=Key(id="k", payer_id="p", name="", tier="t"), loaded_ms=9)
+    assert from_json(to_json(plain).replace(unknown, b"")) == plain
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def catalog_of(price: str, **more: str) -> Catalog:
 
 def price_of(price: str, at_ms: int = 0, tier: str = "default", **more: str) -> Price:
     catalog = catalog_of(price, **more)
-    return catalog.price(catalog.models["m"], priority="standard", tier=catalog.tier(tier), at_ms=at_ms)
+    return catalog.price(catalog.models["m"], priority="standard", tier=catalog.tier(tier, at_ms=at_ms), at_ms=at_ms)
 
 
 def faults_of(price: str, **more: str) -> list[tuple[int, str]]:
@@ -51,7 +51,7 @@ def faults_of(price: str, **more: str) -> list[tuple[int, str]]:
 
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "reference" / "configuration.md"
-BLOCKS = re.findall(r"```yaml\n(.*?)```", PAGE.read_text().partition("### Prices")[2], re.DOTALL)
+BLOCKS = re.findall(r"```yaml\n(.*?)```", PAGE.read_text().partition("### Prices")[2].partition("### From a")[0], re.DOTALL)
 AUDIO = {"endpoints": "[transcriptions]", "output_tokens_max": "", "image": ""}
 USED = Usage(
     input_tokens=1_000_000, cached_tokens=100_000, cache_creation_tokens=200_000, image_tokens=50_000, audio_tokens=10_000,
@@ -137,7 +137,7 @@ def test_a_price_begins_at_its_moment(moment, rate):
 
 def test_prices_of_two_moments_have_two_ids_and_those_of_one_have_one():
     catalog = catalog_of(DATED)
-    model, tier = catalog.models["m"], catalog.tier("default")
+    model, tier = catalog.models["m"], catalog.tier("default", at_ms=0)
     early, late = (catalog.price(model, priority="standard", tier=tier, at_ms=ms_of(f"{year}-06-01T00:00:00Z")) for year in (2026, 2027))
     assert early.price_id != late.price_id
     assert price_of('{input: "3", output: "9"}').price_id == late.price_id, "a date is no part of a price"
@@ -175,7 +175,7 @@ def test_off_peak_hours_are_those_of_their_zone(hours, zone, moment, is_off_peak
 
 def test_the_price_of_a_request_is_that_of_its_beginning_and_remembered_by_it():
     catalog = catalog_of('{input: "1", output: "3"}', off_peak=off_peak("00:30-08:30"))
-    model, tier = catalog.models["m"], catalog.tier("default")
+    model, tier = catalog.models["m"], catalog.tier("default", at_ms=0)
     night, day = (catalog.price(model, priority="standard", tier=tier, at_ms=ms_of(f"2026-06-01T0{hour}:00:00+08:00")) for hour in (8, 9))
     assert catalog.price(model, priority="standard", tier=tier, at_ms=ms_of("2026-06-02T01:00:00+08:00")) is night
     assert catalog.price(model, priority="standard", tier=tier, at_ms=int(datetime(2026, 6, 2, 1, tzinfo=UTC).timestamp() * 1_000)) is day
@@ -183,7 +183,7 @@ def test_the_price_of_a_request_is_that_of_its_beginning_and_remembered_by_it():
 
 def test_an_account_has_a_factor_of_its_own():
     catalog = catalog_of('{input: "1", output: "3"}')
-    model, tier = catalog.models["m"], catalog.tier("default")
+    model, tier = catalog.models["m"], catalog.tier("default", at_ms=0)
     own = catalog.price(model, priority="standard", tier=tier, at_ms=0, account_factor=800_000)
     assert [(factor.name, factor.millionths) for factor in own.factors] == [("account", 800_000)]
     assert cost_nanos(Usage(input_tokens=1_000), own) == 800_000

@@ -34,7 +34,7 @@ def imported(tmp_path):
 
 def charge_nanos(yaml: str, model: str, tier: str, usage: Usage) -> int:
     catalog = parse_catalog(yaml.encode(), file="imported")
-    return cost_nanos(usage, catalog.price(catalog.models[model], priority="standard", tier=catalog.tier(tier), at_ms=0))
+    return cost_nanos(usage, catalog.price(catalog.models[model], priority="standard", tier=catalog.tier(tier, at_ms=0), at_ms=0))
 
 
 RATIO = st.decimals("0.0001", "200", places=4)

@@ -1,5 +1,6 @@
 """``models.yaml``: the shipped example loads, and each slip is refused with its line."""
 
+from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 
@@ -41,12 +42,12 @@ def test_the_example():
     assert catalog.currency == "CNY"
     assert list(catalog.tiers) == ["default", "business", "internal"]
     assert catalog.default_tier == "default"
-    assert catalog.tier("default").limits == Limits(
+    assert catalog.tier("default", at_ms=0).limits == Limits(
         requests_per_minute=10, requests_per_hour=500, tokens_per_minute=200_000, concurrent_requests=8
     )
-    assert catalog.tier("internal").limits == Limits(concurrent_requests=64)
-    assert (catalog.tier("business").price_factor, catalog.tier("internal").price_factor) == (850_000, 0)
-    assert catalog.tier("gone").name == "default"
+    assert catalog.tier("internal", at_ms=0).limits == Limits(concurrent_requests=64)
+    assert (catalog.tier("business", at_ms=0).price_factor, catalog.tier("internal", at_ms=0).price_factor) == (850_000, 0)
+    assert catalog.tier("gone", at_ms=0).name == "default"
     qwen = catalog.models["qwen2.5-14b"]
     assert (qwen.tariffs[0].rates.input, qwen.tariffs[0].rates.cached_input, qwen.tariffs[0].rates.output) == (
         1_000_000_000,
@@ -65,12 +66,62 @@ def test_the_example():
 
 def test_a_price_of_the_example_is_resolved_and_remembered():
     catalog = load_catalog(EXAMPLE)
-    model, tier = catalog.models["qwen2.5-14b"], catalog.tier("business")
+    model, tier = catalog.models["qwen2.5-14b"], catalog.tier("business", at_ms=0)
     price = catalog.price(model, priority="spot", tier=tier, at_ms=0)
     assert price.of(1_000_000 * model.tariffs[0].rates.input) == 425_000_000  # 1.00 × 0.5 × 0.85
     assert catalog.price(model, priority="spot", tier=tier, at_ms=0) is price
-    assert catalog.price(model, priority="standard", tier=catalog.tier("default"), at_ms=0).factors == ()
-    assert catalog.price(model, priority="standard", tier=catalog.tier("internal"), at_ms=0).of(10**18) == 0
+    assert catalog.price(model, priority="standard", tier=catalog.tier("default", at_ms=0), at_ms=0).factors == ()
+    assert catalog.price(model, priority="standard", tier=catalog.tier("internal", at_ms=0), at_ms=0).of(10**18) == 0
+
+
+TIERS = """version: 1
+currency: CNY
+tiers:
+  default:
+    - {limits: {requests_per_minute: 10}}
+    - {limits: {requests_per_minute: 20}, price_factor: "0.9", priorities: [standard, spot], effective_at: "2026-12-01T00:00:00+08:00"}
+    - {price_factor: "0", effective_at: "2027-01-01T00:00Z"}
+models:
+"""
+
+
+def test_a_tier_changes_at_its_moments():
+    catalog = load(text_of(TIERS, priority_factor='{standard: "1", spot: "0.5"}'))
+    model = catalog.models["m"]
+    told = []
+    for moment in ("2026-11-30T15:59:59.999Z", "2026-11-30T16:00:00Z", "2027-01-01T00:00:00Z"):
+        at_ms = int(datetime.fromisoformat(moment).timestamp() * 1_000)
+        tier = catalog.tier("gone", at_ms=at_ms)
+        price = catalog.price(model, priority="standard", tier=tier, at_ms=at_ms)
+        told.append((tier.name, tier.limits.requests_per_minute, "spot" in tier.priorities, price.of(1_000_000 * 10**9)))
+    assert told == [("default", 10, False, 10**9), ("default", 20, True, 9 * 10**8), ("default", None, False, 0)]
+
+
+def test_the_tier_that_the_reference_shows():
+    page = (EXAMPLE.parents[1] / "docs/reference/configuration.md").read_text().partition("### From a moment on")[2]
+    shown = page.partition("```yaml\n")[2].partition("```")[0]
+    assert [
+        tier.limits.requests_per_minute for tier in load(text_of(f"version: 1\ncurrency: CNY\n{shown}models:\n")).tiers["default"].later
+    ] == [20]
+
+
+@pytest.mark.parametrize(
+    ("tiers", "line", "part"),
+    [
+        ('[{}, {price_factor: "1"}]', 3, "tiers.default[1]: effective_at is missing"),
+        ('[{effective_at: "2026-12-01T00:00:00Z"}]', 3, "tiers.default[0].effective_at: is not known here"),
+        ('{effective_at: "2026-12-01T00:00:00Z"}', 3, "tiers.default.effective_at: is not known here"),
+        ("[]", 3, "1 to 64 tiers are needed, here are 0"),
+        (
+            '[{}, {effective_at: "2026-12-02T00:00:00Z"}, {effective_at: "2026-12-01T00:00:00Z"}]',
+            3,
+            "tiers.default[2]: effective_at is not after",
+        ),
+    ],
+)
+def test_each_fault_of_a_tier_over_time(tiers, line, part):
+    ((found, message),) = faults_of(text_of(f"version: 1\ncurrency: CNY\ntiers: {{default: {tiers}}}\nmodels:\n"))
+    assert (found, part in message) == (line, True), message
 
 
 def test_defaults_are_merged_and_a_model_overrides_each():

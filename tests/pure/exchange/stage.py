@@ -74,7 +74,7 @@ def pinned(*models: Model, policy: Policy | None = None, bounds: Bounds | None =
         catalog=Catalog(
             version="v",
             currency="CNY",
-            tiers={"default": Tier(name="default", limits=NO_LIMITS, **tier)},
+            tiers={"default": Tier(**({"name": "default", "limits": NO_LIMITS} | tier))},
             default_tier="default",
             models=named,
         ),
