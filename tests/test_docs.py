@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -23,3 +24,11 @@ def test_what_a_page_points_to_is_there(page):
         if not path.exists() or (name and not re.search(rf"^(async )?def {name}\(", path.read_text(), re.MULTILINE)):
             missing.append(f"{file}::{name}")
     assert not missing
+
+
+@pytest.mark.parametrize("package", ["app", "edge", "exchange", "ledger", "settlement"])
+def test_the_map_of_a_large_package_names_each_of_its_modules(package):
+    folder = ROOT / "extproc" / package
+    text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+    modules = {path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()} - {"__init__"}
+    assert modules - set(re.findall(r"``(\w+)``", text)) == set()

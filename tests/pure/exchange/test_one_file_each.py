@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from pathlib import Path
 
 import pytest
@@ -22,11 +21,6 @@ def test_the_paths_of_an_endpoint_stand_in_its_file_only(endpoint: Endpoint):
     for path in endpoint.paths:
         assert BY_PATH[path] is endpoint
         assert {file for file in ROOT.rglob("*.py") if f'"{path}"' in file.read_text()} == {own}
-
-
-def test_the_map_names_every_file():
-    named = set(re.findall(r"^``(\w+)``", extproc.exchange.__doc__ or "", re.MULTILINE))
-    assert named == {file.stem for file in ROOT.iterdir() if not file.name.startswith("__")}
 
 
 def test_the_machine_and_the_meters_know_no_endpoint():
