@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -149,6 +150,33 @@ class Engine:
         # The process is not reaped yet, so its pid, which is its group's id too, cannot belong to anybody else.
         os.killpg(self.pid, signal.SIGKILL)
         return self.wait(KILL_WAIT_S)
+
+
+class Server(ABC):
+    """What can be stopped, killed and started again on the same data: ``engine`` is another process each time."""
+
+    engine: Engine
+
+    @property
+    def pid(self) -> int:
+        return self.engine.pid
+
+    def stop(self, grace_s: float = 10.0) -> None:
+        """It ends in its own way, as long as that takes no longer."""
+        self.engine.stop(grace_s)
+
+    def kill(self) -> None:
+        """As a crash would be."""
+        self.engine.kill()
+
+    def start_again(self) -> None:
+        """After :meth:`stop` or :meth:`kill`."""
+        assert not self.engine.alive
+        self.engine = self._start()
+
+    @abstractmethod
+    def _start(self) -> Engine:
+        """A process that is ready."""
 
 
 def find_program(*names: str) -> Path | None:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from extproc.errors import UsageError
 from extproc.local import drain, envoy_files
-from extproc.local.engine import POLL_S, Engine, EngineFailed, find_program
+from extproc.local.engine import POLL_S, Engine, EngineFailed, Server, find_program
 from extproc.local.envoy_files import Site
 
 READY_S: Final = 30.0
@@ -27,7 +27,7 @@ LOG_FLUSH_MS: Final = 250
 """Of the access log, where nobody else reads it: the second witness need not wait for Envoy's default, 10 s."""
 
 
-class Envoy:
+class Envoy(Server):
     """A running Envoy. Its files are in ``directory``: edit them there (``replace``), as an operator would."""
 
     def __init__(self, directory: Path, site: Site, *, concurrency: int) -> None:
@@ -39,7 +39,7 @@ class Envoy:
         for name, text in envoy_files.render(site, self.directory).items():
             self.replace(name, text)
         self._site, self._concurrency = site, concurrency
-        self._engine = self._start(concurrency)
+        self.engine = self._start()
         self.port = self._listener_port()
 
     @property
@@ -53,14 +53,6 @@ class Envoy:
     @property
     def admin_url(self) -> str:
         return f"http://{self.admin}"
-
-    @property
-    def pid(self) -> int:
-        return self._engine.pid
-
-    @property
-    def engine(self) -> Engine:
-        return self._engine
 
     def replace(self, name: str, text: str) -> None:
         """A new content for one of the files: moved into place, because that is what Envoy looks for."""
@@ -89,31 +81,26 @@ class Envoy:
 
         ``notice_s``: so long it still takes new ones, for whoever has yet to notice that it leaves.
         """
-        if grace_s > 0 and self._engine.alive:
+        if grace_s > 0 and self.engine.alive:
             drain.drain(self.admin, grace_s=grace_s, notice_s=notice_s)
-        self._engine.stop()
-
-    def kill(self) -> None:
-        """As a crash would be."""
-        self._engine.kill()
+        super().stop()
 
     def start_again(self, swaps: Mapping[str, str] | None = None) -> None:
         """After :meth:`stop` or :meth:`kill`, on the same port. ``swaps``: what is to stand in envoy.yaml in the place of what."""
-        assert not self._engine.alive
         texts = envoy_files.render(replace(self._site, port=self.port), self.directory)
         for old, new in (swaps or {}).items():
             assert old in texts["envoy.yaml"], old
             texts["envoy.yaml"] = texts["envoy.yaml"].replace(old, new)
         for name, text in texts.items():
             self.replace(name, text)
-        self._engine = self._start(self._concurrency)
+        super().start_again()
 
-    def _start(self, concurrency: int) -> Engine:
+    def _start(self) -> Engine:
         self._admin_file.unlink(missing_ok=True)
         options = {
             "-c": str(self.directory / "envoy.yaml"),
             "--admin-address-path": str(self._admin_file),
-            "--concurrency": str(concurrency),
+            "--concurrency": str(self._concurrency),
             "--log-level": "warning",
             "--file-flush-interval-msec": str(LOG_FLUSH_MS),
         }
@@ -137,8 +124,8 @@ class Envoy:
     def _wait(self, condition: Callable[[], bool], what: str, deadline_s: float) -> None:
         end = time.monotonic() + deadline_s
         while not condition():
-            if not self._engine.alive or time.monotonic() > end:
-                raise EngineFailed(f"envoy: not {what} within {deadline_s:g} s:\n{self._engine.log_tail()}")
+            if not self.engine.alive or time.monotonic() > end:
+                raise EngineFailed(f"envoy: not {what} within {deadline_s:g} s:\n{self.engine.log_tail()}")
             time.sleep(POLL_S)
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from extproc.errors import UsageError
-from extproc.local.engine import POLL_S, Engine, EngineFailed, find_program, socket_path_fits
+from extproc.local.engine import POLL_S, Engine, EngineFailed, Server, find_program, socket_path_fits
 
 SUPERUSER = "extproc"
 DATABASE = "extproc"
@@ -43,8 +43,8 @@ UNPRIVILEGED_USERS = ("postgres", "nobody")
 """Whom root becomes, first one that exists."""
 
 
-class Postgres:
-    """A cluster that can be stopped, killed and started again on the same data."""
+class Postgres(Server):
+    """A cluster."""
 
     def __init__(self, directory: Path, *, durable: bool) -> None:
         self.directory = directory.absolute()
@@ -61,7 +61,7 @@ class Postgres:
         self._programs = _reachable(_programs_for(self._data), self.directory, self._user)
         if not (self._data / "PG_VERSION").exists():
             self._create_cluster()
-        self._engine = self._start()
+        self.engine = self._start()
         if not (self.directory / "complete").exists():
             self._create_first_database()
 
@@ -72,14 +72,6 @@ class Postgres:
 
     def dsn_of(self, database: str) -> str:
         return f"postgresql://{SUPERUSER}@/{database}?host={quote(str(self._run), safe='')}"
-
-    @property
-    def pid(self) -> int:
-        return self._engine.pid
-
-    @property
-    def engine(self) -> Engine:
-        return self._engine
 
     def create_database(self, template: str = "template1", *, name: str | None = None) -> str:
         """A new database, copied from ``template`` (nobody may be connected to that). Its DSN."""
@@ -93,20 +85,15 @@ class Postgres:
 
     def stop(self, grace_s: float = 20.0) -> None:
         """Ends sessions, writes a checkpoint, leaves."""
-        self._engine.stop(grace_s)
+        super().stop(grace_s)
 
     def kill(self) -> None:
         """The postmaster dies as in a crash; returns when its children have noticed and left, so that a new one may start."""
         children = _children_of(self.pid)
-        self._engine.kill()
+        super().kill()
         end = time.monotonic() + ORPHANS_LEAVE_S
         while any(_lives(child) for child in children) and time.monotonic() < end:
             time.sleep(POLL_S)
-
-    def start_again(self) -> None:
-        """After :meth:`stop` or :meth:`kill`, on the same data."""
-        assert not self._engine.alive
-        self._engine = self._start()
 
     def _create_cluster(self) -> None:
         """Under another name until it is whole: an initdb that was killed leaves nothing that looks like a cluster."""

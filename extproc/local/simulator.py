@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from extproc.local.engine import Engine, EngineFailed
+from extproc.local.engine import Engine, EngineFailed, Server
 
 READY_S = 30.0
 """0.15 s, and up to 1.6 s more for a vocabulary; a loaded machine takes longer."""
@@ -18,8 +18,8 @@ CONTROL_TIMEOUT_S = 10.0
 """Of a question to the simulator: it answers in its own loop, among the streams."""
 
 
-class Simulator:
-    """A running simulator on 127.0.0.1."""
+class Simulator(Server):
+    """A running simulator on 127.0.0.1. Stopped, its streams end with ``abort``; it starts again on the same port, with an empty memory."""
 
     def __init__(self, directory: Path, *, models: Sequence[str], vocabulary: Path | None, options: Sequence[str]) -> None:
         assert models
@@ -29,19 +29,11 @@ class Simulator:
         self._vocabulary = vocabulary
         self._options = tuple(options)
         self.port = 0
-        self._engine = self._start()
+        self.engine = self._start()
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def pid(self) -> int:
-        return self._engine.pid
-
-    @property
-    def engine(self) -> Engine:
-        return self._engine
 
     def log(self, since: int = 0) -> tuple[list[dict[str, Any]], int]:
         """Requests after number ``since``, and the number to go on from."""
@@ -65,18 +57,6 @@ class Simulator:
         lines = self._fetch("GET", "/metrics").decode().splitlines()
         samples = (line.rpartition(" ") for line in lines if line and not line.startswith("#"))
         return {series.partition("{")[0]: float(value) for series, _, value in samples}
-
-    def stop(self, grace_s: float = 10.0) -> None:
-        """SIGTERM: running streams end with ``abort``."""
-        self._engine.stop(grace_s)
-
-    def kill(self) -> None:
-        self._engine.kill()
-
-    def start_again(self) -> None:
-        """On the same port, with an empty memory."""
-        assert not self._engine.alive
-        self._engine = self._start()
 
     def _start(self) -> Engine:
         self.directory.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from extproc.errors import UsageError
-from extproc.local.engine import Engine, find_program, socket_path_fits
+from extproc.local.engine import Engine, Server, find_program, socket_path_fits
 
 READY_S = 20.0
 """14 ms when idle; an AOF of a gigabyte is read in about ten seconds."""
@@ -25,8 +25,8 @@ DATABASES = 64
 """Database numbers: the parallel workers of a test run take one each."""
 
 
-class Valkey:
-    """A server that can be stopped, killed and started again on the same data."""
+class Valkey(Server):
+    """What a kill has kept from the append-only file is lost only if the machine dies as well. Not ``durable``: nothing is left."""
 
     def __init__(self, directory: Path, *, durable: bool) -> None:
         self.directory = directory.absolute()
@@ -35,31 +35,11 @@ class Valkey:
         self.log_file = self.directory / "valkey.log"
         if not socket_path_fits(self.socket_file):
             raise UsageError(f"{self.socket_file} is too long for a Unix socket: choose a shorter directory")
-        self._engine = self._start()
+        self.engine = self._start()
 
     @property
     def url(self) -> str:
         return f"unix://{quote(str(self.socket_file))}"
-
-    @property
-    def pid(self) -> int:
-        return self._engine.pid
-
-    @property
-    def engine(self) -> Engine:
-        return self._engine
-
-    def stop(self, grace_s: float = 10.0) -> None:
-        self._engine.stop(grace_s)
-
-    def kill(self) -> None:
-        """As a crash would be. What was not yet in the append-only file is lost only if the machine dies as well."""
-        self._engine.kill()
-
-    def start_again(self) -> None:
-        """After :meth:`stop` or :meth:`kill`, with the data that is left (none, unless durable)."""
-        assert not self._engine.alive
-        self._engine = self._start()
 
     def _start(self) -> Engine:
         self.directory.mkdir(parents=True, exist_ok=True)

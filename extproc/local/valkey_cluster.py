@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from extproc.local.engine import POLL_S, Engine, EngineFailed
+from extproc.local.engine import POLL_S, Engine, EngineFailed, Server
 from extproc.local.valkey import server_program
 
 SLOTS = 16_384
@@ -21,7 +21,7 @@ NODE_TIMEOUT_MS = 1_000
 """After which a silent master is taken for dead, and its replica stands for election."""
 
 
-class Node:
+class Node(Server):
     """One server. ``port`` is where clients find it."""
 
     def __init__(self, directory: Path, port: int, bus_port: int) -> None:
@@ -37,15 +37,6 @@ class Node:
             if kind.startswith(b"-"):
                 raise EngineFailed(f"{' '.join(map(str, words))}: {kind.decode()}")
             return (answer.read(int(kind[1:])) if kind.startswith(b"$") else kind[1:]).decode()
-
-    def stop(self) -> None:
-        """End it."""
-        self.engine.stop()
-
-    def start_again(self) -> None:
-        """After it was ended, on the same port and data."""
-        assert not self.engine.alive
-        self.engine = self._start()
 
     def _start(self) -> Engine:
         self.directory.mkdir(parents=True, exist_ok=True)
