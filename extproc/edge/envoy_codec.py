@@ -22,6 +22,7 @@ from extproc.edge.wire import ext_proc_pb2 as wire
 from extproc.edge.wire_format import SIZES, body_of, number, record, tag, text
 from extproc.errors import ExchangeError
 from extproc.exchange import actions, events
+from extproc.exchange.actions import Pairs
 
 FILTER: Final = "envoy.filters.http.ext_proc"
 """The key of our attributes: the canonical name of the filter, not the name that a listener gives to it."""
@@ -43,8 +44,6 @@ _REQUEST_BODY_CAME, _RESPONSE_BODY_CAME = ord(tag(4)), ord(tag(5))
 
 _PSEUDO: Final = (":authority", ":scheme", ":protocol")
 """What HTTP knows beside ``:method``, ``:path`` and ``:status``."""
-
-Pairs = tuple[tuple[str, str], ...]
 
 
 class MalformedMessage(ExchangeError):

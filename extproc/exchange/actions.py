@@ -10,6 +10,9 @@ from extproc.exchange.record import Record
 from extproc.money.hold import Admission, Amendment, Checkpoint, Ending
 from extproc.money.statement import Enquiry
 
+Pairs = tuple[tuple[str, str], ...]
+"""Headers, or metadata."""
+
 
 class Action(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Base of all actions."""
@@ -64,7 +67,7 @@ class Lend(Action, frozen=True, kw_only=True):
 class PassHeaders(Action, frozen=True, kw_only=True):
     """Reply to the request headers: go on. ``set_headers`` overwrite, ``remove_headers`` are removed."""
 
-    set_headers: tuple[tuple[str, str], ...] = ()
+    set_headers: Pairs = ()
     remove_headers: tuple[str, ...] = ()
 
 
@@ -75,16 +78,16 @@ class PassBody(Action, frozen=True, kw_only=True):
     """
 
     data: bytes
-    set_headers: tuple[tuple[str, str], ...] = ()
+    set_headers: Pairs = ()
     remove_headers: tuple[str, ...] = ()
-    metadata: tuple[tuple[str, str], ...] = ()
+    metadata: Pairs = ()
 
 
 class PassResponseHeaders(Action, frozen=True, kw_only=True):
     """Reply to the response headers. ``buffer``: have the whole body in one message (a JSON answer), else streamed."""
 
     buffer: bool = False
-    set_headers: tuple[tuple[str, str], ...] = ()
+    set_headers: Pairs = ()
     remove_headers: tuple[str, ...] = ()
 
 
@@ -95,8 +98,8 @@ class PassChunk(Action, frozen=True, kw_only=True):
     """
 
     data: bytes | None = None
-    set_headers: tuple[tuple[str, str], ...] = ()
-    metadata: tuple[tuple[str, str], ...] = ()
+    set_headers: Pairs = ()
+    metadata: Pairs = ()
 
 
 class PassTrailers(Action, frozen=True, kw_only=True):
@@ -111,7 +114,7 @@ class Answer(Action, frozen=True, kw_only=True):
     status: int
     body: bytes
     code: str = ""
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: Pairs = ()
 
 
 class Beat(Action, frozen=True, kw_only=True):

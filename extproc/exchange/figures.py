@@ -6,12 +6,11 @@ merges, so the line has the newest figure of each kind. The reply that ends the 
 
 from __future__ import annotations
 
+from extproc.exchange.actions import Pairs
 from extproc.exchange.meter_stream import Delivered
 from extproc.money.usage import Usage, rare_of
 
 FIGURES_EVERY_NS = 250_000_000  # what a killed worker may have passed and not told; a figure costs 6 µs, or a quarter of an event's
-
-Pairs = tuple[tuple[str, str], ...]
 
 
 def figures(usage: Usage, *, cost_nanos: int, charge_nanos: int, delivered: Delivered | None) -> Pairs:

@@ -163,7 +163,7 @@ def with_units(usage: Usage, expected: Expected, characters: int, words: int) ->
     )
 
 
-class Figures:
+class UsageReader:
     """Reads members of a usage object. 0 is a figure, ``None`` is none; what cannot be is clamped, and flagged."""
 
     __slots__ = ("flags",)

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from extproc.errors import ClientError
-from extproc.exchange.actions import Answer
+from extproc.exchange.actions import Answer, Pairs
 from extproc.exchange.policy import Policy
 from extproc.money.amount import format_amount
 from extproc.money.hold import Denied, DenyReason, Window
@@ -23,12 +23,8 @@ CUT_EVENT = (
 STORES_RETRY_S = 1
 NEVER_RETRY_MS = 60_000
 
-Pairs = tuple[tuple[str, str], ...]
 
-
-def deny(
-    error: ClientError, *, request_id: str, headers: tuple[tuple[str, str], ...] = (), metadata: dict[str, Any] | None = None
-) -> Answer:
+def deny(error: ClientError, *, request_id: str, headers: Pairs = (), metadata: dict[str, Any] | None = None) -> Answer:
     """``{"error": {"message", "type", "param", "code"}}`` and ``metadata`` where it helps."""
     body: dict[str, Any] = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
     if metadata:

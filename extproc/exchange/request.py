@@ -9,13 +9,12 @@ from __future__ import annotations
 from extproc.accounts.scopes import key_fault
 from extproc.errors import ClientError
 from extproc.exchange import answers, replies, upstream
-from extproc.exchange.actions import Admit, Answer, Count, CountUpstream, FindAnswer, LookUpKey, PassBody, PassHeaders
+from extproc.exchange.actions import Admit, Answer, Count, CountUpstream, FindAnswer, LookUpKey, Pairs, PassBody, PassHeaders
 from extproc.exchange.answers import Question
 from extproc.exchange.ask import JSON
 from extproc.exchange.body import understand
 from extproc.exchange.doors import FORBIDDEN_HEADERS, door_of, secret_of, too_large
 from extproc.exchange.events import Admitted, Amended, Answered, Body, Counted, Headers, KeyRead, Refused, StoreFailed
-from extproc.exchange.figures import Pairs
 from extproc.exchange.forwarding import forward, sticky
 from extproc.exchange.sizing import Size, clamped, size
 from extproc.exchange.state import Outcome, State
@@ -233,7 +232,7 @@ def _forward(tab: Tab) -> Outcome:
     return State.FORWARDED, (PassBody(data=forward(tab), set_headers=names, metadata=metadata),)
 
 
-def _route(tab: Tab) -> tuple[tuple[str, str], ...]:
+def _route(tab: Tab) -> Pairs:
     assert tab.model is not None
     names = ("x-model", tab.model.name), ("x-priority", tab.priority)
     if tab.is_shadow:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from extproc.exchange.actions import PassChunk, PassResponseHeaders, PassTrailers
+from extproc.exchange.actions import Pairs, PassChunk, PassResponseHeaders, PassTrailers
 from extproc.exchange.events import Chunk, ResponseHeaders, Trailers
-from extproc.exchange.figures import Pairs, ended
+from extproc.exchange.figures import ended
 from extproc.exchange.meter import OpaqueMeter
 from extproc.exchange.meter_answer import AnswerMeter
 from extproc.exchange.meter_stream import StreamMeter
@@ -32,7 +32,7 @@ def _begin(tab: Tab, event: ResponseHeaders) -> PassResponseHeaders:
     expected = tab.expected
     assert expected is not None
     assert tab.sized is not None
-    headers: tuple[tuple[str, str], ...] = (("x-request-id", tab.request_id),) if tab.request_id else ()
+    headers: Pairs = (("x-request-id", tab.request_id),) if tab.request_id else ()
     if (tab.requests_left is not None or tab.tokens_left is not None) and not tab.is_shadow:
         headers = (*headers, *rate_headers("requests", tab.requests_left), *rate_headers("tokens", tab.tokens_left))
     if tab.clamped:

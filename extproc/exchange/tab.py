@@ -14,12 +14,12 @@ from msgspec import structs
 
 from extproc.accounts.model import Key, as_of
 from extproc.catalog.model import Catalog, Model, Tier
-from extproc.exchange.actions import Amend, Answer, Beat, End, Lend, Note
+from extproc.exchange.actions import Amend, Answer, Beat, End, Lend, Note, Pairs
 from extproc.exchange.ask import Ask
 from extproc.exchange.doors import Door
 from extproc.exchange.endpoints import BY_PATH
 from extproc.exchange.events import Headers
-from extproc.exchange.figures import FIGURES_EVERY_NS, Pairs, figures
+from extproc.exchange.figures import FIGURES_EVERY_NS, figures
 from extproc.exchange.meter import Expected, Meter
 from extproc.exchange.meter_stream import StreamMeter
 from extproc.exchange.policy import Bounds, Policy
@@ -68,7 +68,7 @@ class Tab:
 
     def __init__(self, pinned: Pinned) -> None:
         self.pinned = pinned
-        self.hold_id = self.owner = ""
+        self.hold_id = self.owner = ""  # they differ when Envoy has retried: then the hold is the first attempt's
         self.request_id = ""
         self.path = ""
         self.client_ip = ""

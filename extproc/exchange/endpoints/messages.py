@@ -12,7 +12,7 @@ from extproc.exchange.actions import Answer
 from extproc.exchange.ask import NOTHING, Ask, Piece, Prompt
 from extproc.exchange.endpoints import fields as read
 from extproc.exchange.endpoints import openai
-from extproc.exchange.meter import Expected, Figures
+from extproc.exchange.meter import Expected, UsageReader
 from extproc.exchange.replies import CUT_MESSAGE
 from extproc.money.usage import Usage, UsageSource
 
@@ -72,7 +72,7 @@ class Messages(openai.Usual):
 
     def usage(self, raw: Any, source: UsageSource, expected: Expected) -> Usage | None:
         """See :class:`~extproc.exchange.ask.Endpoint`. Of an input that nobody told, our own count."""
-        figure, most = Figures(), expected.input_tokens_max
+        figure, most = UsageReader(), expected.input_tokens_max
         told = [figure(raw, name, most) for name in _INPUTS]
         output = figure(raw, "output_tokens", expected.output_tokens_max)
         if output is None and (told[0] is None or figure.flags):

@@ -11,7 +11,7 @@ import msgspec
 from extproc.exchange.actions import Answer
 from extproc.exchange.ask import NOTHING, Ask, Piece
 from extproc.exchange.endpoints.fields import canonical, json_object
-from extproc.exchange.meter import Expected, Figures
+from extproc.exchange.meter import Expected, UsageReader
 from extproc.exchange.replies import CUT_EVENT
 from extproc.money.usage import Usage, UsageSource
 
@@ -74,7 +74,7 @@ def usage_of(raw: Any, source: UsageSource, expected: Expected, names: Names = _
     """OpenAI's usage object → a usage; ``None`` if it has no figures."""
     if not isinstance(raw, dict):
         return None
-    figure = Figures()
+    figure = UsageReader()
     prompt = figure(raw, names.input, expected.input_tokens_max)
     output = figure(raw, names.output, expected.output_tokens_max)
     if prompt is None or (output is None and figure.flags):

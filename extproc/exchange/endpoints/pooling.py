@@ -11,7 +11,7 @@ from extproc.errors import ClientError
 from extproc.exchange.ask import NOTHING, Ask, Piece, Prompt
 from extproc.exchange.endpoints import fields as read
 from extproc.exchange.endpoints.openai import Usual, decoded
-from extproc.exchange.meter import Expected, Figures
+from extproc.exchange.meter import Expected, UsageReader
 from extproc.money.usage import TOKENS_MAX, Usage, UsageSource
 
 TOKENS_EACH = 4  # around a pair of texts: `<s> query </s></s> document </s>`
@@ -32,7 +32,7 @@ class Pooling(Usual):
 
     def usage(self, raw: Any, source: UsageSource, expected: Expected) -> Usage | None:
         """See :class:`~extproc.exchange.ask.Endpoint`. Some rerankers tell the total alone, which is the same."""
-        figure, most = Figures(), expected.input_tokens_max
+        figure, most = UsageReader(), expected.input_tokens_max
         prompt = figure(raw, "prompt_tokens", most)
         if prompt is None:
             prompt = figure(raw, "total_tokens", most)

@@ -29,7 +29,7 @@ _KNOWN = frozenset(
 # They bring in what only the backend has seen, or let it go on when nobody holds for it any more.
 _NOT_OFFERED = ("previous_response_id", "conversation", "prompt", "background")
 _LABELS = ("id", "status", "call_id")  # of items: not read by a model
-_FIGURES = openai.Names(
+_NAMES = openai.Names(
     input="input_tokens", output="output_tokens", input_details="input_tokens_details", output_details="output_tokens_details"
 )
 _ENDS = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
@@ -77,7 +77,7 @@ class Responses(openai.Usual):
 
     def usage(self, raw: Any, source: UsageSource, expected: Expected) -> Usage | None:
         """See :class:`~extproc.exchange.ask.Endpoint`."""
-        return openai.usage_of(raw, source, expected, _FIGURES)
+        return openai.usage_of(raw, source, expected, _NAMES)
 
     def read_event(self, data: bytes) -> Piece:
         """See :class:`~extproc.exchange.ask.Endpoint`. Events that end something repeat all of its text: that is no output."""

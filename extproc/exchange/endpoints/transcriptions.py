@@ -18,7 +18,7 @@ from extproc.exchange.audio import length_of
 from extproc.exchange.endpoints import fields as read
 from extproc.exchange.endpoints import openai
 from extproc.exchange.form import CONTENT_TYPE, File, Value, read_form, write_form
-from extproc.exchange.meter import Expected, Figures
+from extproc.exchange.meter import Expected, UsageReader
 from extproc.money.usage import TOKENS_MAX, Usage, UsageSource
 
 FORMATS = ("json", "verbose_json", "text", "srt", "vtt")
@@ -92,7 +92,7 @@ class Transcriptions(openai.Usual):
         if isinstance(seconds, float | int) and not isinstance(seconds, bool):
             audio_ms = math.ceil(min(max(seconds, 0), TOKENS_MAX // 1_000) * 1_000)
             return msgspec.structs.replace(expected.prompt, audio_ms=audio_ms, source=source, flags=())
-        figure, most = Figures(), min(expected.input_tokens_max * (1 + audio_ms // PIECE_MS_MIN), TOKENS_MAX)
+        figure, most = UsageReader(), min(expected.input_tokens_max * (1 + audio_ms // PIECE_MS_MIN), TOKENS_MAX)
         for inputs, outputs in _NAMES:
             tokens = figure(raw, inputs, most), figure(raw, outputs, most)
             if tokens[0] is not None:
