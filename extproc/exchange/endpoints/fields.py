@@ -5,7 +5,6 @@ vLLM takes ``"3"`` and ``2.0`` for 3, ``"true"`` and ``1`` for true (VLLM.md); s
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -42,6 +41,7 @@ IGNORED_FIELDS = frozenset(
 
 
 _NESTS = (dict, list)
+_EXPONENTS = re.compile(rb"e[-0-9]")  # of 1e-7 and 1e16, which Python, so a template, prints as 1e-07 and 1e+16; or of a text, to no harm
 _WHOLE = re.compile(r"\s{0,8}[+-]?[0-9]{1,18}\s{0,8}", re.ASCII)
 
 
@@ -174,9 +174,9 @@ def printed(extras: list[Any]) -> tuple[int, int]:
     if not extras:
         return 0, 0
     check_nesting(extras)
-    wide = json.dumps(extras, indent=4, ensure_ascii=False)
-    size = len(wide.encode("utf-8", "replace"))
-    return len(msgspec.json.encode(extras)), size if wide.isascii() else NFC_GROWTH * size
+    compact = _ENCODER.encode(extras)
+    size = len(msgspec.json.format(compact, indent=4)) + len(_EXPONENTS.findall(compact))
+    return len(compact), size if compact.isascii() else NFC_GROWTH * size
 
 
 def check_nesting(value: Any) -> None:

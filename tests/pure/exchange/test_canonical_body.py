@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import random
 from typing import Any
 
+import msgspec
 import pytest
 from stage import PAYER, chat, error_of, granted, key, model, pinned, to_open
 
 from extproc.exchange import actions as act
 from extproc.exchange import events as ev
 from extproc.exchange.endpoints import ENDPOINTS
-from extproc.exchange.endpoints.fields import NESTING_MAX
+from extproc.exchange.endpoints.fields import NESTING_MAX, json_object, printed
 from extproc.exchange.forwarding import cache_salt
 from extproc.exchange.machine import Exchange, State
 from extproc.exchange.policy import Bounds, Policy
@@ -94,6 +96,35 @@ def test_nothing_is_held_for_what_is_nested_too_deeply(path: str, body: dict, op
         assert ask(depth).state is State.CLOSED
         reply, end, _ = actions[-3:]
         assert (reply.status, error_of(reply)["code"], end.ending.kind) == (400, "invalid_json", EndKind.VOID)
+
+
+def test_no_template_prints_more_than_is_held_for():
+    """They print as Python does, indented by four at most, with every letter as it is."""
+    dice = random.Random(7)
+    floats = [dice.choice((1, 1.5, dice.random())) * 10.0 ** dice.randrange(-300, 300) for _ in range(2_000)]
+    near_one = [dice.random() * 10.0 ** dice.randrange(-9, 25) for _ in range(2_000)]
+    texts = ['é\u2028\x00\x1f\x7f"\\/\b語', "𝅘𝅥𝅮", "e-mail", ""]
+    for value in (
+        *floats,
+        *near_one,
+        *texts,
+        -0.0,
+        2**64 - 1,
+        -(2**63),
+        10**30,
+        None,
+        True,
+        [],
+        {},
+        [[], {}],
+        {"": {"a": []}},
+        texts,
+        near_one,
+    ):
+        (read,) = json_object(msgspec.json.encode({"a": value})).values()
+        compact, wide = printed([read])
+        assert compact <= wide
+        assert len(json.dumps([read], indent=4, ensure_ascii=False).encode()) <= wide, read
 
 
 def test_a_priority_is_told_to_backends_that_heed_it():
