@@ -7,7 +7,7 @@ and the meter know this protocol only.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -122,12 +122,20 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return ALLOWANCE_TOKENS + ALLOWANCE_TOKENS_PER_MESSAGE * len(self.messages) + self.extra_bound
 
 
+class Echo(NamedTuple):
+    """How an answer begins that repeats its prompt: with the ``characters`` of a text, or the ``tokens`` of a prompt that came as ids."""
+
+    characters: int
+    tokens: int
+
+
 class Ask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A parsed body. ``choices`` = n × prompts; ``output_max`` per choice, ``None`` if the client named none.
 
     ``wants_…usage``: in its stream, and in every chunk; True where that is never asked for, and always there.
     ``fields`` are the members that may go to the backend; what the bill depends on is typed, the rest is for the backend to judge.
-    ``echoes``: answers begin with their prompts, which are no output. ``content_type`` of the canonical body.
+    ``echoes``: what answers repeat of their prompts before their output, if they do: one for each prompt. ``content_type`` of the
+    canonical body.
     """
 
     endpoint: Endpoint
@@ -139,7 +147,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     output_max: int | None = None
     wants_usage: bool = True
     wants_continuous_usage: bool = True
-    echoes: bool = False
+    echoes: tuple[Echo, ...] = ()
     content_type: str = JSON
 
     @property

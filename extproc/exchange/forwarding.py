@@ -21,6 +21,9 @@ from extproc.exchange.sizing import Size
 from extproc.exchange.tab import Tab
 from extproc.money.usage import TOKENS_MAX
 
+# With these a client can have tokens generated that show no text, or have it kept back: who then left before the end would owe nothing.
+_SILENT = frozenset({"logprobs", "ignore_eos", "min_tokens", "logit_bias", "allowed_token_ids", "bad_words"})
+
 STICKY_CHARS = 1_024  # conversations that begin alike share a prefix cache; later turns must not move them
 
 
@@ -45,10 +48,10 @@ def forward(tab: Tab) -> bytes:
 
 
 def _injects(tab: Tab, ask: Ask, model: Model, sized: Size) -> tuple[bool, bool]:
-    """Whether we ask for the final usage, and for usage on every chunk: also where we could not count prompt or output ourselves."""
+    """Whether we ask for the final usage, and for usage on every chunk: also where we cannot count prompt or output ourselves."""
     if tab.is_shadow or model.usage not in ("inject", "continuous"):
         return False, False
-    return True, model.usage == "continuous" or sized.estimated or bool(ask.fields.get("logprobs"))
+    return True, model.usage == "continuous" or sized.estimated or bool(ask.echoes) or not _SILENT.isdisjoint(ask.fields)
 
 
 def _expected(tab: Tab, ask: Ask, model: Model, sized: Size, injects: tuple[bool, bool]) -> Expected:
@@ -63,7 +66,7 @@ def _expected(tab: Tab, ask: Ask, model: Model, sized: Size, injects: tuple[bool
         output_tokens_held=sized.demand.output_tokens,
         choices=ask.choices,
         prompts=ask.prompt.prompts,
-        echoed_tokens=sized.prompt.input_tokens * ask.choices // ask.prompt.prompts if ask.echoes else 0,
+        echoes=ask.echoes,
         trust_usage=tab.trusts_usage,
         needs_text=tab.price is not None and tab.price.needs_text,
         hide_final=not ask.wants_usage and (forced or injects[0]),

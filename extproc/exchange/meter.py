@@ -15,11 +15,12 @@ from typing import Any, Protocol
 import msgspec
 from msgspec import structs
 
-from extproc.exchange.ask import Endpoint
+from extproc.exchange.ask import Echo, Endpoint
 from extproc.money.hold import EndReason
 from extproc.money.usage import CHARACTERS_PER_TOKEN_MAX, TOKENS_MAX, Usage, UsageSource
 from extproc.tokens.counter import Counter
 
+_NO_ECHO = Echo(0, 0)
 REASONS = {"stop": EndReason.STOP, "tool_calls": EndReason.STOP, "function_call": EndReason.STOP, "length": EndReason.LENGTH}
 
 
@@ -28,7 +29,7 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
     say of it (images, seconds, characters).
 
     ``…_tokens_max``: more than that the model cannot use, over all prompts and choices. ``output_tokens_held``: what was asked for at most.
-    ``echoed_tokens``: of the prompts, once for each choice, that the answer repeats before its output.
+    ``echoes``: what its choices repeat of their prompts before their output; none if they do not.
     ``choices``: over all ``prompts``. ``trust_usage`` False: the model's figures are not to be relied on (catalog, ``usage: counted``).
     ``hide_final``: withhold the usage event that we asked for and the client did not. ``hide_running``: likewise per-chunk usage.
     ``needs_text``: characters or words of the answer are priced, so its text is counted whatever its usage says.
@@ -44,13 +45,17 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens_held: int
     choices: int
     prompts: int = 1
-    echoed_tokens: int = 0
+    echoes: tuple[Echo, ...] = ()
     trust_usage: bool = True
     needs_text: bool = False
     hide_final: bool = False
     hide_running: bool = False
     rename: tuple[bytes, bytes] | None = None
     tells_cost: bool = False
+
+    def echo(self, choice: int) -> Echo:
+        """Of this choice: vLLM numbers them over all prompts, choice = prompt × n + i. Indexes are the backend's, and may be anything."""
+        return self.echoes[choice * self.prompts // self.choices] if 0 <= choice < self.choices else _NO_ECHO
 
 
 class Meter(Protocol):
@@ -82,12 +87,16 @@ class Meter(Protocol):
 
 
 class OpaqueMeter:
-    """An answer that cannot be read (a backend that compresses although nobody asked it to): the worst case, flagged."""
+    """An answer that cannot be read (a backend that compresses although nobody asked it to): the worst case, flagged.
 
-    __slots__ = ("_ended", "_expected", "events")
+    ``length_bytes``: as its header says, -1 = it does not. With the last of them a client has everything, whenever the end is told.
+    """
 
-    def __init__(self, expected: Expected) -> None:
+    __slots__ = ("_ended", "_expected", "_left_bytes", "events")
+
+    def __init__(self, expected: Expected, *, length_bytes: int = -1) -> None:
         self._expected = expected
+        self._left_bytes = length_bytes
         self._ended = False
         self.events = 0
 
@@ -102,7 +111,8 @@ class OpaqueMeter:
     def feed(self, chunk: bytes, *, end_of_stream: bool) -> bytes:
         """Unchanged."""
         self.events += 1
-        self._ended = end_of_stream
+        self._left_bytes -= len(chunk)
+        self._ended = end_of_stream or self._left_bytes == 0
         return chunk
 
     def priced(self, shown: bytes, cost_nanos: int) -> bytes:
@@ -125,7 +135,7 @@ def counted(expected: Expected, output_tokens: int, source: UsageSource) -> Usag
     return structs.replace(
         expected.prompt,
         input_tokens=min(expected.prompt.input_tokens, expected.input_tokens_max),
-        output_tokens=min(max(0, output_tokens - expected.echoed_tokens), expected.output_tokens_held),
+        output_tokens=min(output_tokens, expected.output_tokens_held),
         source=source,
     )
 
@@ -137,7 +147,7 @@ def unreadable(expected: Expected) -> Usage:
 
 
 def with_units(usage: Usage, expected: Expected, characters: int, words: int) -> Usage:
-    """The same with what no backend tells: units of the prompt, and of an answer with so much text (its echo of prompts included).
+    """The same with what no backend tells: units of the prompt, and of an answer with so much text.
 
     What a backend does tell of images and sound stands; else images have at most what our count of the text leaves of its input. Text is
     counted within what was held for it.
@@ -147,9 +157,6 @@ def with_units(usage: Usage, expected: Expected, characters: int, words: int) ->
         return usage
     seen = min(prompt.image_tokens, max(0, usage.input_tokens - (prompt.input_tokens - prompt.image_tokens)))
     image = min(usage.image_tokens or seen, usage.input_tokens)
-    if expected.echoed_tokens:
-        each = expected.choices // expected.prompts
-        characters, words = characters - each * prompt.input_characters, words - each * prompt.input_words
     return structs.replace(
         usage,
         image_tokens=image,
@@ -158,8 +165,8 @@ def with_units(usage: Usage, expected: Expected, characters: int, words: int) ->
         audio_ms=usage.audio_ms or prompt.audio_ms,
         input_characters=prompt.input_characters,
         input_words=prompt.input_words,
-        output_characters=min(max(0, characters), CHARACTERS_PER_TOKEN_MAX * usage.output_tokens) if expected.needs_text else 0,
-        output_words=min(max(0, words), usage.output_tokens) if expected.needs_text else 0,
+        output_characters=min(characters, CHARACTERS_PER_TOKEN_MAX * usage.output_tokens) if expected.needs_text else 0,
+        output_words=min(words, usage.output_tokens) if expected.needs_text else 0,
     )
 
 

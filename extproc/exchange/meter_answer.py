@@ -10,23 +10,28 @@ from extproc.exchange.ask import Piece
 from extproc.exchange.meter import REASONS, Expected, counted, renamed, unreadable, with_units
 from extproc.money.hold import EndReason
 from extproc.money.usage import TOKENS_MAX, Usage, UsageSource
+from extproc.tokens.counter import Counter
 from extproc.tokens.units import TextUnits
 
 # An answer up to this size is parsed whole, on the loop (8 ms at most). Log-probabilities make larger ones; of these the end is read.
 ANSWER_BYTES_MAX = 2 * 1_048_576
 TAIL_BYTES = 65_536  # usage is the last or nearly the last member of an answer, and has a few hundred bytes
 TEXT_BYTES_MAX = 262_144  # an answer that broke off is searched for text up to this size
-COUNT_CHARS_MAX = 65_536  # and so much text is counted exactly; more is estimated
+COUNT_CHARS_MAX = 65_536  # and so much text is counted exactly; it stands for what is more
 CHARS_PER_TOKEN = 4
 
 
 class AnswerMeter:
-    """Keeps the beginning up to a limit, and the end; nothing is counted before there is a reason to."""
+    """Keeps the beginning up to a limit, and the end; nothing is counted before there is a reason to.
 
-    __slots__ = ("_body", "_ended", "_expected", "_held", "_piece", "_rename", "_size", "_tail")
+    ``length_bytes``: as its header says, -1 = it does not. With the last of them a client has everything, whenever the end is told.
+    """
 
-    def __init__(self, expected: Expected) -> None:
+    __slots__ = ("_body", "_ended", "_expected", "_held", "_length_bytes", "_piece", "_rename", "_size", "_tail")
+
+    def __init__(self, expected: Expected, *, length_bytes: int = -1) -> None:
         self._expected = expected
+        self._length_bytes = length_bytes
         self._body = bytearray()
         self._tail = b""
         self._size = 0
@@ -52,12 +57,14 @@ class AnswerMeter:
 
     def feed(self, chunk: bytes, *, end_of_stream: bool) -> bytes:
         """Only a name is ever changed."""
+        if self._ended:
+            return chunk  # there is nothing behind the end
         room = max(0, ANSWER_BYTES_MAX - self._size)
         self._size += len(chunk)
         self._body += chunk[:room]
         if len(chunk) > room:
             self._tail = (self._tail + chunk[room:])[-TAIL_BYTES:]
-        if end_of_stream:
+        if end_of_stream or self._size == self._length_bytes:
             self._ended = True
             self._piece = self._read()
         return chunk if self._rename is None else self._renamed(self._held + chunk, self._rename)
@@ -82,7 +89,7 @@ class AnswerMeter:
             # Only a client that wants it so takes most of a large answer and leaves before its end.
             return unreadable(expected)
         if usage is None:
-            usage = self._counted()
+            usage = self._counted(ended_early=ended_early)
         return with_units(usage, expected, *self._units()) if expected.needs_text else with_units(usage, expected, 0, 0)
 
     def _said(self) -> Usage | None:
@@ -91,15 +98,42 @@ class AnswerMeter:
             return None
         return expected.endpoint.usage(piece.usage, UsageSource.UPSTREAM, expected)
 
-    def _texts(self) -> tuple[tuple[int, str], ...]:
-        return self._piece.texts if self._piece is not None and self._piece.texts else ((0, _text_so_far(bytes(self._body))),)
+    def _texts(self) -> list[tuple[int, str]]:
+        """(choice, text), without what it repeats of its prompt."""
+        if self._piece is not None and self._piece.texts:
+            texts = list(self._piece.texts)
+        elif self._expected.echoes:
+            texts = list(enumerate(_texts_so_far(bytes(self._body))))
+        else:
+            texts = [(0, "".join(_texts_so_far(bytes(self._body))))]
+        if self._expected.echoes:
+            return [(index, text[self._expected.echo(index).characters :]) for index, text in texts]
+        return texts
 
-    def _counted(self) -> Usage:
-        expected, texts = self._expected, [text for _, text in self._texts()]
-        length = sum(map(len, texts))
-        if expected.counter is None or length > COUNT_CHARS_MAX:
-            return counted(expected, length // CHARS_PER_TOKEN, UsageSource.CHUNKS)
-        return counted(expected, sum(map(expected.counter.count, texts)), UsageSource.COUNTED)
+    def _counted(self, *, ended_early: bool) -> Usage:
+        """Of a long text its beginning is counted, and stands for the rest; likewise for what did not come of an answer whose length was
+        told: it had been generated whole.
+        """
+        expected, texts = self._expected, self._texts()
+        length = sum(len(text) for _, text in texts)
+        if expected.counter is None:
+            tokens, seen = length // CHARS_PER_TOKEN, length
+        else:
+            tokens, seen = self._tokens(expected.counter, texts)
+        whole = max(self._size, self._length_bytes) if ended_early else self._size
+        if seen < length or whole > self._size:
+            return counted(expected, -(-tokens * length * whole // max(1, seen * self._size)), UsageSource.CHUNKS)
+        return counted(expected, tokens, UsageSource.COUNTED if expected.counter else UsageSource.CHUNKS)
+
+    def _tokens(self, counter: Counter, texts: list[tuple[int, str]]) -> tuple[int, int]:
+        """(tokens, of how many characters), each choice without a prompt that it repeats as tokens."""
+        tokens = seen = 0
+        for index, text in texts:
+            counted_text = text[: COUNT_CHARS_MAX - seen]
+            seen += len(counted_text)
+            echoed = self._expected.echo(index).tokens if self._expected.echoes else 0
+            tokens += max(0, counter.count(counted_text) - echoed)
+        return tokens, seen
 
     def _units(self) -> tuple[int, int]:
         """Characters and words; as many as can be of an answer that was too large to be read."""
@@ -127,8 +161,8 @@ class AnswerMeter:
             piece = self._expected.endpoint.read_answer(body)
             if piece.error or piece.texts or piece.usage is not None:
                 return piece
-            text = _text_so_far(body[:TEXT_BYTES_MAX])  # not to be parsed, and yet an answer
-            return Piece(texts=((0, text),)) if text else piece
+            texts = _texts_so_far(body[:TEXT_BYTES_MAX])  # not to be parsed, and yet an answer
+            return Piece(texts=tuple(enumerate(texts))) if any(texts) else piece
         return Piece(texts=((0, ""),), usage=usage_at_the_end(bytes(self._body[-TAIL_BYTES:]) + self._tail), final=True)
 
 
@@ -154,7 +188,7 @@ def usage_at_the_end(tail: bytes) -> Any:
 _TEXT_MEMBER = re.compile(rb'"(?:content|text|reasoning_content|reasoning|thinking|refusal|arguments|name)":\s*"((?:[^"\\]|\\.)*)')
 
 
-def _text_so_far(body: bytes) -> str:
-    """The generated text in as much of a JSON answer as arrived."""
-    pieces = [match.group(1) for match in _TEXT_MEMBER.finditer(body)]
-    return b"".join(pieces).decode("utf-8", "ignore").replace("\\n", "\n").replace('\\"', '"')
+def _texts_so_far(body: bytes) -> list[str]:
+    """The generated texts in as much of a JSON answer as arrived; of completions, one for each choice."""
+    pieces = [match.group(1).decode("utf-8", "ignore") for match in _TEXT_MEMBER.finditer(body)]
+    return [piece.replace("\\n", "\n").replace('\\"', '"') for piece in pieces]

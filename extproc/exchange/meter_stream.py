@@ -47,8 +47,9 @@ class StreamMeter:
     """Server-sent events. Memory: one running count a choice, one unfinished event, a shape, and what is kept."""
 
     __slots__ = (
-        "_begun", "_counted", "_done", "_edits", "_error", "_events", "_expected", "_final", "_finish", "_kept", "_output_bytes",
-        "_receipt", "_running", "_shape", "_shown_bytes", "_sse", "_texts", "_tokens", "_tries", "_units", "complete",
+        "_begun", "_counted", "_done", "_echoing", "_edits", "_error", "_events", "_expected", "_final", "_finish", "_kept",
+        "_output_bytes", "_receipt", "_running", "_shape", "_shown_bytes", "_sse", "_texts", "_tokens", "_told_output", "_tries",
+        "_units", "complete",
     )  # fmt: skip
 
     def __init__(self, expected: Expected) -> None:
@@ -60,6 +61,7 @@ class StreamMeter:
         self._tries = SHAPES_TRIED_MAX
         self._texts: dict[int, Running] = {}
         self._units: dict[int, TextUnits] = {}  # if they are priced
+        self._echoing: dict[int, int] = {}  # characters of its prompt that each choice has still to repeat
         self._tokens: dict[int, int] = {}  # of each choice, by its log-probabilities
         self._begun: Mapping[str, Any] = {}  # what was told of the usage before there was output
         self._running: dict[int, Any] = {}  # last per-chunk usage of each choice
@@ -72,11 +74,12 @@ class StreamMeter:
         self._shown_bytes = 0  # that the client has of whole events, without what is kept
         self._output_bytes = 0  # … of those with output
         self._counted = 0, 0  # tokens of the last count of ours, and of how many events that was
+        self._told_output = False
         self.complete = False
 
     @property
     def started(self) -> bool:
-        return self._events > 0  # whatever is kept has the shape of an event with output
+        return self._events > 0 or self._told_output  # whatever is kept has the shape of an event with output
 
     @property
     def events(self) -> int:
@@ -188,18 +191,29 @@ class StreamMeter:
         if expected.counter is None:
             return self._counted_by_us(max(self.events, sum(self._tokens.values())), UsageSource.CHUNKS)
         texts = {index: text.total() for index, text in self._texts.items()}
-        output = sum(max(texts.get(index, 0), self._tokens.get(index, 0)) for index in texts.keys() | self._tokens.keys())
+        if expected.echoes:  # log-probabilities are of a prompt's tokens too
+            output = sum(max(0, total - expected.echo(index).tokens) for index, total in texts.items())
+        else:
+            output = sum(max(texts.get(index, 0), self._tokens.get(index, 0)) for index in texts.keys() | self._tokens.keys())
         self._counted = output, self._events
         return self._counted_by_us(output, UsageSource.COUNTED)
 
     def usage_at_least(self) -> Usage:
         """As :meth:`usage`, but little is tokenized for it: the last count, and a token for each event since, where that has been true."""
         tokens, events = self._counted
-        if self._final or self._running or self._expected.needs_text or tokens != events or (events <= 1 and self._is_uneven()):
+        expected = self._expected
+        if (
+            self._final
+            or self._running
+            or expected.needs_text
+            or expected.echoes
+            or tokens != events
+            or (events <= 1 and self._is_uneven())
+        ):
             return self.usage(ended_early=True)
         events = self._events + self._kept.count(BETWEEN) - events
-        usage = self._counted_by_us(tokens + events, UsageSource.COUNTED if self._expected.counter else UsageSource.CHUNKS)
-        return with_units(usage, self._expected, 0, 0)
+        usage = self._counted_by_us(tokens + events, UsageSource.COUNTED if expected.counter else UsageSource.CHUNKS)
+        return with_units(usage, expected, 0, 0)
 
     def delivered(self) -> Delivered:
         """What the client has of whole events."""
@@ -290,6 +304,8 @@ class StreamMeter:
 
     def _count_text(self, index: int, text: str) -> None:
         expected = self._expected
+        if expected.echoes:
+            text = self._without_echo(index, text)
         if expected.needs_text:
             units = self._units.get(index)
             if units is None:
@@ -301,6 +317,15 @@ class StreamMeter:
         if running is None:
             running = self._texts.setdefault(self._known(index, self._texts), expected.counter.running())
         running.feed(text)
+
+    def _without_echo(self, index: int, text: str) -> str:
+        """What of this choice's next text is no repetition of its prompt."""
+        left = self._echoing.get(index)
+        if left is None:
+            left = self._expected.echo(index).characters
+        if 0 <= index < self._expected.choices:
+            self._echoing[index] = max(0, left - len(text))
+        return text[left:]
 
     def _known(self, index: int, texts: Mapping[int, object]) -> int:
         """Indexes are the backend's: more of them than were asked for are counted as one text."""
@@ -329,6 +354,9 @@ class StreamMeter:
             return
         if piece.index in self._running or len(self._running) < self._expected.choices:
             self._running[piece.index] = piece.usage
+            if not self.started:  # tokens need not show any text
+                said = self._said()
+                self._told_output = said is not None and said.output_tokens > 0
 
     def _edit(self, event: SseEvent, piece: Piece | None) -> bytes:
         expected = self._expected

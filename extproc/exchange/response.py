@@ -37,17 +37,18 @@ def _begin(tab: Tab, event: ResponseHeaders) -> PassResponseHeaders:
         headers = (*headers, *rate_headers("requests", tab.requests_left), *rate_headers("tokens", tab.tokens_left))
     if tab.clamped:
         headers = (*headers, ("x-max-tokens-clamped", str(tab.sized.output_each)))
-    if event.headers.get("content-encoding", "identity").lower() != "identity":
-        tab.meter = OpaqueMeter(expected)
-        return PassResponseHeaders(set_headers=headers)
     length = event.headers.get("content-length", "")
+    length_bytes = int(length) if length.isdecimal() else -1
+    if event.headers.get("content-encoding", "identity").lower() != "identity":
+        tab.meter = OpaqueMeter(expected, length_bytes=length_bytes)
+        return PassResponseHeaders(set_headers=headers)
     content_type = event.headers.get("content-type", "").lower()
     if content_type.startswith("text/event-stream") or (tab.stream and "json" not in content_type):
         tab.meter = StreamMeter(expected)
         return PassResponseHeaders(set_headers=headers, remove_headers=("content-length",) if length else ())
     # A buffered answer can still get headers and another length; above half of Envoy's buffer it would hang (ENVOY.md).
-    buffer = length.isdigit() and int(length) <= tab.pinned.bounds.body_bytes_max // 2
-    tab.meter = AnswerMeter(expected)
+    buffer = 0 <= length_bytes <= tab.pinned.bounds.body_bytes_max // 2
+    tab.meter = AnswerMeter(expected, length_bytes=length_bytes)
     changed = length and not buffer and expected.rename is not None
     return PassResponseHeaders(buffer=buffer, set_headers=headers, remove_headers=("content-length",) if changed else ())
 

@@ -88,11 +88,14 @@ def _with_media(own: Usage, demand: Demand, prompt: Prompt, images: _Images) -> 
     )
 
 
-def with_text(sized: Size, prompt: Prompt, price: Price) -> Size:
+def with_text(sized: Size, ask: Ask, price: Price) -> Size:
     """The same with characters and words, if the price asks for them. Nobody else counts those: what is held is what is charged."""
     if not price.needs_text or sized.demand.input_characters:
         return sized
-    characters, words = prompt.characters_and_words()
+    if ask.echoes and ask.prompt.token_ids:
+        why = f"`echo` of token ids is not offered for {ask.model}: its price is by the text."
+        raise ClientError(why, param="echo", code="unsupported_parameter")
+    characters, words = ask.prompt.characters_and_words()
     return structs.replace(
         sized,
         prompt=structs.replace(sized.prompt, input_characters=characters, input_words=words),

@@ -178,7 +178,7 @@ class Tab:
         assert ask is not None
         factor = self.key.price_factor if self.key else FACTOR_ONE
         self.price = self.pinned.catalog.price(model, priority=self.priority, tier=tier, at_ms=self.created_ms, account_factor=factor)
-        self.sized = sized = with_text(sized, ask.prompt, self.price)
+        self.sized = sized = with_text(sized, ask, self.price)
         self.quote = NOTHING_DUE if ask.is_free else quote(self.price, sized.demand, self.terms)
 
     def amend(self) -> Amend | Lend:

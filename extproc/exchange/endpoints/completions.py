@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from extproc.errors import ClientError
-from extproc.exchange.ask import Ask
+from extproc.exchange.ask import Ask, Echo
 from extproc.exchange.endpoints import fields as read
 from extproc.exchange.endpoints import openai
 
@@ -49,5 +49,11 @@ class Completions(openai.Usual):
             wants_usage=usage,
             wants_continuous_usage=continuous,
             fields=fields,
-            echoes=echoes,
+            echoes=_echoes(body["prompt"]) if echoes else (),
         )
+
+
+def _echoes(prompt: Any) -> tuple[Echo, ...]:
+    """Of prompts that have been understood, in their order, which is that of the choices."""
+    listed = prompt if isinstance(prompt, list) and not read.are_tokens(prompt) else [prompt]
+    return tuple([Echo(len(one), 0) if isinstance(one, str) else Echo(0, len(one)) for one in listed])

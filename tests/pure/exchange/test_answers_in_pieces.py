@@ -6,14 +6,18 @@ import json
 from typing import Any
 
 import pytest
-from stage import Words
+from stage import Words, chat, chunk, ends, granted, pinned, play, to_open
 
+from extproc.exchange import events as ev
+from extproc.exchange.ask import Echo
 from extproc.exchange.endpoints.chat import ChatCompletions
 from extproc.exchange.endpoints.completions import Completions
 from extproc.exchange.endpoints.responses import Responses
+from extproc.exchange.machine import Exchange, State
 from extproc.exchange.meter import Expected, Meter, OpaqueMeter
 from extproc.exchange.meter_answer import ANSWER_BYTES_MAX, AnswerMeter
 from extproc.exchange.meter_stream import StreamMeter
+from extproc.exchange.policy import Bounds
 from extproc.money.usage import CHARACTERS_PER_TOKEN_MAX, Usage, UsageSource
 
 PROMPT = Usage(input_tokens=11, images=1, image_tokens=6, input_characters=30, input_words=4)
@@ -103,7 +107,7 @@ def test_what_a_backend_tells_of_images_and_sound_stands():
 
 def test_an_echo_is_no_output():
     known = expected(
-        endpoint=Completions(), needs_text=True, prompt=Usage(input_tokens=5, input_characters=5, input_words=1), echoed_tokens=5
+        endpoint=Completions(), needs_text=True, prompt=Usage(input_tokens=5, input_characters=5, input_words=1), echoes=(Echo(5, 0),)
     )
     meter = AnswerMeter(known)
     meter.feed(json.dumps({"choices": [{"text": "hello to you"}]}).encode(), end_of_stream=True)
@@ -120,3 +124,21 @@ def test_what_cannot_be_read_costs_what_was_held():
         usage = meter.usage(ended_early=False)
         assert (usage.output_tokens, usage.output_characters, usage.output_words) == (100, 100 * CHARACTERS_PER_TOKEN_MAX, 100)
         assert usage.flags == ("unreadable",)
+
+
+@pytest.mark.parametrize("encoding", ["identity", "gzip"])
+def test_an_answer_of_a_told_length_ends_with_its_last_byte(encoding: str):
+    """A client has all of it then: Envoy tells the end in a chunk of its own, and nobody waits for that one."""
+    _, sent = answer(["one", " two"], 6)
+    exchange = Exchange(pinned(bounds=Bounds(body_bytes_max=2 * len(sent) - 2)))
+    to_open(exchange)
+    headers = {"content-type": "application/json", "content-length": str(len(sent)), "content-encoding": encoding}
+    play(exchange, chat(), ev.Amended(granted=granted()))
+    (passed,) = play(exchange, ev.ResponseHeaders(status=200, headers=headers))
+    assert not passed.buffer
+    assert not ends(play(exchange, chunk(sent[:-1])))
+    (end,) = ends(actions := play(exchange, chunk(sent[-1:])))
+    assert (end.wait, actions[0], exchange.state) == (True, end, State.ENDED)
+    assert end.ending.charge_nanos > 0
+    (late,) = play(exchange, chunk(b"", end=True), ev.Gone(at_ns=0, reason="closed"))
+    assert late.data is None

@@ -252,3 +252,62 @@ def test_a_stream_without_a_content_type_is_read_as_one():
     exchange.receive(ev.ResponseHeaders(status=200, headers={}))
     end, *_ = play(exchange, chunk(delta("abc", "stop") + usage_event(11, 3) + DONE))
     assert end.ending.charge_nanos == 17_000
+
+
+@pytest.mark.parametrize("prompt", [["p" * 300, "q"], [[1] * 300, [2]]])
+@pytest.mark.parametrize("heard", [1, 4])
+def test_choices_that_have_not_begun_have_no_echo(prompt: list[str | list[int]], heard: int):
+    exchange = Exchange(pinned(model(usage="counted")))
+    completions(exchange, prompt=prompt, n=2, echo=True, stream=True, max_tokens=100)
+    exchange.receive(ev.Amended(granted=granted()))
+    exchange.receive(ev.ResponseHeaders(status=200, headers={"content-type": "text/event-stream"}))
+    echoes = ["p" * 300, "p" * 300, "q", "q"]
+    for index, echo in list(enumerate(echoes))[-heard:]:
+        cut = len(echo) // 2  # as it comes, in pieces
+        play(exchange, *(chunk(spoken(index, text)) for text in (echo[:cut], echo[cut:] + "ab", "abc")))
+    end, note = exchange.receive(ev.Gone())
+    assert (note.record.output_tokens, end.ending.charge_nanos) == (5 * heard, 301_000 + 10_000 * heard)
+
+
+def spoken(index: int, text: str) -> bytes:
+    return b"data: " + json.dumps({"choices": [{"index": index, "text": text}]}).encode() + b"\n\n"
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_each_choice_of_an_answer_has_its_own_echo(whole: bool):
+    exchange = Exchange(pinned())
+    completions(exchange, prompt=["p" * 300, "q"], echo=True)
+    exchange.receive(ev.Amended(granted=granted()))
+    exchange.receive(ev.ResponseHeaders(status=200, headers={"content-type": "application/json"}))
+    sent = json.dumps({"choices": [{"index": 0, "text": "p" * 300 + "abc"}, {"index": 1, "text": "qabcd"}]}).encode()
+    actions = play(exchange, chunk(sent, end=True)) if whole else play(exchange, chunk(sent[:-3]), ev.Gone())
+    *_, note = actions
+    assert note.record.output_tokens == 7
+
+
+SILENT = {"ignore_eos": True, "logit_bias": {"5": 100}, "min_tokens": 9, "bad_words": ["a"], "allowed_token_ids": [5]}
+
+
+@pytest.mark.parametrize("field", SILENT)
+def test_tokens_that_show_no_text_are_charged_as_told(field: str):
+    exchange = Exchange(pinned())
+    to_open(exchange)
+    exchange.receive(chat(stream=True, max_tokens=50, **{field: SILENT[field]}))
+    (body,) = exchange.receive(ev.Amended(granted=granted()))
+    assert json.loads(body.data)["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
+    exchange.receive(ev.ResponseHeaders(status=200, headers={"content-type": "text/event-stream"}))
+    for tokens in range(20):
+        told = {"prompt_tokens": 11, "completion_tokens": tokens}
+        sent = b"data: " + json.dumps({"choices": [{"index": 0, "delta": {"content": ""}}], "usage": told}).encode() + b"\n\n"
+        play(exchange, chunk(sent))
+    end, note = exchange.receive(ev.Gone())
+    assert (end.ending.charge_nanos, note.record.usage_source) == (11_000 + 38_000, "continuous")
+
+
+def test_what_did_not_come_of_an_answer_of_a_told_length_had_been_generated():
+    exchange = Exchange(pinned(bounds=Bounds(body_bytes_max=100)))
+    sent = b'{"choices":[{"message":{"content":"' + b"x" * 40 + b'"}}],"usage":{"prompt_tokens":11,"completion_tokens":40}}'
+    to_answer(exchange, **{"content-length": str(len(sent))})
+    play(exchange, chunk(sent[:45]))
+    _, note = exchange.receive(ev.Gone())
+    assert (note.record.output_tokens, note.record.usage_source) == (-(-10 * len(sent) // 45), "chunks")

@@ -250,7 +250,7 @@ def test_a_cut_stream_ends_with_an_error_that_the_sdk_raises():
         ([{"type": "message_start", "message": {"usage": {"input_tokens": 30}}}], Policy(), 30_000),
         ([{"type": "message_start", "message": {"usage": {"input_tokens": 0}}}], Policy(), 11_000),  # some say 0 until they know
         ([{"type": "message_start", "message": {"usage": {"input_tokens": 30}}}, {"type": "message_delta", "usage": {"output_tokens": 5}}],
-         Policy(), 30_000),
+         Policy(), 40_000),
         ([{"type": "message_start", "message": {"usage": {"input_tokens": 30, "cache_read_input_tokens": 10}}},
           {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "abc"}}], Policy(ended_early="input_only"), 35_000),
     ],
