@@ -1,1 +1,1 @@
-"""Who is asking: accounts, keys and their scopes. ``model`` and ``scopes`` are pure; ``directory`` looks a key up."""
+"""Who is asking: accounts, keys and their scopes. ``model``, ``scopes`` and ``terms`` are pure; ``directory`` looks a key up."""

@@ -22,7 +22,7 @@ from extproc.exchange.events import (
 from extproc.exchange.figures import ended
 from extproc.exchange.meter_stream import StreamMeter
 from extproc.exchange.response import FAILURES
-from extproc.exchange.state import PASS, Outcome, State
+from extproc.exchange.state import Outcome, State
 from extproc.exchange.tab import Tab
 from extproc.money.hold import EndReason
 from extproc.money.usage import Usage
@@ -94,11 +94,11 @@ def cut(tab: Tab, event: Chunk) -> Outcome:
     """Cut: an error event in a stream, behind the event that the client has the beginning of; a 503 in place of an answer."""
     if isinstance(tab.meter, StreamMeter):
         assert tab.expected is not None
-        rest = tab.meter.rest_of_event(event.data)
+        rest, why = tab.meter.rest_of_event(event.data), ended(EndReason.CUT)
         if rest is None and not event.end_of_stream:
-            return State.CUTTING, (PASS,)
-        data = (event.data if rest is None else rest) + tab.expected.endpoint.cut_event
-        return State.CUT, (PassChunk(data=data, metadata=ended(EndReason.CUT)),)
+            return State.CUTTING, (PassChunk(metadata=why),)
+        data = event.data if rest is None else rest
+        return State.CUT, (PassChunk(data=data + tab.expected.endpoint.cut_event, metadata=why),)
     return State.CLOSED, (tab.unavailable(),)
 
 

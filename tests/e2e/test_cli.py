@@ -220,6 +220,20 @@ def test_a_price_of_an_accounts_own_is_for_requests_that_begin_after_it(operator
         nanos = 500 * row["input_tokens"] - 375 * row["cached_tokens"] + 1_000 * 40
         assert row["cost_nanos"] == -(-nanos // divisor)
     assert "a contract" in operator.says("audit", "--subject", "Grace")
+    begins = datetime.now(UTC) + timedelta(seconds=3)
+    done = operator.ask("account", "set-tier", "Grace", "business", "--at", begins.isoformat(), "--reason", "an upgrade")
+    assert (done["tier"], done["later"][0]["tier"], done["in_force"]) == ("unlimited", "business", True)
+    assert "business from 20" in operator.says("account", "show", "Grace")
+    fresh, tiers = operator.ask("key", "create", "Grace")["key"], []  # that no worker remembers
+    while not tiers or tiers[-1] == "unlimited":
+        row = operator.explained(operator.request(fresh))["request"]
+        tiers.append(row["tier"])
+        assert (row["tier"] == "business") == (datetime.fromisoformat(row["created_at"]) >= begins)
+    assert set(tiers) == {"unlimited", "business"}
+    shown = operator.ask("account", "show", "Grace")
+    assert (shown["tier"], shown["price_factor"], shown["later"]) == ("business", "0.5", [])
+    assert "has no tier 'gold'" in operator.refuses("account", "set-tier", "Grace", "gold", "--reason", "x")
+    assert "is over already" in operator.refuses("account", "set-tier", "Grace", "default", "--reason", "x", "--at", "2020-01-01")
     assert "is not a decimal amount" in operator.refuses("account", "set-price-factor", "Grace", "1e3", "--reason", "x")
 
 

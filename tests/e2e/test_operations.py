@@ -16,7 +16,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from house import LARGE, PASSWORD, SMALL, Guest, House, until
+from house import LARGE, PASSWORD, SMALL, UNLIMITED, Guest, House, until
 from prometheus_client.parser import text_string_to_metric_families
 from wire import Line, Told, call, chat, steering
 
@@ -26,6 +26,7 @@ from extproc.local.envoy_files import Site
 
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 SLOW = steering(tokens=120, delay_ms=30)  # a stream that outlives what is done meanwhile
+ONE, HALF = Decimal(1), Decimal("0.5")
 SEEN_S = 15.0  # for a change of a file to be seen by both workers; 1 to 3 s, if the machine has nothing else to do
 PROMPT = "the walrus said that the time had come"
 
@@ -187,16 +188,22 @@ class CatalogFile:
         assert name
         return head + name + rest.replace('output: "1.00"', f'output: "{output}"', 1)
 
-    def price(self, guest: Guest) -> Decimal:
-        """Of one token of output of a request made now, in nanos."""
+    def halved(self, text: str) -> str:
+        """Half of every price for the tier of guests."""
+        head, tier, rest = text.partition(UNLIMITED)
+        assert tier
+        return head + tier.replace('price_factor: "1"', 'price_factor: "0.5"') + rest
+
+    def price(self, guest: Guest, factor: Decimal = ONE) -> Decimal:
+        """Of one token of output of a request made now, in nanos, before the factor of its tier."""
         with self._house.client() as client:
             told = client.post("/v1/chat/completions", content=chat(SMALL, stream=False), headers={**guest.headers, **steering(tokens=10)})
         row = guest.row(told.headers["x-request-id"])
-        return Decimal(row["cost"] - row["input_tokens"] * 500) / row["output_tokens"]
+        return (row["cost"] / factor - row["input_tokens"] * 500) / row["output_tokens"]
 
-    def in_force(self, guest: Guest, price: int) -> bool:
+    def in_force(self, guest: Guest, price: int, factor: Decimal = ONE) -> bool:
         """In both workers, who are asked in turn."""
-        return all(self.price(guest) == price for _ in range(6))
+        return all(self.price(guest, factor) == price for _ in range(6))
 
     def succeeded(self) -> bool:
         return samples(self._house)["extproc_config_reload_success",] == 1
@@ -210,14 +217,14 @@ def catalog(house: House, guest: Guest) -> Iterator[CatalogFile]:
     until(lambda: file.succeeded() and file.in_force(guest, 1_000), "the shipped catalog is in force again", SEEN_S)
 
 
-async def test_a_new_price_is_for_new_requests(house: House, guest: Guest, catalog: CatalogFile):
-    """By SIGHUP at once, and by a changed file alone; who is being served keeps the price that it came with."""
+async def test_new_prices_and_tiers_are_for_new_requests(house: House, guest: Guest, catalog: CatalogFile):
+    """By SIGHUP at once, and by a changed file alone; who is being served keeps the price and the tier that it came with."""
     assert await asyncio.to_thread(catalog.price, guest) == 1_000
     running = asyncio.create_task(call(house, {**guest.headers, **SLOW}, chat(SMALL)))
     await asyncio.to_thread(until, lambda: guest.view().open_holds == 1, "a stream runs")
-    catalog.write(catalog.priced("2.00"))
+    catalog.write(catalog.halved(catalog.priced("2.00")))
     house.sidecar.signal(signal.SIGHUP)
-    await asyncio.to_thread(until, lambda: catalog.in_force(guest, 2_000), "the new price", SEEN_S)
+    await asyncio.to_thread(until, lambda: catalog.in_force(guest, 2_000, HALF), "the new price, and the new factor of the tier", SEEN_S)
     catalog.write(catalog.priced("3.00"))
     await asyncio.to_thread(until, lambda: catalog.in_force(guest, 3_000), "the newest price", SEEN_S)
     told = await running
