@@ -71,6 +71,15 @@ class Traffic:
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
+    def _idle_line(self) -> Line | None:
+        while self._idle:
+            line = self._idle.pop()
+            if not line.is_closed:
+                return line
+            self._running.add(leaving := asyncio.create_task(line.leave()))
+            leaving.add_done_callback(self._running.discard)
+        return None
+
     async def _one(self, *, stream: bool) -> None:
         told = Told()
         self.told.append(told)
@@ -78,7 +87,7 @@ class Traffic:
         line, generation = None, self._generation
         began_s = told.began_s = time.monotonic()
         try:
-            line = self._idle.pop() if self._idle else await Line.open(self._house)
+            line = self._idle_line() or await Line.open(self._house)
             await line.send({**self._guest.headers, **orders}, chat(SMALL, stream=stream, max_tokens=1_000))
             head = await line.head()
             told.status, told.headers = head.status, head.headers

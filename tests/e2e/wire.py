@@ -75,6 +75,11 @@ class Line:
         streams = asyncio.open_connection(sock=plain, ssl=house.context(), server_hostname="localhost")
         return cls(*await asyncio.wait_for(streams, PATIENCE_S))
 
+    @property
+    def is_closed(self) -> bool:
+        """By Envoy, which leaves a connection without requests after five minutes: a request on it would never reach it."""
+        return self._reader.at_eof()
+
     async def send(self, headers: Mapping[str, str], body: bytes, *, path: str = CHAT, length: int | None = None) -> None:
         """``length``: what content-length says, if it is not the truth."""
         fields = {"host": "localhost", "content-type": "application/json", "content-length": str(len(body) if length is None else length)}
