@@ -19,7 +19,7 @@ class Completions(openai.Usual):
 
     name = "completions"
     paths = ("/v1/completions",)
-    output_default = 16  # OpenAI's and vLLM's default of max_tokens here
+    output_default: int | None = 16  # OpenAI's and vLLM's default of max_tokens here
 
     def parse(self, body: Mapping[str, Any], *, reject_unknown: bool) -> Ask:
         """See :class:`~extproc.exchange.ask.Endpoint`."""

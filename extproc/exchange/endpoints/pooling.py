@@ -20,7 +20,7 @@ TOKENS_EACH = 4  # around a pair of texts: `<s> query </s></s> document </s>`
 class Pooling(Usual):
     """All but the body."""
 
-    output_default = 0
+    output_default: int | None = 0
 
     def ask(self, body: Mapping[str, Any], fields: dict[str, Any], prompt: Prompt) -> Ask:
         """The parts of a body that never differ."""

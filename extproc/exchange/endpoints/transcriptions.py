@@ -42,7 +42,7 @@ class Transcriptions(openai.Usual):
 
     name = "transcriptions"
     paths: tuple[str, ...] = ("/v1/audio/transcriptions",)
-    output_default = 0
+    output_default: int | None = 0
     telling: tuple[str, ...] = ("json", "verbose_json")  # the formats of answers that tell the seconds
 
     def members(self, data: bytes, content_type: str) -> Mapping[str, Any]:
