@@ -8,7 +8,7 @@ from typing import Any
 from extproc.errors import ClientError
 from extproc.exchange.ask import Ask
 from extproc.exchange.endpoints import fields as read
-from extproc.exchange.endpoints.pooling import Pooling
+from extproc.exchange.endpoints.pooling import Pooling, ask_of
 
 DIMENSIONS_MAX = 65_536
 FORMATS = ("float", "base64")  # what else vLLM has is no JSON, and has no usage in it
@@ -37,4 +37,4 @@ class Embeddings(Pooling):
         dimensions = read.whole(body, "dimensions", low=1, high=DIMENSIONS_MAX)
         if dimensions is not None:
             fields["dimensions"] = dimensions
-        return self.ask(body, fields, prompt)
+        return ask_of(self, body, fields, prompt)

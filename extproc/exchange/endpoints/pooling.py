@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from extproc.errors import ClientError
-from extproc.exchange.ask import NOTHING, Ask, Piece, Prompt
+from extproc.exchange.ask import NOTHING, Ask, Endpoint, Piece, Prompt
 from extproc.exchange.endpoints import fields as read
 from extproc.exchange.endpoints.openai import Usual, decoded
 from extproc.exchange.meter import Expected, UsageReader
@@ -21,14 +21,6 @@ class Pooling(Usual):
     """All but the body."""
 
     output_default: int | None = 0
-
-    def ask(self, body: Mapping[str, Any], fields: dict[str, Any], prompt: Prompt) -> Ask:
-        """The parts of a body that never differ."""
-        truncate = read.whole(body, "truncate_prompt_tokens", low=-1, high=TOKENS_MAX)
-        if truncate is not None:
-            fields["truncate_prompt_tokens"] = truncate
-            prompt = msgspec.structs.replace(prompt, is_truncated=True)
-        return Ask(endpoint=self, model=read.model_name(body), prompt=prompt, fields=fields)
 
     def usage(self, raw: Any, source: UsageSource, expected: Expected) -> Usage | None:
         """See :class:`~extproc.exchange.ask.Endpoint`. Some rerankers tell the total alone, which is the same."""
@@ -67,6 +59,15 @@ class _Answer(msgspec.Struct, gc=False):
 
 
 _ANSWER = msgspec.json.Decoder(_Answer)
+
+
+def ask_of(endpoint: Endpoint, body: Mapping[str, Any], fields: dict[str, Any], prompt: Prompt) -> Ask:
+    """The parts that never differ."""
+    truncate = read.whole(body, "truncate_prompt_tokens", low=-1, high=TOKENS_MAX)
+    if truncate is not None:
+        fields["truncate_prompt_tokens"] = truncate
+        prompt = msgspec.structs.replace(prompt, is_truncated=True)
+    return Ask(endpoint=endpoint, model=read.model_name(body), prompt=prompt, fields=fields)
 
 
 def texts(value: Any, param: str) -> list[str]:

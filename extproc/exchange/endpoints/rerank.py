@@ -7,7 +7,7 @@ from typing import Any
 
 from extproc.exchange.ask import Ask, Prompt
 from extproc.exchange.endpoints import fields as read
-from extproc.exchange.endpoints.pooling import TOKENS_EACH, Pooling, texts
+from extproc.exchange.endpoints.pooling import TOKENS_EACH, Pooling, ask_of, texts
 
 _OWN = frozenset({"model", "query", "documents", "top_n", "return_documents", "truncate_prompt_tokens"})
 _KNOWN = frozenset({"max_tokens_per_doc", "use_activation"})
@@ -29,4 +29,4 @@ class Rerank(Pooling):
         if top is not None:
             fields["top_n"] = top
         prompt = Prompt(param="documents", shared=query, texts=tuple(documents), prompts=len(documents), tokens_each=TOKENS_EACH)
-        return self.ask(body, fields, prompt)
+        return ask_of(self, body, fields, prompt)

@@ -8,7 +8,7 @@ from typing import Any
 from extproc.errors import ClientError
 from extproc.exchange.ask import Ask, Prompt
 from extproc.exchange.endpoints import fields as read
-from extproc.exchange.endpoints.pooling import TOKENS_EACH, Pooling, texts
+from extproc.exchange.endpoints.pooling import TOKENS_EACH, Pooling, ask_of, texts
 
 _OWN = frozenset({"model", "text_1", "text_2", "truncate_prompt_tokens"})
 _KNOWN = frozenset({"use_activation"})
@@ -34,4 +34,4 @@ class Score(Pooling):
             prompts=len(second),
             tokens_each=TOKENS_EACH,
         )
-        return self.ask(body, fields, prompt)
+        return ask_of(self, body, fields, prompt)
