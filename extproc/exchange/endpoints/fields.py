@@ -6,7 +6,7 @@ vLLM takes ``"3"`` and ``2.0`` for 3, ``"true"`` and ``1`` for true (VLLM.md); s
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -20,10 +20,12 @@ CHOICES_MAX = 128  # OpenAI's bound of n; vLLM would take 16,384 and bill them a
 STOPS_MAX = 16
 STOP_CHARS_MAX = 256
 NFC_GROWTH = 3  # UTF-8 grows at most so much under NFC
+POWER_GROWTH = 14  # of 1e15, which has 18 characters when it is printed; beyond 1e16 Python prints powers too
 PROMPTS_MAX = 2_048  # texts of one request
 ID_CHARS_MAX = 128  # of what names a call, an item or a message, as an earlier answer had it; some templates print it
 URL_CHARS_MAX = 8_192  # of an image that a backend is to fetch
-NESTING_MAX = 128  # of what we do not read: more than any schema has, and JSON can be written of it however deep our stack is
+NESTING_MAX = 64  # OpenAI takes schemas of ten levels, each of which is three of JSON; and it can be written however deep our stack is
+NESTS_MAX = 262_144  # lists and objects of a body: each takes 60 to 250 bytes of memory, of which three may have come
 
 # Sampling and shape of the answer: they change neither the price nor the queue.
 SAMPLING_FIELDS = frozenset(
@@ -40,20 +42,52 @@ IGNORED_FIELDS = frozenset(
 )
 
 
-_NESTS = (dict, list)
+_NESTS = frozenset({dict, list})
+_ASCII = bytes(range(128))
 _EXPONENTS = re.compile(rb"e[-0-9]")  # of 1e-7 and 1e16, which Python, so a template, prints as 1e-07 and 1e+16; or of a text, to no harm
+_POWERS = re.compile(r"[eE][-+]?[0-9]")
 _WHOLE = re.compile(r"\s{0,8}[+-]?[0-9]{1,18}\s{0,8}", re.ASCII)
 
 
 def json_object(data: bytes) -> dict[str, Any]:
-    """Strict JSON (RFC 8259): UTF-8, no NaN; of doubled keys the last wins, and only that one is forwarded."""
+    """Strict JSON (RFC 8259): UTF-8, no NaN; of doubled keys the last wins, and only that one is forwarded.
+
+    Nobody who is handed it needs a thought for how deep it is, or of how many pieces. Brackets of texts are counted too: a prompt with so
+    many fits into few windows.
+    """
+    opened = data.count(b"[") + data.count(b"{")
+    if opened > NESTS_MAX:
+        raise ClientError(f"The request body has more than {NESTS_MAX} opening brackets.", status=413, code="request_too_large")
     try:
         body = msgspec.json.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
+    except RecursionError as error:
+        raise _too_deep() from error
+    except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
         raise ClientError("The request body is not valid JSON.", code="invalid_json") from error
     if not isinstance(body, dict):
         raise ClientError("The request body must be a JSON object.", code="invalid_json")
+    if opened > NESTING_MAX:
+        _check_nesting(body)
     return body
+
+
+def _check_nesting(value: Any) -> None:
+    for depth, _ in enumerate(_levels(value)):
+        if depth == NESTING_MAX:
+            raise _too_deep()
+
+
+def _too_deep() -> ClientError:
+    return ClientError(f"The request body is nested more than {NESTING_MAX} deep.", code="invalid_json")
+
+
+def _levels(value: Any) -> Iterator[list[Any]]:
+    """Lists and objects by their depth, the outermost first. Deep is what a recursion ends at, so this is none."""
+    level = [value] if type(value) in _NESTS else []
+    while level:
+        yield level
+        insides = [parent.values() if type(parent) is dict else parent for parent in level]
+        level = [child for inside in insides for child in inside if type(child) in _NESTS]
 
 
 def whole(body: Mapping[str, Any], name: str, *, low: int, high: int) -> int | None:
@@ -170,24 +204,20 @@ def check_stop(body: Mapping[str, Any], name: str = "stop") -> None:
 
 
 def printed(extras: list[Any]) -> tuple[int, int]:
-    """Bytes of JSON that a template prints: (compact, as widely as any does: Llama 3.1 indents by four, Qwen normalises to NFC)."""
+    """Bytes of JSON that a template prints: (compact, at most as widely as any does: Llama 3.1 indents by four, Qwen normalises to NFC)."""
     if not extras:
         return 0, 0
-    check_nesting(extras)
     compact = _ENCODER.encode(extras)
-    size = len(msgspec.json.format(compact, indent=4)) + len(_EXPONENTS.findall(compact))
-    return len(compact), size if compact.isascii() else NFC_GROWTH * size
+    wide = len(compact) + len(_EXPONENTS.findall(compact)) + (NFC_GROWTH - 1) * len(compact.translate(None, _ASCII))
+    for depth, level in enumerate(_levels(extras)):  # a line for each element, with a blank behind its name, and one for the end
+        wide += sum(map(len, level)) * (6 + 4 * depth) + len(level) * (1 + 4 * depth)
+    return len(compact), wide
 
 
-def check_nesting(value: Any) -> None:
-    """Deep is what a recursion ends at, so nobody here uses one."""
-    level = [value]
-    for _ in range(NESTING_MAX):
-        insides = (parent.values() if isinstance(parent, dict) else parent for parent in level)
-        level = [child for inside in insides for child in inside if isinstance(child, _NESTS)]
-        if not level:
-            return
-    raise ClientError(f"The request body is nested more than {NESTING_MAX} deep.", code="invalid_json")
+def reprinted(text: str) -> int:
+    """Bytes of JSON in a text, at most, when a backend has read it and a template prints it: with blanks, 1e15 as 1000000000000000.0."""
+    size = len(text) if text.isascii() else NFC_GROWTH * len(text.encode("utf-8", "replace"))
+    return size + text.count(",") + text.count(":") + POWER_GROWTH * len(_POWERS.findall(text))
 
 
 def allowed(body: Mapping[str, Any], known: frozenset[str], own: frozenset[str], *, reject_unknown: bool) -> dict[str, Any]:
@@ -195,8 +225,6 @@ def allowed(body: Mapping[str, Any], known: frozenset[str], own: frozenset[str],
     fields = {}
     for name, value in body.items():
         if name in known:
-            if isinstance(value, _NESTS):
-                check_nesting(value)
             if value is not None:
                 fields[name] = value
         elif reject_unknown and name not in own and name not in IGNORED_FIELDS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from typing import Any
 
 import msgspec
@@ -13,7 +14,7 @@ from stage import PAYER, chat, error_of, granted, key, model, pinned, to_open
 from extproc.exchange import actions as act
 from extproc.exchange import events as ev
 from extproc.exchange.endpoints import ENDPOINTS
-from extproc.exchange.endpoints.fields import NESTING_MAX, json_object, printed
+from extproc.exchange.endpoints.fields import NESTING_MAX, NESTS_MAX, json_object, printed, reprinted
 from extproc.exchange.forwarding import cache_salt
 from extproc.exchange.machine import Exchange, State
 from extproc.exchange.policy import Bounds, Policy
@@ -98,6 +99,44 @@ def test_nothing_is_held_for_what_is_nested_too_deeply(path: str, body: dict, op
         assert (reply.status, error_of(reply)["code"], end.ending.kind) == (400, "invalid_json", EndKind.VOID)
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"type": "DEEP"}]}]}),
+        ("/v1/responses", {"input": [{"type": "DEEP"}]}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": [{"type": "DEEP"}]}], "max_tokens": 1}),
+        ("/v1/embeddings", {"input": "DEEP"}),
+        ("/v1/chat/completions", MESSAGES | {"unknown": "DEEP"}),
+    ],
+)
+@pytest.mark.parametrize("depth", [NESTING_MAX + 1, 700, 900, 960, 980])
+def test_nobody_meets_what_is_nested_too_deeply(path: str, body: dict, depth: int):
+    """Not even to say what it is: ``str`` of it ends at the stack, too."""
+    exchange = Exchange(pinned(model(endpoints=frozenset(endpoint.name for endpoint in ENDPOINTS))))
+    to_open(exchange, path=path)
+    reply, end, _ = exchange.receive(ev.Body(data=json.dumps({"model": "m"} | body).replace('"DEEP"', "[" * depth + "]" * depth).encode()))
+    assert (reply.status, error_of(reply)["code"], end.ending.kind) == (400, "invalid_json", EndKind.VOID)
+
+
+def test_a_body_of_very_many_pieces_is_not_read():
+    """Each list and object of it would take us ten times what it took the client."""
+    exchange = Exchange(pinned())
+    to_open(exchange)
+    reply, _, _ = exchange.receive(ev.Body(data=b'{"model":"m","junk":[' + b"{}," * NESTS_MAX + b"{}]}"))
+    assert (reply.status, error_of(reply)["code"]) == (413, "request_too_large")
+
+
+def test_the_widest_print_is_measured_and_not_made():
+    """Every piece that stands sixty deep has a line of 240 blanks: indented, a body of a megabyte took a worker's memory and its time."""
+    value: list[Any] = [[] for _ in range(50_000)]
+    for _ in range(NESTING_MAX - 4):
+        value = [value]
+    began = time.thread_time()
+    _, wide = printed([value])
+    assert time.thread_time() - began < 0.2
+    assert 50_000 * 4 * (NESTING_MAX - 2) < wide < 50_000 * 8 * NESTING_MAX
+
+
 def test_no_template_prints_more_than_is_held_for():
     """They print as Python does, indented by four at most, with every letter as it is."""
     dice = random.Random(7)
@@ -125,6 +164,20 @@ def test_no_template_prints_more_than_is_held_for():
         compact, wide = printed([read])
         assert compact <= wide
         assert len(json.dumps([read], indent=4, ensure_ascii=False).encode()) <= wide, read
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a":[' + ",".join(["1e15"] * 50) + "]}",
+        '{"a":[' + ",".join(["9E+15", "-1e15", "1e0", "1e999", "NaN", "1e-5", "1e22"] * 9) + "]}",
+        '{"a":{"b":[],"c":[{},1,"\\u00e9","é"]},"d":null}',
+        "[[],[[],{}]]",
+    ],
+)
+def test_arguments_that_came_as_a_text_are_printed_anew(text: str):
+    """Backends read them, and templates print numbers as Python does: 1e15 as 1000000000000000.0."""
+    assert len(json.dumps(json.loads(text), ensure_ascii=False).encode()) <= reprinted(text)
 
 
 def test_a_priority_is_told_to_backends_that_heed_it():
