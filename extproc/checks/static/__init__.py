@@ -67,6 +67,7 @@ CHECKS: tuple[Callable[[World], Findings], ...] = (
     targets.model_matcher,
     targets.other_target,
     targets.other_model,
+    targets.client_chosen_backend,
     targets.credentials,
     targets.path_rewrite,
     targets.cheap_priority,

@@ -114,16 +114,18 @@ def stream_duration(world: World) -> Findings:
 def early_headers(world: World) -> Findings:
     """A client's own routing and identity headers choose the route before we run."""
     for manager in world.managers():
-        removed = {
-            str(plain(mutation, "remove")).lower()
-            for extension in members(manager, "early_header_mutation_extensions")
-            for mutation in members(extension, "typed_config", "mutations")
-        }
+        extensions = members(manager, "early_header_mutation_extensions")
+        mutations = [mutation for extension in extensions for mutation in members(extension, "typed_config", "mutations")]
+        removed = {str(plain(mutation, "remove")).lower() for mutation in mutations}
         missing = [name for name in FROM_CLIENTS_NEVER if name not in removed]
         if missing:
             place = at(manager, "early_header_mutation_extensions")
             todo = "early_header_mutation: " + ", ".join(f"{{remove: {name}}}" for name in missing)
             yield error("early_headers", place, f"a client may send {', '.join(missing)}", todo)
+        for mutation in mutations:
+            name = str(plain(mutation, "append", "header", "key", default="")).lower()
+            if name in FROM_CLIENTS_NEVER:
+                yield error("early_headers", at(mutation, "append"), f"{name} is set before the sidecar has spoken", "take it out")
 
 
 def upload_timeout(world: World) -> Findings:

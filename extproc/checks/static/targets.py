@@ -55,6 +55,14 @@ def other_model(world: World) -> Findings:
                 yield error("other_model", cluster, f"model {name} is sent to cluster {cluster.value}, which is another model's", todo)
 
 
+def client_chosen_backend(world: World) -> Findings:
+    """A cluster that takes its address from the request: a client may name any, of another model too."""
+    for cluster in world.backends():
+        if plain(cluster.node, "type") == "ORIGINAL_DST":
+            what = f"cluster {cluster.name} is where the request says that it is"
+            yield error("client_chosen_backend", at(cluster.node, "type"), what, "endpoints with addresses of their own")
+
+
 def credentials(world: World) -> Findings:
     """A key that reaches a backend stands in its logs; an encoded answer has no tokens that we can count."""
     leading = {id(route.host.value) for route in world.proxying()}
@@ -81,9 +89,10 @@ def cheap_priority(world: World) -> Findings:
     if world.catalog is None or not world.proxying():
         return
     for model, priority in _cheaper(world.catalog):
-        if not any(_is_of(route, model.name, priority) for route in world.proxying()):
+        if not any(_is_of(route, model.name, priority) and not _is_behind(world, route, model.name) for route in world.proxying()):
             what = f"model {model.name} is cheaper in priority {priority}, which has no route of its own: the same service for less"
-            todo = f"a route on {MODEL_HEADER}: {model.name} and {PRIORITY_HEADER}: {priority} to a pool of its own, or the standard factor"
+            pair = f"{MODEL_HEADER}: {model.name} and {PRIORITY_HEADER}: {priority}"
+            todo = f"a route on {pair} to a pool of its own, before the model's others, or the standard factor"
             yield warning("cheap_priority", _sold_at(world, model.name, priority), what, todo)
 
 
@@ -103,6 +112,26 @@ def _cheaper(catalog: Catalog) -> Iterator[tuple[Model, str]]:
 def _is_of(route: Route, model: str, priority: str) -> bool:
     matched = {(plain(item, "name"), plain(item, "string_match", "exact")) for item in members(route.node, "match", "headers")}
     return {(MODEL_HEADER, model), (PRIORITY_HEADER, priority)} <= matched
+
+
+def _is_behind(world: World, route: Route, model: str) -> bool:
+    """Of routes the first counts that takes a request: whether another one takes all that this one could."""
+    own = _but_headers(route)
+    for other in world.proxying():
+        if other.node.value is route.node.value:
+            return False
+        if other.host.value is not route.host.value or _but_headers(other) not in (own, {"prefix": "/"}):
+            continue
+        if [(plain(item, "name"), plain(item, "string_match", "exact")) for item in members(other.node, "match", "headers")] == [
+            (MODEL_HEADER, model)
+        ]:
+            return True
+    return False
+
+
+def _but_headers(route: Route) -> dict[str, object]:
+    match = plain(route.node, "match")
+    return {key: value for key, value in match.items() if key != "headers"} if isinstance(match, dict) else {}
 
 
 def _sold_at(world: World, model: str, priority: str) -> Node:

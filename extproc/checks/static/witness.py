@@ -24,6 +24,10 @@ def witness_log(world: World) -> Findings:
         if not logs:
             what = f"access_log.file names {file.name}, and no access log of this listener is written there"
             yield error("witness_log", at(manager, "access_log"), what, "name the same file in both")
+        for entry in members(manager, "access_log"):
+            found, config = entry.get("filter"), entry.get("typed_config")
+            if found is not None and config in logs:
+                yield error("witness_log", found, "not every request leaves a line in the log of the witness", "take the filter out")
         for log, name in product(logs, MEMBERS):
             path = ("log_format", "json_format", name)
             if plain(log, *path) != MEMBERS[name]:

@@ -103,6 +103,7 @@ def test_the_transport_stands_behind_every_fault(shipped):
 SPOT = "headers: [{name: x-model, string_match: {exact: qwen3-72b}}]"
 ROUTE = "route: {cluster: qwen3-72b, timeout: 0s, idle_timeout: 600s}"
 FILTER = "- name: envoy.filters.http.ext_proc"
+FILE_LOG = "- name: envoy.access_loggers.file"
 MANAGER = "http_connection_manager.v3.HttpConnectionManager"
 FAILS = "failure_mode_allow: false"
 HOST = 'domains: ["*"]'
@@ -197,6 +198,7 @@ BREAKS = [
     ("internal_addresses", "envoy", "cidr_ranges: [{address_prefix: 192.0.2.0, prefix_len: 32}]", "", "internal_address_config:"),
     ("request_id", "envoy", "generate_request_id: true", "generate_request_id: false", "generate_request_id: false"),
     ("early_headers", "envoy", "- remove: x-request-id", "- remove: x-nothing", "early_header_mutation_extensions:"),
+    ("early_headers", "envoy", "- remove: x-hold-id", "- remove: x-hold-id\n                        - append: {header: {key: x-model, value: a}}", "append:"),
     ("trusted_hops", "envoy", "xff_num_trusted_hops: 0", "xff_num_trusted_hops: 3", "xff_num_trusted_hops: 3"),
     ("unknown_filters", "envoy", FILTER, LUA + FILTER, "name: lua"),
     ("unknown_filters", "envoy", ROUTER, LUA + ROUTER, "name: lua"),
@@ -228,6 +230,7 @@ BREAKS = [
     ("other_target", "routes", "{cluster: qwen3-72b,", "{inline_cluster_specifier_plugin: {},", "cluster_specifier_plugin"),
     ("other_model", "routes", "{cluster: qwen2.5-7b,", "{cluster: qwen3-72b,", ("routes", "exact: qwen2.5-7b", 1)),
     ("other_model", "routes", "{cluster: qwen3-72b,", "{cluster: qwen2.5-14b-spot,", "cluster: qwen2.5-14b-spot"),
+    ("client_chosen_backend", "clusters", "type: STRICT_DNS", "type: ORIGINAL_DST", "type: ORIGINAL_DST"),
     *(
         ("credentials", "routes", REMOVED + "authorization, x-api-key, api-key, cookie, proxy-authorization, accept-encoding]", f"{REMOVED}{', '.join(left)}]", REMOVED)
         for left in (TO_BACKENDS_NEVER[:number] + TO_BACKENDS_NEVER[number + 1:] for number in range(len(TO_BACKENDS_NEVER)))
@@ -296,6 +299,7 @@ def test_the_sidecar_in_a_cds_file(shipped):
         ("witness_log", "access_loggers.file.v3.FileAccessLog", "access_loggers.stream.v3.StdoutAccessLog", "access_log:"),
         ("witness_log", 'details: "%RESPONSE_CODE_DETAILS%"', 'details: "%RESPONSE_CODE%"', "details:"),
         ("witness_log", 'billing: "%DYNAMIC_METADATA(extproc.billing)%"', "", "json_format:"),
+        ("witness_log", FILE_LOG, f"{FILE_LOG}\n                    filter: {{runtime_filter: {{runtime_key: x}}}}", "runtime_filter"),
         ("witness_metadata", "[extproc.billing]", "[other]", "metadata_options:"),
         ("witness_metadata", "metadata_options: {receiving_namespaces: {untyped: [extproc.billing]}}", "", "typed_config:"),
     ],
@@ -443,6 +447,14 @@ def test_a_cheap_priority_that_is_a_default_is_named_at_each_model(shipped):
         "whisper-large-v3",
     )  # qwen2.5-14b has its own, and a route
     assert [finding.line for finding in findings] == [shipped.line("models", f"  {name}:") for name in names]
+
+
+def test_a_cheap_priority_behind_the_standard_one_has_no_route(shipped):
+    text = (shipped.directory / "routes.yaml").read_text()
+    spot, standard, behind = (text.index(f"          - name: {name}\n") for name in ("qwen2.5-14b-spot", "qwen2.5-14b", "qwen2.5-7b"))
+    (shipped.directory / "routes.yaml").write_text(text[:spot] + text[standard:behind] + text[spot:standard] + text[behind:])
+    [finding] = shipped.new_findings()
+    assert (finding.check, finding.line) == ("cheap_priority", shipped.line("models", 'spot: "0.5"'))
 
 
 def test_headers_may_be_removed_by_the_route_table(shipped):
