@@ -26,7 +26,8 @@ from extproc.stores.queries import load_queries
 
 KNOWN_MAX = 20_000  # keys in a process: about 1 KB each
 UNKNOWN_MAX = 10_000  # hashes of keys that do not exist: a flood of them must not push out what is known
-LOOKUPS_MAX = 256  # at once; a flood of made-up keys gets 503 above it, and PostgreSQL is left alone
+LOOKUPS_MAX = 4_096  # at once, in Redis, which is where keys in use are found
+LOADS_MAX = 256  # … of them in PostgreSQL: a flood of made-up keys gets 503 above it, and who is known does not notice
 SHARED_TTL_S = 7 * 86_400  # in Redis; longer than any outage of PostgreSQL that anybody would sit out
 SHARED_FRESH_MS = 600_000  # younger than this, what Redis says is not asked of PostgreSQL again
 AWAY_S = 5  # after a failure PostgreSQL is left alone for so long: its time-outs would be everybody's latency
@@ -114,6 +115,7 @@ class Directory:
         self._reload = _Bounded[None](RELOADS_MAX, ttl_s=RELOAD_TTL_S)
         self._asking: dict[bytes, asyncio.Task[Key | None]] = {}
         self._renewing: dict[bytes, asyncio.Task[None]] = {}
+        self._loading = 0
         self._away_until_s = 0.0
 
     def peek(self, secret: str) -> Key | Miss | None:
@@ -136,7 +138,10 @@ class Directory:
         task = self._asking.get(key_hash)
         if task is None:
             if len(self._asking) >= LOOKUPS_MAX:
-                raise StoreRefused(f"{LOOKUPS_MAX} keys are being looked up already")
+                known = self.recall(secret)
+                if known is None:
+                    raise StoreRefused(f"{LOOKUPS_MAX} keys are being looked up already")
+                return known
             task = self._asking[key_hash] = asyncio.create_task(self._ask(key_hash))
             task.add_done_callback(lambda done: self._answered(key_hash, done))
         # A caller who leaves does not take the answer away from the others.
@@ -183,7 +188,7 @@ class Directory:
         shared = await self._shared(key_hash)
         if shared is None:
             return await self._from_postgres(key_hash)
-        if not self._store.is_fresh(shared) and key_hash not in self._renewing and len(self._renewing) < LOOKUPS_MAX:
+        if not self._store.is_fresh(shared) and key_hash not in self._renewing and len(self._renewing) < LOADS_MAX:
             task = self._renewing[key_hash] = asyncio.create_task(self._renew(key_hash))
             task.add_done_callback(lambda _: self._renewing.pop(key_hash))
         return shared.key
@@ -202,11 +207,16 @@ class Directory:
     async def _from_postgres(self, key_hash: bytes) -> Key | None:
         if self._now_s() < self._away_until_s:
             raise StoreRefused("PostgreSQL was away a moment ago")
+        if self._loading >= LOADS_MAX:
+            raise StoreRefused(f"{LOADS_MAX} keys are being looked up in PostgreSQL already")
+        self._loading += 1
         try:
             found = await self._store.load(key_hash)
         except StoreError:
             self._away_until_s = self._now_s() + AWAY_S
             raise
+        finally:
+            self._loading -= 1
         if found is None:
             return None
         await self._store.deliver(found)

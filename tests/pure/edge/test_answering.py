@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from extproc.edge import answering as module
-from extproc.edge.answering import FRESH_S, Answering
+from extproc.edge.answering import ASKED_EACH_MAX, AT_LEDGER_MAX, FRESH_S, Answering
 from extproc.errors import StoreRefused
 from extproc.money.hold import Denied, DenyReason
 from extproc.money.statement import Enquiry, Purse, Spent, Statement
@@ -15,8 +15,8 @@ from extproc.money.statement import Enquiry, Purse, Spent, Statement
 PURSE = Purse(balance_nanos=9, held_nanos=1, credit_nanos=0, total_nanos=9)
 
 
-def enquiry(payer_id: str = "anna") -> Enquiry:
-    return Enquiry(payer_id=payer_id, key_id="k1", of_account=True, since=date(2026, 1, 1), until=date(2026, 2, 1))
+def enquiry(payer_id: str = "anna", until: date = date(2026, 2, 1)) -> Enquiry:
+    return Enquiry(payer_id=payer_id, key_id="k1", of_account=True, since=date(2026, 1, 1), until=until)
 
 
 class Stores:
@@ -38,8 +38,11 @@ class Stores:
         return await self.asked[-1]
 
     async def ask(self, *payers: str) -> list[asyncio.Task[Any]]:
+        return await self.enquire(*map(enquiry, payers))
+
+    async def enquire(self, *enquiries: Enquiry) -> list[asyncio.Task[Any]]:
         """Each is as far as it can get when this returns."""
-        tasks = [asyncio.create_task(self.answering.find(enquiry(payer))) for payer in payers]
+        tasks = [asyncio.create_task(self.answering.find(one)) for one in enquiries]
         for _ in range(5):
             await asyncio.sleep(0)
         return tasks
@@ -81,6 +84,22 @@ async def test_the_ledger_is_not_asked_for_a_key_that_is_over():
     (task,) = await stores.ask("anna")
     assert await task == stores.purse_of
     assert not stores.asked
+
+
+async def test_other_dates_do_not_take_the_places_of_others():
+    stores = Stores()
+    days = [enquiry("anna", until=date(2026, 2, 1 + number)) for number in range(ASKED_EACH_MAX + 1)]
+    *waiting, refused = await stores.enquire(*days)
+    with pytest.raises(StoreRefused):
+        await refused
+    (boris,) = await stores.ask("boris")
+    assert len(stores.asked) == AT_LEDGER_MAX, "key look-ups find a connection"
+    for number in range(ASKED_EACH_MAX + 1):
+        stores.asked[number].set_result(spent(number))
+        await (*waiting, boris)[number]
+    (again,) = await stores.enquire(days[-1])
+    stores.asked[-1].set_result(spent(9))
+    assert (await again).spent == spent(9)
 
 
 async def test_bounds(monkeypatch: pytest.MonkeyPatch):
