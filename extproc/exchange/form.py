@@ -120,14 +120,15 @@ def _add(members: dict[str, Value], data: bytes, start: int, end: int) -> None:
         text = data[content:end].decode()
     except UnicodeDecodeError as error:
         raise ClientError(f"`{name}` is not UTF-8.", param=name, code="invalid_value") from error
-    if name.endswith("[]"):
-        listed = members.setdefault(name, [])
-        assert isinstance(listed, list)
-        listed.append(text)
-    elif isinstance(members.get(name), File):
+    before = members.get(name)
+    if isinstance(before, File):
         raise _fault(f"has {name!r} twice")
-    else:
+    if not name.endswith("[]"):
         members[name] = text
+    elif isinstance(before, list):
+        before.append(text)
+    else:
+        members[name] = [text]
 
 
 def _name_of(head: bytes) -> tuple[str, str | None]:

@@ -74,6 +74,8 @@ def test_of_a_filename_only_what_is_harmless_is_kept(filename: str, kept: str):
         (TYPE, FORM.replace(b"\r\n\r\nwhisper", b"\r\nwhisper")),
         (TYPE, FORM.replace(b"\r\nContent-D", b"\nContent-D", 1)),
         (TYPE, FORM.replace(b"whisper", b"\xff")),
+        (TYPE, FILE.replace(b'"file"', b'"x[]"') + MODEL.replace(b"model", b"x[]") + b"--b--"),
+        (TYPE, MODEL.replace(b"model", b"x[]") + FILE.replace(b'"file"', b'"x[]"') + b"--b--"),
         (TYPE, FORM.replace(b"whisper", b"x" * (FIELD_BYTES_MAX + 1))),
         (TYPE, FORM.replace(b'name="model"', b'name=""')),
         (TYPE, FORM.replace(b'name="model"', b'name="mo\ndel"')),
