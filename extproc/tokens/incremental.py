@@ -183,23 +183,27 @@ def _kind(character: str) -> str:
 class RunningCount:
     """A text that arrives in pieces: what lies before the last safe cut is counted for good, only the tail is kept."""
 
-    __slots__ = ("_codec", "_limit", "_tail", "_tokens")
+    __slots__ = ("_codec", "_limit", "_tail", "_tail_tokens", "_tokens")
 
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
         self._tokens = 0
         self._tail = ""
+        self._tail_tokens = 0  # -1: not counted since it grew
         self._limit = TAIL_CHARS_MAX
 
     def feed(self, text: str) -> None:
         """The next piece."""
         tail = self._tail = self._tail + text
+        self._tail_tokens = -1
         if len(tail) > self._limit:
             self._shorten()
 
     def total(self) -> int:
-        """Tokens so far; encodes the tail."""
-        return self._tokens + self._codec.count(self._tail)
+        """Tokens so far; encodes the tail, if it has grown."""
+        if self._tail_tokens < 0:
+            self._tail_tokens = self._codec.count(self._tail)
+        return self._tokens + self._tail_tokens
 
     def _shorten(self) -> None:
         codec = self._codec

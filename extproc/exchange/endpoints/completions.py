@@ -10,6 +10,8 @@ from extproc.exchange.ask import Ask, Echo
 from extproc.exchange.endpoints import fields as read
 from extproc.exchange.endpoints import openai
 
+ANSWERS_MAX = 1_024  # n × prompts: of a stream each of them has a count of its own
+
 _OWN = frozenset({"model", "prompt", "stream", "stream_options", "n", "max_tokens", "best_of", "echo", "suffix"})
 _KNOWN = read.SAMPLING_FIELDS
 
@@ -36,6 +38,9 @@ class Completions(openai.Usual):
         best_of = read.whole(body, "best_of", low=1, high=read.CHOICES_MAX)
         if best_of is not None and best_of != choices:
             raise ClientError("`best_of` other than `n` is not offered here.", param="best_of", code="unsupported_parameter")
+        if choices * prompt.prompts > ANSWERS_MAX:
+            words = f"`n` = {choices} for each of {prompt.prompts} prompts are more than {ANSWERS_MAX} answers; send fewer prompts at once."
+            raise ClientError(words, param="n" if choices > 1 else "prompt", code="invalid_value")
         if choices > 1:
             fields["n"] = choices
         stream, usage, continuous = read.stream_options(body)

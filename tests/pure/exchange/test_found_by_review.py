@@ -26,6 +26,7 @@ from extproc.exchange import events as ev
 from extproc.exchange.machine import Exchange
 from extproc.exchange.policy import Bounds, Policy
 from extproc.money.hold import EndKind
+from extproc.money.usage import TOKENS_MAX
 
 
 def completions(exchange: Exchange, **fields: object) -> list[act.Action]:
@@ -69,10 +70,17 @@ def test_running_usage_is_summed_over_prompts_and_choices():
     assert end.ending.charge_nanos == (500 + 501 + 502) * 1_000 + (1 + 5 + 2) * 2_000
 
 
-def test_too_many_answers_for_one_request():
-    exchange = Exchange(pinned(model(output_tokens_max=16_384, output_tokens_default=16_384, context_tokens=100_000)))
-    (count,) = completions(exchange, prompt=["a"] * 2_048, n=128, max_tokens=16_384)
-    reply, end, _ = exchange.receive(ev.Counted(tokens=count.job()))
+@pytest.mark.parametrize(("prompts", "n", "param"), [(2_048, 128, "n"), (9, 114, "n"), (1_025, 1, "prompt")])
+def test_too_many_answers_for_one_request(prompts: int, n: int, param: str):
+    """Each choice of a stream has a count of its own, and figures are due four times a second."""
+    reply, end, _ = completions(Exchange(pinned()), prompt=["a"] * prompts, n=n)
+    assert (reply.status, error_of(reply)["param"], end.ending.kind) == (400, param, EndKind.VOID)
+
+
+def test_too_many_tokens_for_one_request():
+    huge = TOKENS_MAX // 100
+    exchange = Exchange(pinned(model(output_tokens_max=huge, output_tokens_default=huge, context_tokens=huge)))
+    reply, end, _ = completions(exchange, prompt=["a"] * 8, n=128, max_tokens=huge)
     assert (reply.status, error_of(reply)["param"], end.ending.kind) == (400, "n", EndKind.VOID)
 
 
