@@ -20,7 +20,7 @@ from typing import Any
 from fuzz.walk import Walk, pinned
 
 from extproc.money.amount import format_amount
-from extproc.tokens.counter import Counter, Running
+from extproc.tokens.counter import Counter, Running, Tools
 
 STREAMS = Path(__file__).parent / "data" / "streams"
 CATALOG = STREAMS / "models.yaml"
@@ -34,6 +34,8 @@ USAGE_FIELDS = (
 class Plain:
     """A tokenizer for the head: a token a letter, or a word; ChatML is 5 a message and 3, in letters 3 a message and 3."""
 
+    prints_tools = False
+
     def __init__(self, name: str) -> None:
         self.name = name
         self._each = 5 if name == "words" else 3
@@ -41,7 +43,8 @@ class Plain:
     def count(self, text: str) -> int:
         return len(text.split()) if self.name == "words" else len(text)
 
-    def count_chat(self, messages: Sequence[tuple[str, str]]) -> int:
+    def count_chat(self, messages: Sequence[tuple[str, str]], tools: Tools | None = None) -> int:
+        del tools
         return sum(self._each + self.count(content) for _, content in messages) + 3
 
     def bound_chat(self, content_bytes: int, messages: int) -> int:

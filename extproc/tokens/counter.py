@@ -2,8 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+
+class Call(NamedTuple):
+    """Of a function. ``message``: the position of the assistant's message that makes it. ``arguments`` as they came: JSON, or an object."""
+
+    message: int
+    name: str
+    arguments: Any
+
+
+class Tools(NamedTuple):
+    """What of a conversation a template prints beside its contents; without either, there are results of calls.
+
+    ``functions``: those that may be called, as OpenAI describes them: name, description, parameters and what else there is.
+    """
+
+    functions: tuple[Mapping[str, Any], ...] = ()
+    calls: tuple[Call, ...] = ()
 
 
 class Running(Protocol):
@@ -24,10 +42,14 @@ class Counter(Protocol):
 
     name: str
 
+    @property
+    def prints_tools(self) -> bool:
+        """Whether it is known how the template prints tools; else :meth:`count_chat` estimates them."""
+
     def count(self, text: str) -> int:
         """Tokens of a plain text (no special tokens are recognised in it)."""
 
-    def count_chat(self, messages: Sequence[tuple[str, str]]) -> int:
+    def count_chat(self, messages: Sequence[tuple[str, str]], tools: Tools | None = None) -> int:
         """Prompt tokens of (role, content) messages, template overhead included."""
 
     def bound_chat(self, content_bytes: int, messages: int) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from extproc.errors import ConfigError, Fault
 from extproc.tokens.bpe import load_encoding
 from extproc.tokens.chat import ROLE_BYTES_MAX, TEMPLATES, Template, template_of
+from extproc.tokens.counter import Tools
 from extproc.tokens.incremental import Codec, RunningCount
 from extproc.tokens.vocabulary import TOKENIZERS, UPSTREAM
 
@@ -27,8 +28,12 @@ class BpeCounter:
     def count(self, text: str) -> int:
         return self._codec.count(text)
 
-    def count_chat(self, messages: Sequence[tuple[str, str]]) -> int:
-        return self._template.count(self._codec.count, messages)
+    @property
+    def prints_tools(self) -> bool:
+        return self._template.prints_tools
+
+    def count_chat(self, messages: Sequence[tuple[str, str]], tools: Tools | None = None) -> int:
+        return self._template.count(self._codec.count, messages, tools)
 
     def bound_chat(self, content_bytes: int, messages: int) -> int:
         """Holds for roles of up to :data:`ROLE_BYTES_MAX` bytes; longer ones are to be counted into ``content_bytes``."""

@@ -13,6 +13,7 @@ from extproc.local.sim.shape import DONE, Output, texts_of
 from extproc.local.sim.speech import REASONING, TEXT, Item, Kind
 from extproc.local.sim.steering import Steering
 from extproc.local.sim.text import Text
+from extproc.local.sim.tools import Call
 from extproc.local.sim.usage import Spent, usage_of_chunks
 
 
@@ -41,8 +42,9 @@ def prompt_of_fields(fields: Mapping[str, Any], steering: Steering, text: Text) 
     messages = fields.get("messages")
     if not isinstance(messages, list) or not messages:
         raise missing("messages")
-    tools = fields.get("tools")
-    return prompt_of_chat([_message(one, steering) for one in messages], json_bytes(tools).decode() if tools else "", text)
+    tools = fields.get("tools") or []
+    functions = [tool.get("function") or {} for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
+    return prompt_of_chat([_message(one, steering) for one in messages], functions, text)
 
 
 def _message(message: Any, steering: Steering) -> Message:
@@ -53,9 +55,15 @@ def _message(message: Any, steering: Steering) -> Message:
     if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
         raise Refused(400, "content must be a string or a list of parts", param="messages")
     texts = [str(part["text"]) for part in parts if "text" in part]
-    if calls := message.get("tool_calls"):
-        texts.append(json_bytes(calls).decode())
-    return Message(role=message["role"], text="\n".join(texts), images=tuple(_images(parts, steering)))
+    calls = tuple(_calls(message)) if message["role"] == "assistant" else ()
+    return Message(role=message["role"], text="\n".join(texts), calls=calls, images=tuple(_images(parts, steering)))
+
+
+def _calls(message: Mapping[str, Any]) -> Iterable[Call]:
+    for call in message.get("tool_calls") or []:
+        if not isinstance(call, dict) or not isinstance(function := call.get("function"), dict):
+            raise Refused(400, "chat completions only support assistant tool_calls of type 'function'.", param="tool_calls")
+        yield Call(str(function.get("name")), function.get("arguments"))
 
 
 def _images(parts: Sequence[Mapping[str, Any]], steering: Steering) -> Iterable[Filler]:

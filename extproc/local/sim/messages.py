@@ -14,6 +14,7 @@ from extproc.local.sim.shape import DocumentShape, Output
 from extproc.local.sim.speech import Item, Kind
 from extproc.local.sim.steering import Steering
 from extproc.local.sim.text import Text
+from extproc.local.sim.tools import Call
 from extproc.local.sim.usage import Spent, usage_of_messages
 
 _STOP_REASONS = {"stop": b'"end_turn"', "length": b'"max_tokens"', "tool_calls": b'"tool_use"'}
@@ -55,8 +56,15 @@ def _prompt(fields: Mapping[str, Any], steering: Steering, text: Text) -> Prompt
     messages = [one for message in given for one in _messages(message, steering)]
     if system := fields.get("system"):
         messages.insert(0, Message(role="system", text=system if isinstance(system, str) else "".join(map(_text, _blocks(system)))))
-    tools = _tools(fields)
-    return prompt_of_chat(messages, json_bytes(tools).decode() if tools else "", text)
+    return prompt_of_chat(messages, [_function(tool) for tool in _tools(fields)], text)
+
+
+def _function(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """As it is handed on: a schema that says nothing of its type is one of an object."""
+    schema = tool.get("input_schema")
+    parameters = dict(schema) if isinstance(schema, dict) else {}
+    parameters.setdefault("type", "object")
+    return {**tool, "parameters": parameters}
 
 
 def _messages(message: Mapping[str, Any], steering: Steering) -> Iterable[Message]:
@@ -68,6 +76,7 @@ def _messages(message: Mapping[str, Any], steering: Steering) -> Iterable[Messag
         yield Message(role=role, text=content)
         return
     texts: list[str] = []
+    calls: list[Call] = []
     images: list[Filler] = []
     for block in _blocks(content):
         match block.get("type"):
@@ -76,11 +85,11 @@ def _messages(message: Mapping[str, Any], steering: Steering) -> Iterable[Messag
             case "image":
                 images.append(_image(block.get("source"), steering))
             case "tool_use":
-                texts.append(json_bytes({"name": block.get("name"), "arguments": block.get("input")}).decode())
+                calls.append(Call(str(block.get("name")), block.get("input")))
             case _:
                 texts.append(_text(block))
-    if texts or images:
-        yield Message(role=role, text="".join(texts), images=tuple(images))
+    if texts or images or calls:
+        yield Message(role=role, text="\n".join(texts), calls=tuple(calls), images=tuple(images))
 
 
 def _blocks(content: Any) -> list[dict[str, Any]]:

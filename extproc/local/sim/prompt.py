@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import json
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from extproc.local.sim.text import Text
+from extproc.local.sim.tools import SCRIPTS, Call, Script, Turn, pieces
 
 TOOLS_PREAMBLE_TOKENS = 130
-"""Of Qwen's template around the list of tools, about."""
+"""Of a template that is not known around the list of tools, about."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +54,7 @@ class Message:
 
     role: str
     text: str
+    calls: tuple[Call, ...] = ()
     images: tuple[Filler, ...] = ()
 
 
@@ -73,16 +77,25 @@ def _frame(what: str, tokens: int) -> Filler:
     return Filler(what=what, tokens=tokens)
 
 
-def prompt_of_chat(messages: Sequence[Message], tools: str, text: Text) -> Prompt:
-    """As the chat template writes it. ``tools``: the list that it prints, in JSON; empty for none."""
-    template = text.template
+def prompt_of_chat(messages: Sequence[Message], functions: Sequence[Mapping[str, Any]], text: Text) -> Prompt:
+    """As the chat template writes it. ``functions``: those that may be called."""
+    template, script = text.template, SCRIPTS.get(text.chat_template)
+    images = [image for message in messages for image in message.images]
+    if script is not None and (functions or any(message.calls or message.role == "tool" for message in messages)):
+        return prompt_of([*_played(messages, functions, script), *images], text, images=len(images))
     before = template.before
     if not messages or messages[0].role != "system":
         before += template.default_system
     parts: list[Part] = [_frame("beginning", before)]
-    if tools:
-        parts += [_frame("tools", TOOLS_PREAMBLE_TOKENS), tools]
+    if functions:
+        parts += [_frame("tools", TOOLS_PREAMBLE_TOKENS), json.dumps(functions, ensure_ascii=False)]
     for message in messages:
         parts += [_frame(message.role, template.around(message.role)), message.text, *message.images]
+        parts += [json.dumps(call._asdict(), ensure_ascii=False) for call in message.calls]
     parts.append(_frame("answer", template.after))
-    return prompt_of(parts, text, images=sum(len(message.images) for message in messages))
+    return prompt_of(parts, text, images=len(images))
+
+
+def _played(messages: Sequence[Message], functions: Sequence[Mapping[str, Any]], script: Script) -> list[Part]:
+    turns = [Turn(message.role, message.text, message.calls) for message in messages]
+    return [_frame(piece, 1) if piece in script.tags else piece for piece in pieces(turns, functions, script)]

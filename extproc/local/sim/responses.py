@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from extproc.local.sim import fields as read
@@ -13,6 +14,7 @@ from extproc.local.sim.shape import Output
 from extproc.local.sim.speech import Item, Kind
 from extproc.local.sim.steering import Steering
 from extproc.local.sim.text import Text
+from extproc.local.sim.tools import Call
 from extproc.local.sim.usage import Spent, usage_of_responses
 
 _TEXTS = ("input_text", "output_text", "text", "reasoning_text", "refusal")
@@ -35,7 +37,7 @@ def ask_of_responses(fields: Mapping[str, Any], model: Model, steering: Steering
         fields,
         model,
         steering,
-        [prompt_of_chat(_messages(fields, steering), json_bytes(tools).decode() if tools else "", text)],
+        [prompt_of_chat(_messages(fields, steering), tools, text)],
         read.integer(fields, "max_output_tokens", least=1),
         stream=read.flag(fields, "stream"),
         usage=(True, False),
@@ -49,7 +51,7 @@ def _messages(fields: Mapping[str, Any], steering: Steering) -> list[Message]:
     if isinstance(content, str):
         messages = [Message(role="user", text=content)]
     elif isinstance(content, list) and content and all(isinstance(item, dict) for item in content):
-        messages = [_message(item, steering) for item in content]
+        messages = _joined([_message(item, steering) for item in content])
     else:
         raise missing("input")
     if instructions := fields.get("instructions"):
@@ -57,11 +59,22 @@ def _messages(fields: Mapping[str, Any], steering: Steering) -> list[Message]:
     return messages
 
 
+def _joined(messages: Sequence[Message]) -> list[Message]:
+    """A call belongs to the message of the assistant that it follows."""
+    joined: list[Message] = []
+    for message in messages:
+        if message.calls and joined and joined[-1].role == "assistant":
+            joined[-1] = replace(joined[-1], calls=joined[-1].calls + message.calls)
+        else:
+            joined.append(message)
+    return joined
+
+
 def _message(item: Mapping[str, Any], steering: Steering) -> Message:
     """An item of the input: a message, reasoning, a call of a function or its result."""
     match item.get("type", "message"):
         case "function_call":
-            return Message(role="assistant", text=json_bytes({"name": item.get("name"), "arguments": item.get("arguments")}).decode())
+            return Message(role="assistant", text="", calls=(Call(str(item.get("name")), item.get("arguments")),))
         case "function_call_output":
             return Message(role="tool", text=str(item.get("output", "")))
         case "message" | "reasoning":

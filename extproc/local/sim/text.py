@@ -73,7 +73,8 @@ class Template:
 CHAT_TEMPLATES = {
     "chatml": Template(0, 5, 3),
     "chatml-default-system": Template(0, 5, 3, default_system=21),  # Qwen2.5
-    "chatml-think": Template(0, 5, 5),  # Qwen3.5: the answer is begun with <think>\n
+    "chatml-think": Template(0, 5, 5),  # Qwen3 Thinking: the answer is begun with <think>\n
+    "qwen3.5": Template(0, 5, 5),  # the same
     "llama3": Template(1, 5, 4),
     "gpt": Template(0, 3, 3),
     "deepseek-v3": Template(1, 4, 1, roles=(("system", 0), ("user", 1), ("assistant", 2))),
@@ -91,7 +92,7 @@ class Text:
     def __init__(self, vocabulary: Vocabulary | None, *, chat_template: str = "chatml") -> None:
         assert chat_template in CHAT_TEMPLATES, chat_template
         self._vocabulary = vocabulary
-        self.template = CHAT_TEMPLATES[chat_template]
+        self.chat_template, self.template = chat_template, CHAT_TEMPLATES[chat_template]
         self._counts: OrderedDict[str, int] = OrderedDict()
         self._filler: Piece = (b"", 1)
         self._scripts: dict[str, tuple[tuple[Piece, ...], ...]] = {}

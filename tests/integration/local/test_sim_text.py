@@ -64,12 +64,12 @@ def test_built_in_words_are_single_tokens_everywhere():
 )
 def test_chat_templates(template, tokens):
     messages = [Message(role="user", text="one two"), Message(role="assistant", text="three")]
-    assert prompt_of_chat(messages, "", Text(None, chat_template=template)).tokens == tokens
+    assert prompt_of_chat(messages, (), Text(None, chat_template=template)).tokens == tokens
 
 
 def test_a_system_message_replaces_the_default_one():
     text = Text(None, chat_template="chatml-default-system")
-    assert prompt_of_chat([Message(role="system", text="one")], "", text).tokens == 1 + 5 + 3
+    assert prompt_of_chat([Message(role="system", text="one")], (), text).tokens == 1 + 5 + 3
 
 
 def test_patterns_differ_where_models_do():

@@ -15,6 +15,7 @@ from extproc.exchange.policy import Bounds, Policy
 from extproc.exchange.tab import Pinned
 from extproc.money.hold import NO_LIMITS, Granted
 from extproc.money.price import Rates
+from extproc.tokens.counter import Tools
 
 HOLD = "018bcfe5-6800-7000-8000-000000000001"
 PAYER = "018bcfe5-6800-7000-8000-00000000000a"
@@ -22,15 +23,17 @@ RATE = 1_000_000_000  # nanos per million tokens: 1,000 nanos a token
 
 
 class Words:
-    """One token a letter, 3 a message, 3 a prompt."""
+    """One token a letter, 3 a message, 3 a prompt; a function or a call has as many as its name."""
 
     name = "words"
+    prints_tools = False
 
     def count(self, text: str) -> int:
         return len(text)
 
-    def count_chat(self, messages: Sequence[tuple[str, str]]) -> int:
-        return sum(3 + len(content) for _, content in messages) + 3
+    def count_chat(self, messages: Sequence[tuple[str, str]], tools: Tools | None = None) -> int:
+        named = [*(function["name"] for function in tools.functions), *(call.name for call in tools.calls)] if tools is not None else []
+        return sum(3 + len(content) for _, content in messages) + 3 + sum(map(len, named))
 
     def bound_chat(self, content_bytes: int, messages: int) -> int:
         return content_bytes + 3 * messages + 3
