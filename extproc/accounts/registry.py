@@ -151,7 +151,7 @@ class Registry:
         (``identity.cache_ttl_s``): what is to change later than that is exact. True: Redis has it.
         """
         _require(bool(reason.strip()), "other terms of an account need a reason")
-        _require(1 <= len(change.tier or "-") <= 100, "a tier has a name of 1 to 100 characters")
+        _require(change.tier is None or 1 <= len(change.tier) <= 100, "a tier has a name of 1 to 100 characters")
         _require(0 <= (change.price_factor or 0) <= PRICE_FACTOR_MAX, f"a factor is at most {PRICE_FACTOR_MAX // FACTOR_ONE}")
         async with self._database.transaction() as transaction:
             rows = await transaction.fetch(self._queries["account_to_change"], {"id": account_id})
