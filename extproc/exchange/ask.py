@@ -34,7 +34,7 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What will be read by the model. Either ``messages`` (role, content) or ``texts``, one for each prompt.
 
     ``shared``: a text that every prompt begins with (the query of documents). ``param``: the member of the body that it came in.
-    ``images``: (width, height) of each, ``None`` where that is not known (a URL). ``audio_ms``: of what is to be transcribed, at most;
+    ``images``: each as a data URL, as base64 alone, or as a URL to be fetched. ``audio_ms``: of what is to be transcribed, at most;
     ``audio_ms_likely``: what it has if nobody says (the same, if the file tells). ``prompts``: how many, each with a context window of
     its own; ``tokens_each``: what a backend adds to each by itself, at most. ``token_ids``: tokens that came as ids. ``extra_bytes``: JSON
     of tools and of message fields that templates print, compact; ``extra_bytes_max``: printed as widely as any template does.
@@ -50,7 +50,7 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     extra_bytes_max: int = 0
     prompts: int = 1
     tokens_each: int = 2  # the beginning and the end of a text
-    images: tuple[tuple[int, int] | None, ...] = ()
+    images: tuple[str, ...] = ()
     audio_ms: int = 0
     audio_ms_likely: int = 0
     is_truncated: bool = False

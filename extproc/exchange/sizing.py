@@ -12,7 +12,10 @@ from extproc.money.price import Price
 from extproc.money.quote import Demand
 from extproc.money.usage import NO_USAGE, TOKENS_MAX, Usage, UsageSource
 from extproc.tokens.counter import Counter
-from extproc.tokens.images import image_tokens
+from extproc.tokens.images import Size as Pixels
+from extproc.tokens.images import image_sizes, image_tokens
+
+IMAGES_MAX = 256  # of a request: more than any model is served with
 
 UNKNOWN_IMAGE = (1_024, 1_024)
 """What an image by URL is taken for when nobody else counts it; it is held at the model's ``tokens_max``."""
@@ -126,12 +129,15 @@ def _images(prompt: Prompt, model: Model) -> _Images:
         return _NO_IMAGES
     if not model.image_formula:
         raise ClientError(f"{model.name} takes text only, no images.", param=prompt.param, code="images_not_supported")
+    if len(prompt.images) > IMAGES_MAX:
+        raise ClientError(f"`{prompt.param}` has more than {IMAGES_MAX} images.", param=prompt.param, code="invalid_value")
 
-    def tokens(image: tuple[int, int] | None) -> int:
-        return image_tokens(model.image_formula, image, model.image_tokens_max)
+    def tokens(size: Pixels | None) -> int:
+        return image_tokens(model.image_formula, size, model.image_tokens_max)
 
-    known = sum(tokens(image) for image in prompt.images if image is not None)
-    unknown = prompt.images.count(None)
+    sizes = image_sizes(prompt.images)
+    known = sum(tokens(size) for size in sizes if size is not None)
+    unknown = sizes.count(None)
     return _Images(
         tokens=known,
         likely=unknown * tokens(UNKNOWN_IMAGE),

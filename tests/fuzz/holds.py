@@ -36,7 +36,7 @@ from extproc.money.hold import NO_LIMITS
 from extproc.money.price import FACTOR_ONE, Band, Price, Rates
 from extproc.money.receipt import cost_nanos
 from extproc.money.usage import NO_QUOTA, Quota, used
-from extproc.tokens.images import image_tokens
+from extproc.tokens.images import image_sizes, image_tokens
 from extproc.tokens.registry import LoadedCounters, load_counters
 from fuzz.asks import Ask, random_ask
 from fuzz.walk import KEY, RICH, Walk
@@ -178,7 +178,7 @@ def read_tokens(dice: Dice, prompt: Prompt, case: Case) -> int:
     if prompt.extra_bytes:
         tokens += prompt.extra_bytes // dice.choice((2, 3, 4)) + TOOLS_PREAMBLE_TOKENS
     most = case.model.image_tokens_max
-    sizes = [size or (dice.choice((512, 1_024, 2_048)), 768) for size in prompt.images]
+    sizes = [size or (dice.choice((512, 1_024, 2_048)), 768) for size in image_sizes(prompt.images)]
     return tokens + sum(image_tokens(case.model.image_formula, size, most) for size in sizes)
 
 

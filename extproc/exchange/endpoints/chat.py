@@ -57,7 +57,7 @@ def messages_of(body: Mapping[str, Any], fields: Mapping[str, Any]) -> tuple[lis
     if len(messages) > MESSAGES_MAX:
         raise ClientError(f"`messages` has more than {MESSAGES_MAX} messages.", param="messages", code="invalid_value")
     pairs, forwarded = [], []
-    images: list[tuple[int, int] | None] = []
+    images: list[str] = []
     extras: list[Any] = [fields[name] for name in _PRINTED if name in fields]
     for position, message in enumerate(messages):
         param = f"messages[{position}]"
@@ -75,8 +75,8 @@ def messages_of(body: Mapping[str, Any], fields: Mapping[str, Any]) -> tuple[lis
     return forwarded, Prompt(messages=tuple(pairs), extra_bytes=compact, extra_bytes_max=wide, images=tuple(images))
 
 
-def _content(content: Any, param: str, images: list[tuple[int, int] | None]) -> tuple[Any, str]:
-    """What is forwarded (parts with nothing but their text or image), and its text; the sizes of images are added to ``images``."""
+def _content(content: Any, param: str, images: list[str]) -> tuple[Any, str]:
+    """What is forwarded (parts with nothing but their text or image), and its text; its images are added to ``images``."""
     if content is None or isinstance(content, str):
         return content, content or ""
     if not isinstance(content, list):
@@ -86,9 +86,9 @@ def _content(content: Any, param: str, images: list[tuple[int, int] | None]) -> 
         kind = part.get("type") if isinstance(part, dict) else None
         text = part.get(kind) if kind in _TEXT_PARTS else None
         if kind == "image_url":
-            image, size = _image(part.get("image_url"), f"{param}.content")
+            image = _image(part.get("image_url"), f"{param}.content")
             parts.append({"type": kind, kind: image})
-            images.append(size)
+            images.append(image["url"])
         elif isinstance(text, str):
             parts.append({"type": kind, kind: text})
             texts.append(text)
@@ -98,9 +98,8 @@ def _content(content: Any, param: str, images: list[tuple[int, int] | None]) -> 
     return parts, "\n".join(texts)
 
 
-def _image(value: Any, param: str) -> tuple[dict[str, str], tuple[int, int] | None]:
+def _image(value: Any, param: str) -> dict[str, str]:
     """``{"url": …, "detail": …}``, or the URL alone, as vLLM takes it too."""
     members = value if isinstance(value, dict) else {"url": value}
-    url, size = read.image(members.get("url"), f"{param}.image_url.url")
-    detail = members.get("detail")
-    return ({"url": url, "detail": detail} if detail in _DETAILS else {"url": url}), size
+    url, detail = read.image(members.get("url"), f"{param}.image_url.url"), members.get("detail")
+    return {"url": url, "detail": detail} if detail in _DETAILS else {"url": url}

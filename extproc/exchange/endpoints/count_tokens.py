@@ -25,6 +25,7 @@ class CountTokens(Free, Messages):
     def parse(self, body: Mapping[str, Any], *, reject_unknown: bool) -> Ask:
         """See :class:`~extproc.exchange.ask.Endpoint`."""
         fields, prompt = conversation(body, _KNOWN, reject_unknown=reject_unknown)
+        read.check_inline(prompt)
         return Ask(endpoint=self, model=read.model_name(body), prompt=prompt, fields=fields)
 
     def read_answer(self, body: bytes) -> Piece:

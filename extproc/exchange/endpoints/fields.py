@@ -14,7 +14,6 @@ import msgspec
 from extproc.errors import ClientError
 from extproc.exchange.ask import Prompt
 from extproc.money.usage import TOKENS_MAX
-from extproc.tokens.images import image_size
 
 CHOICES_MAX = 128  # OpenAI's bound of n; vLLM would take 16,384 and bill them all
 STOPS_MAX = 16
@@ -181,14 +180,21 @@ def string(value: Any, param: str, *, chars_max: int | None = None) -> str:
     return value
 
 
-def image(url: Any, param: str) -> tuple[str, tuple[int, int] | None]:
-    """An image as a prompt has it: a data URL, or one that the backend fetches; and its size, if that can be seen from here."""
+def image(url: Any, param: str) -> str:
+    """An image as a prompt has it: a data URL, or one that the backend fetches."""
     value = string(url, param)
     if value[:5].lower() == "data:":
-        return value, image_size(value)
+        return value
     if len(value) > URL_CHARS_MAX or not value.lower().startswith(("https://", "http://")):
         raise ClientError(f"`{param}` must be a data URL with base64, or an https URL.", param=param, code="invalid_value")
-    return value, None
+    return value
+
+
+def check_inline(prompt: Prompt) -> None:
+    """What costs nothing makes no backend fetch anything."""
+    if any(image[:4].lower() == "http" for image in prompt.images):
+        words = "Images are not fetched to count tokens; send them as data URLs with base64."
+        raise ClientError(words, param=prompt.param, code="unsupported_parameter")
 
 
 def check_stop(body: Mapping[str, Any], name: str = "stop") -> None:

@@ -192,7 +192,7 @@ class _Gathered:
     def __init__(self) -> None:
         self._messages: list[tuple[str, str]] = []
         self._extras: list[Any] = []
-        self._images: list[tuple[int, int] | None] = []
+        self._images: list[str] = []
 
     def prompt(self) -> Prompt:
         """All of it."""
@@ -264,16 +264,15 @@ class _Gathered:
         source = block.get("source")
         kind = source.get("type") if isinstance(source, dict) else None
         if isinstance(source, dict) and kind == "url":
-            url, size = read.image(source.get("url"), f"{param}.source.url")
-            forwarded = {"type": kind, "url": url}
+            image = read.image(source.get("url"), f"{param}.source.url")
+            forwarded = {"type": kind, "url": image}
         elif isinstance(source, dict) and kind == "base64" and source.get("media_type") in _MEDIA:
-            data = read.string(source.get("data"), f"{param}.source.data")
-            _, size = read.image(f"data:{source['media_type']};base64,{data}", f"{param}.source.data")
-            forwarded = {"type": kind, "media_type": source["media_type"], "data": data}
+            image = read.string(source.get("data"), f"{param}.source.data")
+            forwarded = {"type": kind, "media_type": source["media_type"], "data": image}
         else:
             words = f"`{param}.source` must be of type url, or base64 with a media_type of {', '.join(_MEDIA)}."
             raise ClientError(words, param=f"{param}.source", code="invalid_value")
-        self._images.append(size)
+        self._images.append(image)
         return {"source": forwarded}
 
     def tool_use(self, block: Mapping[str, Any], param: str, texts: list[str]) -> dict[str, Any]:

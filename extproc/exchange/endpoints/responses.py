@@ -157,7 +157,7 @@ class _Gathered:
     def __init__(self) -> None:
         self._messages: list[tuple[str, str]] = []
         self._extras: list[Any] = []
-        self._images: list[tuple[int, int] | None] = []
+        self._images: list[str] = []
 
     def prompt(self, tools: list[Any]) -> Prompt:
         """All of it, and the tools as templates print them."""
@@ -237,8 +237,8 @@ class _Gathered:
         return parts
 
     def _image(self, part: Mapping[str, Any], param: str) -> dict[str, Any]:
-        url, size = read.image(part.get("image_url"), f"{param}.image_url")
-        self._images.append(size)
+        url = read.image(part.get("image_url"), f"{param}.image_url")
+        self._images.append(url)
         detail = part.get("detail")
         return {"type": "input_image", "image_url": url, "detail": detail if detail in _DETAILS else "auto"}
 

@@ -31,7 +31,8 @@ class Tokenize(Free, Usual):
         fields = read.allowed(body, _KNOWN, _OWN, reject_unknown=reject_unknown)
         if body.get("messages") is not None:
             fields.pop("prompt", None)
-            fields["messages"], _ = messages_of(body, fields)
+            fields["messages"], prompt = messages_of(body, fields)
+            read.check_inline(prompt)
         else:
             read.string(fields.get("prompt"), "prompt")
         return self._ask(body, fields)

@@ -94,7 +94,7 @@ def test_images_are_seen_wherever_they_are():
     result = {"type": "tool_result", "tool_use_id": "t", "content": [{"type": "image", "source": source}]}
     blocks = [{"type": "image", "source": {"type": "url", "url": "https://x/y.png"}}, result]
     parsed = Messages().parse({"model": "m", "messages": [{"role": "user", "content": blocks}], "max_tokens": 1}, reject_unknown=False)
-    assert parsed.prompt.images == (None, None)
+    assert parsed.prompt.images == ("https://x/y.png", "AAAA")
     assert parsed.fields["messages"] == [{"role": "user", "content": blocks}]
 
 

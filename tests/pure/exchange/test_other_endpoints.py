@@ -316,6 +316,7 @@ def test_images_nobody_counted_are_charged_by_their_size():
         (sold(**SEEING), looking({"url": "ftp://example.org"}), "invalid_value"),
         (sold(**SEEING), looking({"url": "https://" + "x" * 9_000}), "invalid_value"),
         (sold(**SEEING), looking(5), "invalid_type"),
+        (sold(**SEEING), looking(*["https://example.org"] * 257), "invalid_value"),
         (sold(**SEEING), looking(*[png(3_000, 1_000)] * 3), "context_length_exceeded"),
         (sold(**SEEING), {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]}, "invalid_value"),
     ],
@@ -323,6 +324,20 @@ def test_images_nobody_counted_are_charged_by_their_size():
 def test_images_that_are_refused(served: Model, body: dict, code: str):
     reply = Walk("/v1/chat/completions", served).ask(body)
     assert (reply.status, error_of(reply)["code"]) == (400, code)
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/v1/messages/count_tokens"])
+def test_who_pays_nothing_has_nothing_fetched(path: str):
+    def ask(url: str) -> Any:
+        walk = Walk(path)
+        if path == "/tokenize":
+            return walk.ask(looking(url))
+        source = {"type": "base64", "media_type": "image/png", "data": url} if url == "AAAA" else {"type": "url", "url": url}
+        return walk.ask({"messages": [{"role": "user", "content": [{"type": "image", "source": source}]}]})
+
+    reply = ask("HTTPS://example.org/large.png")
+    assert (reply.status, error_of(reply)["param"]) == (400, "messages")
+    assert ask("AAAA" if path != "/tokenize" else png(3, 3)).reserved_nanos == 0
 
 
 def test_an_echo_is_no_output():

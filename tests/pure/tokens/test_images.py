@@ -10,7 +10,7 @@ import zlib
 
 import pytest
 
-from extproc.tokens.images import FORMULAS, image_size, image_tokens
+from extproc.tokens.images import FORMULAS, Size, image_sizes, image_tokens
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
@@ -105,6 +105,10 @@ BAD = {
 }
 
 
+def image_size(image: str) -> Size | None:
+    return image_sizes((image,))[0]
+
+
 def url(image: bytes, media_type: str = "image/png") -> str:
     return f"data:{media_type};base64,{base64.b64encode(image).decode()}"
 
@@ -171,6 +175,16 @@ def test_work_does_not_grow_with_the_image() -> None:
     began = time.thread_time()
     assert image_size(text) is None
     assert time.thread_time() - began < 0.02
+
+
+def test_work_does_not_grow_with_the_number_of_images() -> None:
+    """A look at each of 512 fill bytes or blocks cost a quarter of a second for a megabyte; whoever sends such images is held for the most."""
+    fills, blocks = url(b"\xff\xd8\xff" + b"\xff" * 2_000), url(b"GIF89a" + bytes(7) + b"\x21\xfe" + b"\x01\x01" * 2_000)
+    began = time.thread_time()
+    assert image_sizes([url(png(8, 9)), *[fills, blocks] * 2_000, url(png(8, 9))]) == [(8, 9), *[None] * 4_001]
+    assert time.thread_time() - began < 0.1
+    photographs = [url(jpeg(*[segment(0xE1, bytes(6))] * 20, frame(8, 9)))] * 256
+    assert None not in image_sizes(photographs)
 
 
 @pytest.mark.parametrize(
