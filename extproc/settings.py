@@ -169,6 +169,7 @@ class Body:
     """Sizes of request bodies."""
 
     bytes_max: int = kit.number(1_048_576, 1_024, 33_000_000)  # a message of Envoy may have 32 MiB (edge, MESSAGE_BYTES_MAX)
+    json_bytes_max: int = kit.number(8_388_608, 1_024, 33_000_000)  # 8 MiB of the smallest texts are 120 MB of memory
     count_exactly_bytes_max: int = kit.number(262_144, 0, 2**30)
     offload_bytes: int = kit.number(16_384, 0, 65_536)  # a longer text blocks the loop for milliseconds
     tokenize_urls: kit.NamedUrls = kit.read_by((), kit.read_urls, show=kit.show_urls)  # noqa: RUF009 - a field
@@ -233,6 +234,7 @@ class Settings:
         """Sizes and amounts that an exchange needs to know."""
         return Bounds(
             body_bytes_max=self.body.bytes_max,
+            json_bytes_max=self.body.json_bytes_max,
             count_exactly_bytes_max=self.body.count_exactly_bytes_max,
             offload_bytes=self.body.offload_bytes,
             entry_nanos=self.holds.entry_nanos,

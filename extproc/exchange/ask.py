@@ -187,6 +187,7 @@ class Endpoint(Protocol):
     """One way to ask: everything about it in one file."""
 
     name: str
+    is_form: bool  # its bodies are forms, not JSON
     is_listed: bool  # the catalog lists it for the models that serve it; otherwise it goes with every model, and costs nothing
     output_default: int | None  # the maximum of this endpoint when the client names none; None = the model's, 0 = it has no output
 

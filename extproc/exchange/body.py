@@ -5,6 +5,7 @@ from __future__ import annotations
 from extproc.accounts.scopes import model_fault
 from extproc.catalog.model import Model
 from extproc.errors import ClientError
+from extproc.exchange.doors import too_large
 from extproc.exchange.tab import Tab
 
 
@@ -13,6 +14,9 @@ def understand(tab: Tab, data: bytes) -> None:
     pinned = tab.pinned
     assert tab.door is not None
     assert tab.door.endpoint is not None
+    bytes_max = pinned.bounds.bytes_max(is_form=tab.door.endpoint.is_form)
+    if len(data) > bytes_max:
+        raise too_large(bytes_max)
     body = tab.door.endpoint.members(data, tab.content_type)
     # The cheap questions first: a model that nobody sells must not make us read a long prompt.
     name = body.get("model")

@@ -56,7 +56,8 @@ def door_of(headers: Headers, bounds: Bounds) -> Door:
         if not headers.end_of_stream:
             raise ClientError("A GET has no body.", code="unexpected_body")
         return Door(None, path, bool(mark), question_of(topic, path, query))
-    return Door(endpoint, path, bool(mark), body_fault=_body_fault(headers, bounds))
+    assert endpoint is not None, "what has no endpoint has a topic"
+    return Door(endpoint, path, bool(mark), body_fault=_body_fault(headers, bounds.bytes_max(is_form=endpoint.is_form)))
 
 
 def secret_of(headers: Headers) -> str:
@@ -85,14 +86,14 @@ def too_large(bytes_max: int) -> ClientError:
     return ClientError(f"The request body is larger than {bytes_max} bytes.", status=413, code="request_too_large")
 
 
-def _body_fault(headers: Headers, bounds: Bounds) -> ClientError | None:
+def _body_fault(headers: Headers, bytes_max: int) -> ClientError | None:
     if headers.end_of_stream:
         return ClientError("The request has no body.", code="missing_body")
     length = headers.headers.get("content-length", "")
     if length and (not length.isascii() or not length.isdigit() or len(length) > 18):
         return ClientError("`content-length` is not a number.", code="bad_header")
-    if length and int(length) > bounds.body_bytes_max:
-        return too_large(bounds.body_bytes_max)
+    if length and int(length) > bytes_max:
+        return too_large(bytes_max)
     if headers.headers.get("content-encoding", "identity").lower() != "identity":
         return ClientError("Compressed request bodies are not read here; send it plain.", status=415, code="unsupported_encoding")
     return None

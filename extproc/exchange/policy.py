@@ -31,8 +31,13 @@ class Bounds:
     """
 
     body_bytes_max: int = 1_048_576
+    json_bytes_max: int = 8_388_608  # of a body that is no form
     count_exactly_bytes_max: int = 262_144
     offload_bytes: int = 16_384
     entry_nanos: int = 1_000_000
     cache_salt_key: bytes = field(default=b"", repr=False)
     counted_upstream: frozenset[str] = frozenset()
+
+    def bytes_max(self, *, is_form: bool) -> int:
+        """Of such a body."""
+        return self.body_bytes_max if is_form else min(self.body_bytes_max, self.json_bytes_max)

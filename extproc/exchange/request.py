@@ -13,7 +13,7 @@ from extproc.exchange.actions import Admit, Answer, Count, CountUpstream, FindAn
 from extproc.exchange.answers import Question
 from extproc.exchange.ask import JSON
 from extproc.exchange.body import understand
-from extproc.exchange.doors import FORBIDDEN_HEADERS, door_of, secret_of, too_large
+from extproc.exchange.doors import FORBIDDEN_HEADERS, door_of, secret_of
 from extproc.exchange.events import Admitted, Amended, Answered, Body, Counted, Headers, KeyRead, Refused, StoreFailed
 from extproc.exchange.forwarding import forward, sticky
 from extproc.exchange.sizing import Size, clamped, size
@@ -158,8 +158,6 @@ def body(tab: Tab, event: Body) -> Outcome:
     if tab.is_shadow:
         tab.body = event.data
     try:
-        if len(event.data) > tab.pinned.bounds.body_bytes_max:
-            raise too_large(tab.pinned.bounds.body_bytes_max)
         understand(tab, event.data)
         assert tab.ask is not None
         counter, prompt = tab.counter, tab.ask.prompt

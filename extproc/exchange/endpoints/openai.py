@@ -22,6 +22,7 @@ class Usual:
     ``has_stream_options``: its streams tell their usage to who asks for it; else to everybody.
     """
 
+    is_form = False
     is_listed = True
     output_default: int | None = None
     limit = "max_tokens"

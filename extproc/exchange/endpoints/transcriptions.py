@@ -42,6 +42,7 @@ class Transcriptions(openai.Usual):
 
     name = "transcriptions"
     paths: tuple[str, ...] = ("/v1/audio/transcriptions",)
+    is_form = True
     output_default: int | None = 0
     telling: tuple[str, ...] = ("json", "verbose_json")  # the formats of answers that tell the seconds
 

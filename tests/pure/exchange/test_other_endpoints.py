@@ -21,6 +21,7 @@ from extproc.exchange.policy import Bounds, Policy
 from extproc.money.hold import EndKind
 from extproc.money.price import Rates
 
+TRANSCRIPTIONS = "/v1/audio/transcriptions"
 LISTED = frozenset(endpoint.name for endpoint in ENDPOINTS if endpoint.is_listed)
 FREE = [
     ("/tokenize", {"prompt": "hi"}),
@@ -253,6 +254,19 @@ def test_somebody_must_tell_the_seconds(more: dict):
 def test_forms_that_are_refused(body: bytes, param: str):
     reply = hear().ask(body)
     assert (reply.status, error_of(reply)["param"]) in ((400, param), (400, None))
+
+
+@pytest.mark.parametrize(
+    ("path", "length", "admitted"),
+    [("/v1/embeddings", 200, True), ("/v1/embeddings", 201, False), (TRANSCRIPTIONS, 10_000, True), (TRANSCRIPTIONS, 10_001, False)],
+)
+def test_a_recording_may_be_larger_than_json(path: str, length: int, admitted: bool):
+    bounds = Bounds(json_bytes_max=200, body_bytes_max=10_000)
+    exchange = Exchange(pinned(sold(), bounds=bounds))
+    first, *_ = play(exchange, headers(path, content_length=str(length)), ev.KeyRead(key=key()))[1:]
+    assert isinstance(first, act.Admit) if admitted else error_of(first)["code"] == "request_too_large"
+    reply = Walk(path, bounds=bounds).ask(b" " * length)
+    assert (reply.status == 413) is not admitted
 
 
 # images and echo
