@@ -38,6 +38,8 @@ from extproc.money.usage import FREE, NO_QUOTA, used
 
 PRICES_MAX: Final = 512  # parsed prices that are remembered: more than a catalog has
 
+LENT: Final = "stores_away="  # the policy of a row that was served on credit
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Invariant:
@@ -232,15 +234,16 @@ def _charge(one: BookedEvent) -> int:
 
 
 def charge_is_within_the_hold(one: BookedEvent) -> Found:
-    """8. The cap is what was reserved. What came past Redis without any reserve was lent: its cap is not in the row."""
+    """8. The cap is what was reserved. What came past Redis and was lent, or never reserved, has a cap that is not in the row."""
     row = one.request
     if row is None:
         return
-    is_lent = not row["hold_nanos"] and one.event["seq"] is None
-    charge = _charge(one)
-    if charge < 0 or (charge > row["hold_nanos"] and not is_lent):
-        yield from _amounts(8, "charge", one.id, one.account, expected=row["hold_nanos"], found=charge)
     taken = [one.event, *(follower for follower in one.followers if follower["event_type"] == EventType.ADJUST)]
+    is_lent = not row["hold_nanos"] or any(policy.startswith(LENT) for policy in row["policies"])
+    has_cap = not is_lent or (one.event["seq"] is not None and len(taken) == 1)
+    charge = _charge(one)
+    if charge < 0 or (charge > row["hold_nanos"] and has_cap):
+        yield from _amounts(8, "charge", one.id, one.account, expected=row["hold_nanos"], found=charge)
     yield from _amounts(8, "cost of the row", one.id, one.account, expected=-sum(event["amount"] for event in taken), found=row["cost"])
     yield from _amounts(8, "cost and loss", one.id, one.account, expected=charge, found=row["cost"] + row["loss_nanos"])
     for unit in FREE:

@@ -18,8 +18,11 @@ if h.state == 'ended' then
   return 'already'
 end
 if h.owner ~= owner then return 'taken' end
--- An entry hold has no cap: it is of a request that was served on credit, because nobody could tell whether it was held.
-if h.state == 'exact' and less(h.cap, charge) then return redis.error_reply('REFUSED the charge is above the cap of the hold') end
+-- Who was served on credit, because nobody could tell whether he was held, pays with money: an entry hold has no cap, and that of a hold
+-- that took free tokens counts beside them. What is not reserved is for the ledger to take.
+if h.state == 'exact' and less(h.cap, charge) and (used or not h.free) then
+  return redis.error_reply('REFUSED the charge is above the cap of the hold')
+end
 if used and not quota().covers(h.free, used) then return redis.error_reply('REFUSED more free tokens are used than the hold has') end
 finish(S, h, now, kind, charge, tokens, row, epoch, used)
 return 'ended'

@@ -28,7 +28,7 @@ SELECT event_id::text AS event_id, kind, name, user_id::text AS user_id, unit, a
 SELECT q.id::text AS id, q.user_id::text AS user_id, q.input_tokens, q.cached_tokens, q.output_tokens, q.reasoning_tokens,
     q.cache_creation_tokens, q.image_tokens, q.audio_tokens, q.images, q.audio_ms, q.input_characters, q.output_characters, q.input_words,
     q.output_words, q.free_input, q.free_output, q.usage_source, q.usage_flags, q.ending, q.end_reason, q.hold_nanos, q.cost, q.refund_nanos, q.list_nanos, q.overage_nanos, q.loss_nanos, q.price_id,
-    q.sandbox, q.shadow, p.price
+    q.sandbox, q.shadow, q.policies, p.price
 FROM requests AS q LEFT JOIN price_versions AS p USING (price_id) WHERE q.id = ANY(%(ids)s::uuid[]);
 
 -- name: events_around

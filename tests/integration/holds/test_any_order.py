@@ -183,7 +183,8 @@ class Model:
             return EndResult.ALREADY
         if hold.owner != owner:
             return EndResult.TAKEN
-        if (hold.state == "exact" and charge > hold.cap) or not within(used, hold.quota):
+        pays_with_money = any(hold.quota) and not any(used)  # served on credit: the answer of its amend was lost
+        if (hold.state == "exact" and charge > hold.cap and not pays_with_money) or not within(used, hold.quota):
             return None
         self.finish(hold, charge, kind, used)
         return EndResult.ENDED
@@ -198,7 +199,8 @@ class Model:
         hold.state, hold.kind, hold.amount, hold.used = "ended", kind, charge, used
 
     def late(self, hold: Hold, charge: int, kind: str, used: Pair) -> None:
-        charge = min(charge, hold.reserved)
+        if charge > hold.reserved:
+            return
         says_more = charge >= hold.amount and within(hold.used, used) and within(used, hold.quota)
         if hold.kind == "expire" and kind == "settle" and says_more:
             self.owed += charge - hold.amount

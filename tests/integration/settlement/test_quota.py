@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 
 import psycopg
 import pytest
 from ledger_invariants import ledger_faults
+from msgspec import structs
 from test_rebuild import posted, settler, until_open
 from town import CAP, Town, until
 
@@ -47,6 +49,15 @@ async def post_all(town: Town) -> None:
 
     await until(is_empty)
     await leader.release()
+
+
+async def its_lease_runs_out(town: Town, payer: str, hold: str) -> None:
+    tag, shard = tag_of(payer), shard_of(payer)
+    await town.pipeline.execute("ZADD", f"{tag}:leases", 1, hold)
+    await town.pipeline.execute("HSET", f"{tag}:shard", "reaped_epoch", (await town.holds.states())[shard].epoch)
+    seconds, _ = await town.pipeline.execute("TIME")
+    await town.pipeline.execute("HSET", f"{tag}:shard", "reaped", int(seconds) * 1_000, "quiet", 0)
+    assert await town.holds.expire(shard) == [hold]
 
 
 async def test_given_once_and_brought_once(town: Town):
@@ -162,11 +173,7 @@ async def test_it_expires_at_its_checkpoint_and_a_late_settle_is_adjusted(town: 
     for quota in (at_ten.quota, Quota(input_tokens=5, output_tokens=9), NO_QUOTA, Quota(input_tokens=5, output_tokens=61)):
         # What is less, or more than there is, is nobody's checkpoint.
         await town.holds.beat([Checkpoint(hold_id=hold, owner=hold, payer_id=payer, charge_nanos=0, row=at_ten.row, quota=quota)])
-    await town.pipeline.execute("ZADD", f"{tag_of(payer)}:leases", 1, hold)
-    await town.pipeline.execute("HSET", f"{tag_of(payer)}:shard", "reaped_epoch", (await town.holds.states())[shard_of(payer)].epoch)
-    seconds, _ = await town.pipeline.execute("TIME")
-    await town.pipeline.execute("HSET", f"{tag_of(payer)}:shard", "reaped", int(seconds) * 1_000, "quiet", 0)
-    assert await town.holds.expire(shard_of(payer)) == [hold]
+    await its_lease_runs_out(town, payer, hold)
     assert await tokens(town, payer) == ((10, 60), (5, 50), (0, 0))
     await post_all(town)
     assert await tokens(town, payer) == ((5, 50), (5, 50), (0, 0))
@@ -185,6 +192,35 @@ async def test_it_expires_at_its_checkpoint_and_a_late_settle_is_adjusted(town: 
     for entry in found.entries:
         lines[entry["kind"], entry["unit"]] += entry["amount"]
     assert (lines["customer", "free_output"], lines["loss", "free_output"], lines["revenue", "free_output"]) == (-30, -20, 50)
+    assert ledger_faults(town.dsn) == []
+
+
+@pytest.mark.parametrize("beside", [0, 10])
+@pytest.mark.parametrize("first", ["redis", "outbox", "lease"])
+async def test_taken_by_an_amend_whose_answer_was_lost(town: Town, first: str, beside: int):
+    """The request does not know of it and is served on credit. It pays with money; the tokens are there again, whoever ends the hold."""
+    payer, key = await town.customer(CAP)
+    await town.grant_quota(payer, 7, 100)
+    hold = await town.hold(payer, key, quota=SMALL, beside=beside)
+    assert await tokens(town, payer) == ((7, 100), (2, 40), (5, 60))
+    settle = town.settle(hold, payer, key)
+    lent = json.dumps(json.loads(settle.row) | {"policies": ["stores_away=credit"]}).encode()
+    settle = structs.replace(settle, reserved_nanos=0, row=lent)
+    assert settle.charge_nanos > beside
+    checkpoint = Checkpoint(hold_id=hold, owner=hold, payer_id=payer, charge_nanos=5, row=settle.row)
+    await town.holds.beat([checkpoint])
+    if first == "lease":
+        await its_lease_runs_out(town, payer, hold)
+    if first == "outbox":
+        await town.ledger.post([past_redis(settle)])
+    assert await town.holds.end(settle) is (EndResult.ALREADY if first == "lease" else EndResult.ENDED)
+    assert (await tokens(town, payer))[1:] == ((7, 100), (0, 0)), "at once"
+    await post_all(town)
+    await town.ledger.post([past_redis(settle)])
+    await town.sweep().step()
+    assert await town.at_rest(payer) == (CAP - settle.charge_nanos, CAP - settle.charge_nanos, 0)
+    assert await tokens(town, payer) == ((7, 100), (7, 100), (0, 0))
+    assert (town.count("conflicts"), town.count("requests"), town.count("requests", "loss_nanos > 0")) == (0, 1, 0)
     assert ledger_faults(town.dsn) == []
 
 

@@ -146,13 +146,13 @@ class Town:
         receipt = await self.deposits.grant_quota(payer, input_tokens=given, output_tokens=made, reason="r", actor="test")
         assert receipt.is_delivered
 
-    async def hold(self, payer: str, key: str, *, quota: Quota = NO_QUOTA) -> str:
-        """With a quota nothing is reserved beside it."""
-        hold = await self.try_to_hold(payer, key, quota=quota)
+    async def hold(self, payer: str, key: str, *, quota: Quota = NO_QUOTA, beside: int = 0) -> str:
+        """With a quota ``beside`` is reserved beside it."""
+        hold = await self.try_to_hold(payer, key, quota=quota, beside=beside)
         assert isinstance(hold, str), hold
         return hold
 
-    async def try_to_hold(self, payer: str, key: str, *, quota: Quota = NO_QUOTA) -> str | Denied:
+    async def try_to_hold(self, payer: str, key: str, *, quota: Quota = NO_QUOTA, beside: int = 0) -> str | Denied:
         """The entry hold stays, if it is denied."""
         hold = new_id()
         row = Record(id=hold, user_id=payer, creds_id=key, model="m").to_row()
@@ -181,6 +181,7 @@ class Town:
                 key_limits=NO_LIMITS,
                 row=row,
                 quota=quota,
+                reserved_beside_nanos=beside,
             )
         )
         denied = next((verdict for verdict in (entry, exact) if isinstance(verdict, Denied)), None)

@@ -43,7 +43,7 @@ def row(**columns: Any) -> dict[str, Any]:
     """5 tokens in at 1 nano, 10 out at 2; 100 held."""
     row = {"input_tokens": 5, "cached_tokens": 0, "output_tokens": 10, "reasoning_tokens": 0, "ending": "settle", "hold_nanos": 100}
     row |= {"cost": 25, "refund_nanos": 75, "list_nanos": 25, "overage_nanos": 0, "loss_nanos": 0, "price_id": PRICE.price_id}
-    return row | {"price": PRICE.text, "sandbox": False, "shadow": False} | columns
+    return row | {"price": PRICE.text, "sandbox": False, "shadow": False, "policies": []} | columns
 
 
 RATES = Rates(input=1_000_000, cache_creation=3_000_000, output=2_000_000, images=4_000_000, output_words=1_000_000)
@@ -94,10 +94,24 @@ def units(**columns: Any) -> BookedEvent:
         adjusted(),
         changed(request={"sandbox": True, "cost": 0, "hold_nanos": 0, "refund_nanos": 0}, amount=0, charge_nanos=0),
         changed(request={"hold_nanos": 0, "refund_nanos": 0}, seq=None),
+        changed(request={"hold_nanos": 20, "refund_nanos": 0, "policies": ["stores_away=credit"]}, seq=None),
+        changed(adjusted(), request={"hold_nanos": 0, "refund_nanos": 0}),
+        changed(adjusted(), request={"hold_nanos": 10, "refund_nanos": 0, "policies": ["stores_away=credit"]}),
         units(),
         changed(request={"hold_nanos": 20, "cost": 20, "overage_nanos": 5, "refund_nanos": 0}, amount=-20, charge_nanos=20),
     ],
-    ids=["settle", "void", "expire and adjust", "sandbox", "lent", "units", "overage"],
+    ids=[
+        "settle",
+        "void",
+        "expire and adjust",
+        "sandbox",
+        "lent",
+        "lent and held",
+        "lent, expired",
+        "lent and held, expired",
+        "units",
+        "overage",
+    ],
 )
 def test_a_sound_event_passes(sound):
     if sound.event["amount"] != SETTLE.event["amount"]:
@@ -121,6 +135,8 @@ def test_a_sound_event_passes(sound):
         (replace(SETTLE, event=event("adjust", of_id="x"), request=None), [6]),
         (changed(request={"hold_nanos": 20, "refund_nanos": 0}), [8]),
         (changed(request={"hold_nanos": 0, "refund_nanos": 0}), [8]),
+        (changed(request={"hold_nanos": 20, "refund_nanos": 0, "policies": ["stores_away=credit"]}), [8]),
+        (changed(adjusted(), request={"hold_nanos": 14, "refund_nanos": 0, "policies": ["clamp"]}), [8]),
         (changed(charge_nanos=26), [8]),
         (changed(request={"cost": 24, "loss_nanos": 1}), [8]),
         (changed(request={"refund_nanos": 74}), [9]),

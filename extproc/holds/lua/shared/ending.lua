@@ -77,5 +77,6 @@ local function finish(S, h, now, kind, charge, tokens, row, epoch, used)
   if kind == 'expire' then redis.call('HSET', hold_key(S, h.id), 'payer', h.payer, 'key', h.key, 'reserved', h.reserved) end
   if kind == 'expire' and h.free then redis.call('HSET', hold_key(S, h.id), 'free', h.free, 'used', used or NO_TOKENS) end
   local seq = is_late and 0 or redis.call('HINCRBY', S .. ':shard', 'seq', 1)
+  if is_late then h.reserved = '0' end -- nothing of it was for this charge
   event(S, h, kind, charge, epoch, seq, now, row ~= '' and row or h.row, used)
 end

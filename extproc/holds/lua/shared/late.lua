@@ -4,7 +4,7 @@ local function late(S, h, charge, row, epoch, now, used)
   local H = hold_key(S, h.id)
   local kind, amount = unpack(redis.call('HMGET', H, 'kind', 'amount'))
   if kind ~= 'expire' or not h.payer then return end
-  if less(h.reserved, charge) then charge = h.reserved end
+  if less(h.reserved, charge) then return end -- on credit: the outbox brings it, whole
   local Q = quota()
   if less(charge, amount) or not Q.covers(h.free, used) or not Q.covers(used, h.used) then return end
   if charge == amount and Q.covers(h.used, used) then return end
