@@ -43,8 +43,8 @@ from extproc.tokens.counter import Counters
 
 log = logging.getLogger(__name__)
 
-SAFE_WAIT_S = 1.0  # the longest that the reply to the last chunk waits for its charge to be safe: Redis takes 1 ms, the outbox 20
-PHASE_S = 1.0  # our own 503 comes before Envoy's message_timeout of 3 s
+SAFE_WAIT_S = 2.0  # the longest that the reply to the last chunk waits for its charge to be safe (Redis takes 1 ms, the outbox 20) …
+PHASE_S = 1.0  # … and a store for its answer: both end before Envoy's message_timeout of 3 s
 MAILBOX_EVENTS_MAX = 4_096  # chunks that arrive within SAFE_WAIT_S; more is no stream of tokens
 COUNT_S = 0.5  # a prompt that has not been counted by then is held for by its bound as well
 
@@ -349,10 +349,18 @@ class Driver:
     def _wait(self, rest: tuple[act.Action, ...]) -> None:
         assert self._ending is not None
         self._rest = rest
-        self._timer = asyncio.get_running_loop().call_later(SAFE_WAIT_S, self._resume)
+        self._timer = asyncio.get_running_loop().call_later(SAFE_WAIT_S, self._let_go, self._ending)
         self._ending.add_done_callback(self._resume)
 
-    def _resume(self, _ending: Done | None = None) -> None:
+    def _let_go(self, ending: Done) -> None:
+        """The limit is over. Nobody is made to pay for an answer without its end: it goes, and whoever runs the disk hears of it."""
+        if not ending.done():
+            self._gate.metrics.left_unsafe()
+            tab = self._exchange.tab
+            log.error("an answer ends before its charge is safe", extra={"request_id": tab.request_id, "hold_id": tab.hold_id})
+        self._resume(ending)
+
+    def _resume(self, _ending: Done) -> None:
         """Safe, or the limit is over: go on with what waited, whichever is first."""
         if self._rest is None or self._timer is None:
             return

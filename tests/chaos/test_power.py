@@ -6,14 +6,20 @@ until then, and what the simulators say they made, is the truth.
 
 **A gap that is known**: by default a reply waits for Valkey *or* the disk, and Valkey is first. So an answer whose last chunk left within the moment
 that a group of the outbox takes (20 ms, and its commit) before the power failed is in no file at all. Those are counted and shown; all others are
-charged. Where replies wait for the disk (``outbox.reply_waits_for: disk``) there is no such answer.
+charged. Where replies wait for the disk (``outbox.reply_waits_for: disk``) there is no such answer, but for those of which the worker has said that it
+could not wait any longer.
+
+What the outboxes have is looked up when everybody is dead, hold by hold: the client's clock does not tell when an answer was sent.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
+import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -32,12 +38,15 @@ from test_workers import begin, reached
 from traffic import Traffic
 from wire import Told, figure
 
+from extproc.settlement.outbox_file import OutboxFile, outboxes
+
 pytestmark = pytest.mark.long
 
 A_SECOND = 40
 STREAMS = 8
 TOKENS = 2_000  # of streams that run when the power fails
-GROUP_S = 0.15  # an ending is on the disk by then: 20 ms of gathering and a commit, on a machine that others use as well
+GROUP_S = 3.0  # an ending is on the disk by then: 20 ms of gathering and a commit, on a machine that others use as well
+AFTER_S_MAX = 0.3  # from the last look at Valkey's file to the failure: somewhere between two groups
 CUT_S = 1.3  # of Valkey's file: it is synced once a second
 REST_S = LEASE_S + GRACE_S + 45.0
 # A stream that was cut loses what came after its last checkpoint that Valkey has kept: a beat, and what was not synced.
@@ -46,10 +55,14 @@ SHORT_TOKENS_MAX = (BEAT_S + CUT_S + 1.0) * 1_000 / EVENT_MS
 
 @dataclass(slots=True)
 class Outcome:
-    """Of what was delivered whole, and of streams that were cut."""
+    """Of what was delivered whole, and of streams that were cut. ``let_go``: not on the disk, as their worker has said. ``oldest_ms``: how long
+    before the failure the oldest was read that nobody has charged.
+    """
 
     whole: int = 0
     unsynced: int = 0
+    oldest_ms: int = 0
+    let_go: int = 0
     cut: int = 0
     unbilled: int = 0
     shortest: int = 0
@@ -156,9 +169,9 @@ def machine(house: BreakableHouse) -> Iterator[Machine]:
 @pytest.mark.parametrize("number", range(int(os.environ.get("EXTPROC_POWER_ROUNDS", "1"))))
 @pytest.mark.parametrize("waits_for", ["either", "disk"])
 async def test_power_fails(house: BreakableHouse, machine: Machine, waits_for: str, number: int):
+    seed = int(os.environ.get("EXTPROC_POWER_SEED", time.time_ns() % 2**31)) + number
     house.set("outbox", reply_waits_for=waits_for)
     await house.aside(house.restart_sidecar)
-    house.set("outbox", reply_waits_for="either")  # for whoever comes after the failure
     await asyncio.to_thread(house.wait_serving)
     guest = await asyncio.to_thread(house.guest)
     tolds, streams = begin(house, guest, streams=STREAMS, tokens=TOKENS)
@@ -166,25 +179,54 @@ async def test_power_fails(house: BreakableHouse, machine: Machine, waits_for: s
         await asyncio.to_thread(until, lambda: traffic.answered > 60, "load", 30)
         await reached(tolds, 5)
         machine.remember()
-        await asyncio.sleep(CUT_S)  # more traffic, acknowledged and posted
+        await asyncio.sleep(CUT_S + AFTER_S_MAX * random.Random(seed).random())  # more traffic, acknowledged and posted
         failed_s = time.monotonic()
         machine.fail()  # in this thread: what is read from now on was sent before
+    house.set("outbox", reply_waits_for="either")  # for whoever comes after the failure
     await asyncio.gather(*streams)
+    kept, let_go = on_disk(house), let_go_by(house)
     dark_s = time.monotonic() - failed_s
     await house.aside(machine.start)
     await asyncio.to_thread(house.wait_serving)
     async with Traffic(house, guest, a_second=20) as after:
         await asyncio.to_thread(until, lambda: len(after.with_status(200)) > 20, "served again", 60)
     await all_confirmed(house)
-    told_all = [*tolds, *traffic.told, *after.told]
-    outcome = await asyncio.to_thread(judged, house, guest, told_all, failed_s)
-    figure(f"waits for {waits_for}, round {number}: dark for {dark_s:.1f} s; {outcome}")
+    before = Before(failed_s=failed_s, kept=kept, let_go=let_go, tolds=[*tolds, *traffic.told])
+    outcome = await asyncio.to_thread(judged, house, guest, before, after.told)
+    figure(f"waits for {waits_for}, seed {seed}: dark for {dark_s:.1f} s; {outcome}")
     assert waits_for == "either" or not outcome.unsynced
     assert outcome.whole > 60
     assert outcome.cut >= STREAMS
 
 
-def judged(house: BreakableHouse, guest: Guest, tolds: list[Told], failed_s: float) -> Outcome:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Before:
+    """The failure, and what was asked before it. ``kept``: holds whose ending was on the disk; ``let_go``: requests that did not wait for it."""
+
+    failed_s: float
+    kept: frozenset[str]
+    let_go: frozenset[str]
+    tolds: list[Told]
+
+
+def on_disk(house: BreakableHouse) -> frozenset[str]:
+    """As everybody who is dead has left it."""
+    found: set[str] = set()
+    for path in outboxes(house.directory / "data/outbox"):
+        with contextlib.closing(OutboxFile.read_only(path)) as file:
+            after = 0
+            while rows := file.read(after, 1_000):
+                found |= {row.posting.hold_id for row in rows}
+                after = rows[-1].id
+    return frozenset(found)
+
+
+def let_go_by(house: BreakableHouse) -> frozenset[str]:
+    lines = [line for line in house.log_file.read_text().splitlines() if "before its charge is safe" in line]
+    return frozenset(str(json.loads(line)["request_id"]) for line in lines)
+
+
+def judged(house: BreakableHouse, guest: Guest, before: Before, after: list[Told]) -> Outcome:
     until(lambda: _rests(guest), f"rest: {guest.view()}, posted {guest.posted()}", REST_S)
     seen = {one["hold_id"]: one for one in house.seen_of(guest)}
     rows = [row for row in guest.rows() if row["ending"] != "none"]
@@ -192,29 +234,31 @@ def judged(house: BreakableHouse, guest: Guest, tolds: list[Told], failed_s: flo
         made = seen[str(row["id"])]["generated_tokens"] if str(row["id"]) in seen else 0
         assert row["output_tokens"] <= made + 1, f"charged more than was made: {shown(row)}"
     by_request = {request: list(some) for request, some in itertools.groupby(sorted(rows, key=_request_of), key=_request_of)}
+    kept = {one["request_id"] for hold_id, one in seen.items() if hold_id in before.kept}
     outcome = Outcome()
-    for told in tolds:
+    for told in [*before.tolds, *after]:
         charged = [row for row in by_request.get(told.request_id, []) if row["cost"]]
         assert len(charged) <= 1, f"charged twice: {[*map(shown, charged)]}"
         if told.status != 200 or not told.tokens:
             continue
         made = next((one["generated_tokens"] for one in seen.values() if one["request_id"] == told.request_id), told.tokens)
         short = min(told.tokens, made) - (charged[0]["output_tokens"] if charged else 0)
-        if told.done or told.whole:
-            outcome.whole += 1
-            if short > 1 and 0 <= failed_s - told.began_s - told.took_s < GROUP_S:
-                outcome.unsynced += 1
-                figure(
-                    f"unsynced, {1_000 * (failed_s - told.began_s - told.took_s):.0f} ms before: {told}, {[*map(shown, by_request.get(told.request_id, []))]}"
-                )
-            else:
-                assert short <= 1, (
-                    f"delivered whole, and {short} tokens short: {told}, {[*map(shown, by_request.get(told.request_id, []))]}"
-                )
-        else:
+        if not (told.done or told.whole):
             outcome.cut += 1
             outcome.unbilled += not charged
             outcome.shortest = max(outcome.shortest, short)
+            continue
+        outcome.whole += 1
+        if short > 1:
+            words = f"delivered whole, and {short} tokens short: {told}, {[*map(shown, by_request.get(told.request_id, []))]}"
+            ago_s = before.failed_s - told.began_s - told.took_s
+            assert told.request_id not in kept, f"on the disk, {words}"
+            assert told.began_s < before.failed_s, words
+            assert ago_s < GROUP_S, f"{ago_s:.1f} s before, {words}"
+            figure(f"unsynced, read {1_000 * ago_s:.0f} ms before{', let go' if told.request_id in before.let_go else ''}: {words}")
+            outcome.let_go += told.request_id in before.let_go
+            outcome.unsynced += told.request_id not in before.let_go
+            outcome.oldest_ms = max(outcome.oldest_ms, int(1_000 * ago_s))
     assert outcome.shortest <= SHORT_TOKENS_MAX, outcome
     assert guest.posted() == guest.deposited - sum(row["cost"] for row in rows)
     assert guest.posted() >= 0

@@ -12,7 +12,7 @@ MODES = {
     "response_body_mode": ("STREAMED",),
 }
 MESSAGE_TIMEOUT_MS_DEFAULT = 200
-PHASE_MS = 1_000  # after it the sidecar gives its own 503
+SAFE_MS = 2_000  # so long the end of an answer may wait for its charge to be safe; our own 503 comes sooner
 STORE_CALLS_A_PHASE = 2  # the longest phase waits for the store twice: amend, then a lower amend of the clamp
 REQUESTS_DEFAULT = 1_024  # of every breaker
 HTTP2_OPTIONS = (
@@ -63,13 +63,13 @@ def fails_open(world: World) -> Findings:
 
 
 def deadlines(world: World) -> Findings:
-    """In order: a call of the store, our own 503, Envoy's 504."""
+    """In order: a call of the store, our own patience, Envoy's 504."""
     store_ms = world.settings.redis.timeout_ms
-    least = max(PHASE_MS, STORE_CALLS_A_PHASE * store_ms)
+    least = max(SAFE_MS, STORE_CALLS_A_PHASE * store_ms)
     for config in world.ext_procs():
         message_ms = duration_ms(config, "message_timeout")
         if (MESSAGE_TIMEOUT_MS_DEFAULT if message_ms is None else message_ms) <= least:
-            what = f"message_timeout is not above {least} ms: our own 503, or {STORE_CALLS_A_PHASE} × redis.timeout_ms ({store_ms} ms)"
+            what = f"message_timeout is not above {least} ms: an end may wait, or {STORE_CALLS_A_PHASE} × redis.timeout_ms ({store_ms} ms)"
             yield error("deadlines", at(config, "message_timeout"), what, "message_timeout: 3s, or a shorter redis.timeout_ms")
 
 

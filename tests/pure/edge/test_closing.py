@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from extproc.edge import closing as module
+from extproc.edge import driver as driving
 from extproc.edge.closing import Closing
 from extproc.edge.driver import Driver
 from extproc.errors import StoreFenced, StoreRejected, StoreUnknown
@@ -203,3 +204,29 @@ async def test_a_worker_leaves_when_its_charges_are_safe(monkeypatch: pytest.Mon
     assert not leaving.done()
     disk.put_in[1][1]()
     assert await leaving == 0
+
+
+@pytest.mark.parametrize("is_safe", [True, False])
+async def test_the_end_of_an_answer_waits_until_it_is_safe_or_for_as_long_as_it_may(monkeypatch: pytest.MonkeyPatch, is_safe: bool):
+    """Then it goes, and somebody hears of it: nobody pays for an answer without its end."""
+    monkeypatch.setattr(driving, "SAFE_WAIT_S", 60.0 if is_safe else 0.01)
+    carried: list[object] = []
+    left: list[bool] = []
+    monkeypatch.setattr(Driver, "_carry", lambda _, actions: carried.extend(actions))
+    driver = Driver.__new__(Driver)
+    driver._gate = SimpleNamespace(metrics=SimpleNamespace(left_unsafe=lambda: left.append(True)))
+    driver._exchange = SimpleNamespace(tab=SimpleNamespace(request_id="r", hold_id="h"))
+    driver._mailbox = []
+    driver._ending = asyncio.get_running_loop().create_future()
+    driver._wait(("the last chunk",))
+    if is_safe:
+        await asyncio.sleep(0)
+        assert not carried
+        driver._ending.set_result(True)
+    async with asyncio.timeout(5):
+        while not carried:
+            await asyncio.sleep(0.001)
+    if not is_safe:
+        driver._ending.set_result(True)  # late: it has gone
+        await asyncio.sleep(0)
+    assert (carried, left) == (["the last chunk"], [] if is_safe else [True])
