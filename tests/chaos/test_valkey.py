@@ -6,13 +6,15 @@ import asyncio
 import json
 import random
 import signal
+import urllib.request
 from collections import Counter
 
 import pytest
 from breakable import BreakableHouse
-from house import Guest, until
+from house import SMALL, Guest, until
+from test_cut_off import all_serve, gauge, until_aside
 from traffic import Traffic
-from wire import figure
+from wire import call, chat, figure
 
 PAUSE_S = 1.0
 
@@ -69,6 +71,26 @@ async def test_it_restarts(house: BreakableHouse, guest: Guest, crash: bool):
     statuses = served_or_told_why(traffic)
     figure(f"restarted at 40 requests/s: {dict(statuses)}")
     await asyncio.to_thread(nothing_twice, house, guest, traffic)
+
+
+def is_ready(house: BreakableHouse) -> bool:
+    with urllib.request.urlopen(f"{house.ops}/readyz", timeout=5) as page:
+        return bool(page.status == 200)
+
+
+async def test_the_sidecar_stays_ready_though_nobody_is_let_in(house: BreakableHouse, guest: Guest):
+    """All gateways share Redis: if it took them out of service, clients would get a refused connection and not an error that says when."""
+    house.valkey.kill()
+    try:
+        await until_aside(lambda: gauge(house, "extproc_shards_closed") == 64, "nobody calls it any more")
+        told = await call(house, guest.headers, chat(SMALL))
+        assert await asyncio.to_thread(is_ready, house)
+        await asyncio.to_thread(house.wait_serving)  # Envoy sees it likewise
+    finally:
+        house.valkey.start_again()
+    assert (told.status, told.error, told.whole) == (503, "unavailable", True)
+    assert int(told.headers["retry-after"]) > 0
+    await asyncio.to_thread(house.judge, guest, await all_serve(house, guest))
 
 
 @pytest.mark.parametrize("verb", ["admit", "amend", "settle"])

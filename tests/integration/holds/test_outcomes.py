@@ -251,3 +251,18 @@ def test_all_of_it_under_uvloop(own: engine.Valkey) -> None:
             await pipeline.close()
 
     uvloop.run(main())
+
+
+async def test_a_master_that_its_replicas_have_left_takes_nothing(bank: Bank) -> None:
+    """``min-replicas-to-write``: what bounds an old master that nobody tells of its successor. Each call can be made again as it was."""
+    hold = bank.id()
+    pipeline = bank.holds._pipeline
+    for call in (lambda: bank.admit(hold, entry=5), lambda: bank.amend(hold, 400), lambda: bank.settle(hold, 150)):
+        before = await bank.balance()
+        await pipeline.execute("CONFIG", "SET", "min-replicas-to-write", 1)
+        with pytest.raises(StoreRefused, match="NOREPLICAS"):
+            await call()
+        assert await bank.balance() == before
+        await pipeline.execute("CONFIG", "SET", "min-replicas-to-write", 0)
+        await call()
+    assert await bank.balance() == (850, 0, 0, 0)
