@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import msgspec
 
 from extproc.money.usage import CHARACTERS_PER_TOKEN_MAX, Usage, UsageSource
-from extproc.tokens.counter import Counter
+from extproc.tokens.counter import Counter, Tools
 
 if TYPE_CHECKING:
     from extproc.exchange.actions import Answer
@@ -24,7 +24,7 @@ JSON = "application/json"
 # Part of the hold only ("template allowance" of MONEY.md): what is charged is what the backend counted.
 ALLOWANCE_TOKENS = 16
 ALLOWANCE_TOKENS_PER_MESSAGE = 4
-# Templates introduce tools with a text of their own (Qwen's: 100 tokens), and print their JSON at one token a byte at most.
+# Templates introduce tools with a text of their own (Qwen's: 100 to 250 tokens), and print their JSON at one token a byte at most.
 ALLOWANCE_TOKENS_TOOLS = 256
 CALL_BYTES = 64  # a call of the tokenizer costs about as much as so many bytes of text
 BYTES_PER_TOKEN = 4  # of an estimate: English and JSON have about this many
@@ -36,8 +36,9 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     ``shared``: a text that every prompt begins with (the query of documents). ``param``: the member of the body that it came in.
     ``images``: each as a data URL, as base64 alone, or as a URL to be fetched. ``audio_ms``: of what is to be transcribed, at most;
     ``audio_ms_likely``: what it has if nobody says (the same, if the file tells). ``prompts``: how many, each with a context window of
-    its own; ``tokens_each``: what a backend adds to each by itself, at most. ``token_ids``: tokens that came as ids. ``extra_bytes``: JSON
-    of tools and of message fields that templates print, compact; ``extra_bytes_max``: printed as widely as any template does.
+    its own; ``tokens_each``: what a backend adds to each by itself, at most. ``token_ids``: tokens that came as ids. ``tools``: of a
+    conversation that has any. ``extra_bytes``: JSON of tools and of message fields that templates print, compact; ``extra_bytes_max``:
+    printed as widely as any template does; ``odd_bytes``: of what is not in ``tools``, and printed by some templates only.
     ``is_truncated``: the backend cuts what is longer than its window.
     """
 
@@ -46,8 +47,10 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     texts: tuple[str, ...] = ()
     shared: str = ""
     token_ids: int = 0
+    tools: Tools | None = None
     extra_bytes: int = 0
     extra_bytes_max: int = 0
+    odd_bytes: int = 0
     prompts: int = 1
     tokens_each: int = 2  # the beginning and the end of a text
     images: tuple[str, ...] = ()
@@ -61,10 +64,10 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         msgspec.structs.force_setattr(self, "text_bytes", size + _utf8_bytes(self.shared))
 
     def count(self, counter: Counter) -> int:
-        """Tokens as the backend will count them; tools and odd message fields are estimated (:attr:`exact`)."""
+        """Tokens as the backend will count them; odd fields, and tools in some templates, are estimated (:meth:`is_exact`)."""
         tokens = self.beside_text
         if self.messages:
-            tokens += counter.count_chat(self.messages)
+            tokens += counter.count_chat(self.messages, self.tools)
         if self.shared:
             tokens += counter.count(self.shared) * self.prompts
         return tokens + sum(counter.count(text) for text in self.texts)
@@ -97,29 +100,37 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return characters + self.extra_bytes, sum(len(text.split()) * times for text, times in texts) + self.token_ids
 
     @property
-    def work_bytes(self) -> int:
-        """What counting costs, in bytes of one long text: every message and every prompt is a call of the tokenizer."""
-        return self.text_bytes + CALL_BYTES * (len(self.messages) + len(self.texts))
+    def read_bytes(self) -> int:
+        """What is to be counted."""
+        return self.text_bytes + self.extra_bytes
 
     @property
-    def exact(self) -> bool:
-        """:meth:`count` is what the backend counts, but for a template that differs from the catalog's."""
-        return not self.extra_bytes
+    def work_bytes(self) -> int:
+        """What counting costs, in bytes of one long text: every message and every prompt is a call of the tokenizer."""
+        return self.read_bytes + CALL_BYTES * (len(self.messages) + len(self.texts))
+
+    def is_exact(self, counter: Counter | None) -> bool:
+        """:meth:`count` (without a counter: what a server of the model tells) is what the backend counts, but for a template that differs
+        from the catalog's.
+        """
+        return not self.odd_bytes and (self.tools is None or counter is None or counter.prints_tools)
 
     @property
     def beside_text(self) -> int:
-        """Tokens that came as ids, and an estimate of tools and odd message fields."""
-        return self.token_ids + self.extra_bytes // BYTES_PER_TOKEN
+        """Tokens that came as ids, and an estimate of odd message fields."""
+        return self.token_ids + self.odd_bytes // BYTES_PER_TOKEN
 
     @property
     def extra_bound(self) -> int:
         """The most that tools and odd message fields can add."""
         return self.extra_bytes_max + ALLOWANCE_TOKENS_TOOLS if self.extra_bytes else 0
 
-    @property
-    def allowance(self) -> int:
-        """What is held beyond the count."""
-        return ALLOWANCE_TOKENS + ALLOWANCE_TOKENS_PER_MESSAGE * len(self.messages) + self.extra_bound
+    def allowance(self, counter: Counter | None) -> int:
+        """What is held beyond the count. A sister of the template may print tools that were counted in other words, twice as long."""
+        around = ALLOWANCE_TOKENS + ALLOWANCE_TOKENS_PER_MESSAGE * len(self.messages)
+        if self.extra_bytes and self.is_exact(counter):
+            return around + ALLOWANCE_TOKENS_TOOLS + self.extra_bytes // BYTES_PER_TOKEN
+        return around + self.extra_bound
 
 
 class Echo(NamedTuple):

@@ -161,7 +161,7 @@ def body(tab: Tab, event: Body) -> Outcome:
         understand(tab, event.data)
         assert tab.ask is not None
         counter, prompt = tab.counter, tab.ask.prompt
-        if prompt.text_bytes > tab.pinned.bounds.count_exactly_bytes_max:
+        if prompt.read_bytes > tab.pinned.bounds.count_exactly_bytes_max:
             return _amend(tab, None)
         if counter is None:
             return _ask_upstream(tab) or _amend(tab, None)
@@ -187,7 +187,7 @@ def counted(tab: Tab, event: Counted) -> Outcome:
     assert tab.ask is not None
     tokens = event.tokens
     if tokens is not None and tab.counter is None:
-        tokens += tab.ask.prompt.beside_text  # its server has read the text only
+        tokens += tab.ask.prompt.beside_text  # what its server was not asked
     try:
         return _amend(tab, tokens)
     except ClientError as error:

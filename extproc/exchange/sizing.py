@@ -51,8 +51,8 @@ def size(ask: Ask, model: Model, counter: Counter | None, *, counted: int | None
     if counted is None:
         text, bound = prompt.estimate(), prompt.bound(counter)
     else:
-        text, bound = counted, counted + prompt.allowance + prompt.tokens_each * prompt.prompts
-    is_exact = counted is not None and prompt.exact and not images.unknown
+        text, bound = counted, counted + prompt.allowance(counter) + prompt.tokens_each * prompt.prompts
+    is_exact = counted is not None and prompt.is_exact(counter) and not images.unknown
     bound = min(bound + images.tokens_max, window)
     least = text + images.tokens  # that is read for certain
     if prompt.prompts == 1 and is_exact and not prompt.is_truncated and least >= model.context_tokens:
@@ -60,7 +60,7 @@ def size(ask: Ask, model: Model, counter: Counter | None, *, counted: int | None
         raise ClientError(words, param=prompt.param, code="context_length_exceeded")
     output_each = min(_wanted(ask, model), model.output_tokens_max)
     if prompt.prompts == 1 and counted is not None:
-        # Tools are bounded by the byte, images by their largest: what that leaves of the window is no measure of what fits.
+        # Odd fields are bounded by the byte, images by their largest: what that leaves of the window is no measure of what fits.
         output_each = min(output_each, max(1, model.context_tokens - (bound if is_exact else least)))
     _check_output(output_each, ask.choices)
     estimated = not is_exact or prompt.audio_ms != prompt.audio_ms_likely

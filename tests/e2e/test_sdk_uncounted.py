@@ -42,6 +42,61 @@ def test_our_own_count_is_the_truth(up: Up, path: str, stream: bool):
     assert max(map(abs, off.values())) <= TOLERANCE, json.dumps(off)
 
 
+SCHEMA = {
+    "properties": {"city": {"type": "string", "description": "所在城市"}, "days": {"type": "integer"}},
+    "required": ["city"],
+    "type": "object",
+}
+FUNCTION = {"name": "forecast", "description": TALE}
+GIVEN = {"city": "東京", "days": [1, 2.5, None]}
+CALL = {"id": "c1", "type": "function", "function": {"name": "forecast", "arguments": json.dumps(GIVEN, separators=(",", ":"))}}
+WITH_TOOLS: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {
+        "tools": [{"type": "function", "function": FUNCTION | {"parameters": SCHEMA, "strict": True}}, {"type": "function", "function": {"name": "now"}}],
+        "messages": [
+            {"role": "user", "content": TALE},
+            {"role": "assistant", "content": "I ask.", "tool_calls": [CALL, CALL | {"id": "c2"}]},
+            *({"role": "tool", "tool_call_id": call, "content": TALE} for call in ("c1", "c2")),
+        ],
+    },
+    "/v1/responses": {
+        "tools": [{"type": "function", **FUNCTION, "parameters": SCHEMA, "strict": False}],
+        "instructions": "Be brief.",
+        "input": [
+            {"role": "user", "content": TALE},
+            *({"type": "function_call", "call_id": call, "name": "forecast", "arguments": json.dumps(GIVEN)} for call in ("c1", "c2")),
+            *({"type": "function_call_output", "call_id": call, "output": TALE} for call in ("c1", "c2")),
+        ],
+    },
+    "/v1/messages": {
+        "tools": [FUNCTION | {"input_schema": {"properties": SCHEMA["properties"]}}],
+        "messages": [
+            {"role": "user", "content": TALE},
+            {"role": "assistant", "content": [{"type": "text", "text": "I ask."}, {"type": "tool_use", "id": "c1", "name": "forecast", "input": GIVEN}]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": TALE}, {"type": "text", "text": "And now?"}]},
+        ],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", WITH_TOOLS)
+@pytest.mark.parametrize("part", ["all of it", "functions", "history"])
+def test_tools_are_counted_as_the_template_prints_them(up: Up, path: str, part: str):
+    asked = {"model": TEXT, "stream": True} | WITH_TOOLS[path]
+    if part == "functions":
+        asked |= {name: value for name, value in ASKS[path].items() if name in ("messages", "input")}
+    if part == "history":
+        del asked["tools"]
+    limit = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
+    answer = up.http.post(path, json=asked | {limit: 100}, headers={"x-sim-fault": "no_usage", "x-sim-tokens": "60"})
+    assert answer.status_code == 200, answer.text
+    row, seen = up.row(answer.headers["x-request-id"]), up.seen(TEXT, answer.headers["x-request-id"])
+    assert (row["usage_source"], row["usage_flags"]) == ("counted", [])
+    assert row["input_tokens"] == seen["prompt_tokens"] > 100
+    assert abs(row["output_tokens"] / seen["generated_tokens"] - 1) <= TOLERANCE
+    assert row["cost"] <= row["hold_nanos"]
+
+
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
 def test_what_was_thought_is_counted_too(up: Up, path: str):
     orders = {"x-sim-fault": "no_usage", "x-sim-language": "en", "x-sim-tokens": "300", "x-sim-reasoning": "150"}

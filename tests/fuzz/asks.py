@@ -136,7 +136,20 @@ def chat(dice: random.Random, model: str) -> dict[str, Any]:
     }
     if dice.random() < 0.15:
         body["tools"] = [{"type": "function", "function": {"name": "look", "description": text(dice), "parameters": schema(dice)}}]
+    if dice.random() < 0.1:
+        messages += called(dice)
     return body | _maybe(dice, 0.6, max_tokens=_output_max(dice)) | _maybe(dice, 0.2, max_completion_tokens=_output_max(dice))
+
+
+def called(dice: random.Random) -> list[dict[str, Any]]:
+    """Calls of functions, and their results."""
+    given = [
+        json.dumps(_maybe(dice, 0.5, a=1, b=text(dice), c=[None, True]), ensure_ascii=dice.random() < 0.5)
+        for _ in range(dice.randint(1, 3))
+    ]
+    calls = [{"id": f"c{at}", "type": "function", "function": {"name": "look", "arguments": one}} for at, one in enumerate(given)]
+    results = [{"role": "tool", "tool_call_id": call["id"], "content": text(dice)} for call in calls]
+    return [{"role": "assistant", "content": dice.choice((None, text(dice))), "tool_calls": calls}, *results]
 
 
 def completions(dice: random.Random, model: str) -> dict[str, Any]:
@@ -150,7 +163,11 @@ def responses(dice: random.Random, model: str) -> dict[str, Any]:
     items = [
         {"role": "user", "content": [{"type": "input_text", "text": text(dice)}]},
         {"type": "message", "role": "assistant", "content": text(dice)},
+        *_maybe(
+            dice, 0.1, call={"type": "function_call", "call_id": "c", "name": "look", "arguments": json.dumps({"a": text(dice)})}
+        ).values(),
     ]
+    items += [{"type": "function_call_output", "call_id": "c", "output": text(dice)} for item in items if item.get("call_id")]
     body = {"model": model, "input": dice.choice((text(dice), items)), **_maybe(dice, instructions=text(dice), temperature=0.5, store=True)}
     stream = {"stream": True} if dice.random() < 0.5 else {}
     tools = [{"type": "function", "name": "look", "parameters": schema(dice)}]
@@ -162,7 +179,14 @@ def messages(dice: random.Random, model: str) -> dict[str, Any]:
     if model == "sees":
         source = {"type": "base64", "media_type": "image/png", "data": png(512, 512).partition(",")[2]}
         blocks.append({"type": "image", "source": source})
-    body = {"model": model, "max_tokens": _output_max(dice), "messages": [{"role": "user", "content": dice.choice((text(dice), blocks))}]}
+    asked: list[dict[str, Any]] = [{"role": "user", "content": dice.choice((text(dice), blocks))}]
+    if dice.random() < 0.1:
+        result = {"type": "tool_result", "tool_use_id": "c", "content": text(dice)}
+        asked += [
+            {"role": "assistant", "content": [{"type": "tool_use", "id": "c", "name": "look", "input": {"a": text(dice), "b": {"c": 1}}}]},
+            {"role": "user", "content": [result, *_maybe(dice, more={"type": "text", "text": text(dice)}).values()]},
+        ]
+    body = {"model": model, "max_tokens": _output_max(dice), "messages": asked}
     more = _maybe(dice, system=text(dice), stream=True, temperature=1, metadata={"user_id": "u"}, stop_sequences=["x"])
     return body | more | _maybe(dice, 0.15, tools=[{"name": "look", "input_schema": schema(dice)}])
 

@@ -4,7 +4,8 @@
 
 A model with a random price serves an ordinary request (``asks.py``). Its backend reads the prompt as the right tokenizer does, with what its
 template adds; generates as much as it likes, up to what it was allowed; and tells its usage – truly, wrongly or not at all. Or the
-answer breaks off, or the client leaves. ``pure/money/random_bills.py`` tries the same of the money alone, with stranger figures.
+answer breaks off, or the client leaves. Prices have dates and off-peak hours, about when the request begins or ends: the price is that of
+its beginning. ``pure/money/random_bills.py`` tries the same of the money alone, with stranger figures.
 """
 
 # ruff: noqa: T201 - it is there to print
@@ -16,17 +17,19 @@ import statistics
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
 
 from msgspec import structs
 from pure.money.random_bills import MILLIONTHS, ordinary_bill, random_bill
 
 from extproc.accounts.model import Key
-from extproc.catalog.model import CHARGEABLE, Catalog, Model, Tariff, Tier
+from extproc.catalog.model import CHARGEABLE, Catalog, Model, OffPeak, Tariff, Tier
 from extproc.exchange.ask import Prompt
 from extproc.exchange.endpoints import BY_PATH
 from extproc.exchange.policy import Bounds, Policy
@@ -39,7 +42,7 @@ from extproc.money.usage import NO_QUOTA, Quota, used
 from extproc.tokens.images import image_sizes, image_tokens
 from extproc.tokens.registry import LoadedCounters, load_counters
 from fuzz.asks import Ask, random_ask
-from fuzz.walk import KEY, RICH, Walk
+from fuzz.walk import BEGUN_MS, KEY, RICH, Walk
 
 Dice = random.Random
 POLICIES = (
@@ -76,10 +79,14 @@ SPLICED = (
     b"-1",
 )
 WORD = " time"  # a token of every vocabulary here
+ZONES = tuple(map(ZoneInfo, ("Asia/Shanghai", "Europe/Berlin", "America/New_York", "Asia/Kathmandu")))
+OTHER_PRICE = "another price at their end"
+YEAR_MS = 365 * 86_400_000
+THOUGHT_MS = (0, 0, 1, 2_000, 60_000, 7_200_000)
 
 
 class Case(NamedTuple):
-    """``is_ordinary``: a price as vendors have it, a full one."""
+    """``is_ordinary``: a price as vendors have it, a full one. ``begun_ms``: when it is asked; ``thought_ms``: how long the answer takes."""
 
     model: Model
     key: Key
@@ -87,6 +94,8 @@ class Case(NamedTuple):
     ask: Ask
     spendable_nanos: int
     is_ordinary: bool
+    begun_ms: int
+    thought_ms: int
 
 
 class Made(NamedTuple):
@@ -117,13 +126,14 @@ def random_case(dice: Dice) -> Case:
     factors = FACTORS if is_ordinary else MILLIONTHS
     sees = ask.members is not None and ask.members["model"] == "sees"
     tariff = random_tariff(dice, endpoint, has_images=sees, is_ordinary=is_ordinary)
+    begun_ms, thought_ms = BEGUN_MS + dice.randrange(YEAR_MS), dice.choice(THOUGHT_MS)
     tokenizer = "upstream" if endpoint == "transcriptions" else dice.choice(("qwen2", "qwen2", "cl100k", "upstream"))
     model = Model(
         name="sees" if sees else "m", served_name=dice.choice(("Org/M", "m")), endpoints=frozenset({endpoint}), tokenizer=tokenizer,
         chat_template="gpt" if tokenizer == "cl100k" else "chatml", context_tokens=32_768, output_tokens_max=0 if tariff.method == "per_second" else 2_048,
         output_tokens_default=dice.choice((64, 256, 1_024)), free=False, usage=dice.choice(USAGES[:-1] if tokenizer == "upstream" else USAGES), image_formula="qwen2-vl" if sees else "",
         image_tokens_max=4_096 if sees else 0, sandbox=True, priority_factors={"standard": dice.choice(factors) or 1},
-        tariffs=(tariff,),
+        tariffs=tuple(dated(dice, tariff, begun_ms, thought_ms)), off_peak=random_hours(dice, begun_ms, thought_ms, factors),
     )  # fmt: skip
     tier = Tier(name="default", limits=NO_LIMITS, price_factor=dice.choice(factors))
     catalog = Catalog(version="v", currency="CNY", tiers={"default": tier}, default_tier="default", models={"m": model, "sees": model})
@@ -132,7 +142,7 @@ def random_case(dice: Dice) -> Case:
     terms = Pinned(catalog=catalog, policy=policy, bounds=bounds, counters=counters(), price_known=lambda payer, price: False)
     key = replace(KEY, price_factor=dice.choice(factors) if dice.random() < 0.2 else FACTOR_ONE, sandbox=dice.random() < 0.03)
     poor = 10 ** dice.randint(6, 10) if dice.random() < 0.2 else RICH
-    return Case(model, key, terms, ask, poor, is_ordinary)
+    return Case(model, key, terms, ask, poor, is_ordinary, begun_ms, thought_ms)
 
 
 def random_tariff(dice: Dice, endpoint: str, *, has_images: bool, is_ordinary: bool) -> Tariff:
@@ -155,6 +165,54 @@ def random_tariff(dice: Dice, endpoint: str, *, has_images: bool, is_ordinary: b
         return Tariff(method=price.method, rates=rates, bands=() if is_ordinary else bands, minimum_nanos=minimum)
 
 
+def dated(dice: Dice, tariff: Tariff, begun_ms: int, thought_ms: int) -> Iterator[Tariff]:
+    """A price over time: it changes about when the request begins, while it runs, or about when it ends."""
+    yield tariff
+    if dice.random() < 0.5:
+        return
+    moments = {
+        begun_ms + dice.choice((-86_400_000, -1, 0, 1, thought_ms // 2, thought_ms, thought_ms + 1)) for _ in range(dice.choice((1, 2)))
+    }
+    for moment in sorted(moments):
+        numerator, denominator = dice.choice(((0, 1), (1, 2), (2, 1), (3, 1)))
+
+        def other(rates: Rates, numerator: int = numerator, denominator: int = denominator) -> Rates:
+            told = {unit: rate for unit in rates.__struct_fields__ if (rate := getattr(rates, unit)) is not None}
+            return Rates(**{unit: rate * numerator // denominator for unit, rate in told.items()})
+
+        bands = tuple(Band(above_tokens=band.above_tokens, rates=other(band.rates)) for band in tariff.bands)
+        yield replace(tariff, effective_ms=moment, rates=other(tariff.rates), bands=bands)
+
+
+def random_hours(dice: Dice, begun_ms: int, thought_ms: int, factors: Sequence[int]) -> OffPeak | None:
+    """Hours that begin or end about then."""
+    if dice.random() < 0.5:
+        return None
+    zone = dice.choice(ZONES)
+    minutes = [
+        minute_of_day(zone, begun_ms + dice.choice((0, thought_ms // 2, thought_ms))) + dice.choice((-60, -1, 0, 1, 60)) for _ in range(2)
+    ]
+    begin, end = (minute % 1_440 for minute in minutes)
+    if begin == end:
+        return None
+    return OffPeak(zone=zone, begin_minute=begin, end_minute=end, factor=dice.choice((0, *factors)), name=f"off-peak {begin}-{end}")
+
+
+def minute_of_day(zone: ZoneInfo, at_ms: int) -> int:
+    clock = (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=at_ms)).astimezone(zone)
+    return clock.hour * 60 + clock.minute
+
+
+def price_then(model: Model, at_ms: int) -> tuple[Rates, str]:
+    """Rates and off-peak hours at a moment, by the words of the reference rather than by the catalog."""
+    tariff = max((tariff for tariff in model.tariffs if tariff.effective_ms <= at_ms), key=lambda one: one.effective_ms)
+    hours = model.off_peak
+    if hours is None:
+        return tariff.rates, ""
+    since, length = ((minute - hours.begin_minute) % 1_440 for minute in (minute_of_day(hours.zone, at_ms), hours.end_minute))
+    return tariff.rates, hours.name if since < length and hours.factor != FACTOR_ONE else ""
+
+
 def random_made(dice: Dice, walk: Walk, prompt: Prompt, case: Case) -> Made:
     """An honest backend's figures. What is generated is bounded by what the forwarded body says."""
     tab = walk.exchange.tab
@@ -171,11 +229,14 @@ def read_tokens(dice: Dice, prompt: Prompt, case: Case) -> int:
     counter = counters().get("qwen2" if case.model.tokenizer == "upstream" else case.model.tokenizer, case.model.chat_template)
     assert counter is not None
     tokens = prompt.token_ids + sum(counter.count(text) for text in prompt.texts) + counter.count(prompt.shared) * prompt.prompts
+    tools = prompt.tools if counter.prints_tools else None
     if prompt.messages:
-        tokens += counter.count_chat(prompt.messages) + dice.randint(0, 4) * len(prompt.messages) + dice.randint(0, 16)
+        tokens += counter.count_chat(prompt.messages, tools) + dice.randint(0, 4) * len(prompt.messages) + dice.randint(0, 16)
     else:
         tokens += dice.randint(0, prompt.tokens_each) * prompt.prompts
-    if prompt.extra_bytes:
+    if tools is not None:
+        tokens += dice.choice((0, dice.randint(0, prompt.extra_bytes // 4 + TOOLS_PREAMBLE_TOKENS)))
+    elif prompt.extra_bytes:
         tokens += prompt.extra_bytes // dice.choice((2, 3, 4)) + TOOLS_PREAMBLE_TOKENS
     most = case.model.image_tokens_max
     sizes = [size or (dice.choice((512, 1_024, 2_048)), 768) for size in image_sizes(prompt.images)]
@@ -298,6 +359,7 @@ def check(dice: Dice, case: Case) -> tuple[str, float | None]:
     quota = Quota(input_tokens=dice.randint(0, 200), output_tokens=dice.randint(0, 500)) if dice.random() < 0.2 else NO_QUOTA
     walk = Walk(case.terms, key=case.key, spendable_nanos=case.spendable_nanos, stores_away=lends, quota=quota)
     walk.is_quota_gone = dice.random() < 0.1
+    walk.begun_ms, walk.thought_ms = case.begun_ms, case.thought_ms
     walk.ask(case.ask.path, case.ask.body, case.ask.content_type)
     if walk.passed is None:
         assert walk.reply is not None
@@ -330,7 +392,9 @@ def check(dice: Dice, case: Case) -> tuple[str, float | None]:
     usage, free = used(structs.asdict(record))
     assert free == ending.quota
     if record.price and BY_PATH[case.ask.path].is_listed:
-        assert cost_nanos(usage, Price.parse(record.price), free) == record.list_nanos
+        price = Price.parse(record.price)
+        assert cost_nanos(usage, price, free) == record.list_nanos
+        check_price(case, price, walk)
     else:
         assert ending.charge_nanos == 0
     most = tab.sized.demand.output_tokens
@@ -341,6 +405,15 @@ def check(dice: Dice, case: Case) -> tuple[str, float | None]:
     if not (is_true and case.is_ordinary and ending.charge_nanos and 2 * sum(made.outputs) >= most):
         return record.end_reason, None
     return record.end_reason, cap_nanos / ending.charge_nanos
+
+
+def check_price(case: Case, price: Price, walk: Walk) -> None:
+    """It is that of the moment of its beginning, whenever it ends; it was held for at that price, too."""
+    rates, hours = price_then(case.model, case.begun_ms)
+    assert price.rates.resolved == rates.resolved
+    assert [factor.name for factor in price.factors if factor.name.startswith("off-peak")] == ([hours] if hours else [])
+    assert walk.passed is not None
+    assert dict(walk.passed.metadata)["price_id"] == price.price_id
 
 
 def check_usage(case: Case, made: Made, record: Record) -> None:
@@ -367,6 +440,8 @@ def run(requests: int, seed: int) -> tuple[Counter[str], dict[str, list[float]]]
             error.add_note(f"seed {seed}, request {number}: {case.ask.path} {case.ask.body[:600]!r} {case.model} {case.terms.policy}")
             raise
         became[what] += 1
+        now, then = (price_then(case.model, case.begun_ms + passed_ms) for passed_ms in (0, case.thought_ms))
+        became[OTHER_PRICE] += now != then
         if ratio is not None:
             bounded = ", no vocabulary" if case.model.tokenizer == "upstream" and "audio" not in case.ask.path else ""
             ratios[f"{BY_PATH[case.ask.path].name}{bounded}"].append(ratio)
@@ -381,6 +456,7 @@ def main(requests: int, seed: int) -> None:
     became, ratios = run(requests, seed)
     print(f"{requests} random requests over all endpoints, methods and policies, seed {seed}, {time.monotonic() - begun:.0f} s:")
     print("  hold ≥ charge in all; what a backend told truly never cost more than was held.")
+    print(f"  Their price changed while {became.pop(OTHER_PRICE)} of them ran: charged at that of their beginning.")
     print("  " + ", ".join(f"{what} {count}" for what, count in became.most_common()))
     print("Hold ÷ charge of the ordinary ones that reached half of their maximum:")
     ratios["all"] = [ratio for name, found in ratios.items() if name.startswith("method ") for ratio in found]

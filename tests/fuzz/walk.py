@@ -26,6 +26,7 @@ from extproc.tokens.vocabulary import TOKENIZERS
 HOLD = "018bcfe5-6800-7000-8000-000000000001"
 KEY = Key(id="k1", payer_id="018bcfe5-6800-7000-8000-00000000000a", name="laptop", tier="default")
 RICH = 10**18
+BEGUN_MS = 1_700_000_000_000
 
 
 @cache
@@ -49,7 +50,8 @@ class Walk:
     """``passed`` to a backend with ``amendment`` held; or refused with ``reply``. ``ends``: every ending of the hold.
 
     ``stores_away``: credit is lent in the store's place. ``quota``: free tokens that the payer has; ``is_quota_gone``: not any more, when they are
-    to be taken. ``taken`` of them, and ``reserved_nanos`` beside them. ``prompt``: as it was understood.
+    to be taken. ``taken`` of them, and ``reserved_nanos`` beside them. ``prompt``: as it was understood. ``begun_ms``: when it was asked (unix);
+    ``thought_ms``: how long the backend needs for an answer.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Walk:
         self.exchange = Exchange(pinned)
         self.key, self.spendable_nanos, self.stores_away = key, spendable_nanos, stores_away
         self.quota, self.is_quota_gone = quota, False
+        self.begun_ms, self.thought_ms = BEGUN_MS, 0
         self.taken, self.reserved_nanos = NO_QUOTA, 0
         self.prompt: Prompt | None = None
         self.is_held = False
@@ -82,7 +85,7 @@ class Walk:
         self._receive(
             ev.Headers(
                 at_ns=1, method="POST", path=path, headers=sent, client_ip="10.1.2.3", request_id="r1", hold_id=HOLD,
-                unix_ms=1_700_000_000_000, end_of_stream=False,
+                unix_ms=self.begun_ms, end_of_stream=False,
             )
         )  # fmt: skip
         if self.reply is None:
@@ -91,22 +94,22 @@ class Walk:
     def answer(self, chunks: Iterable[bytes], content_type: str, *, length: int | None = None) -> bytes:
         """What the client gets. The end of the stream comes by itself, unless the answer has a ``length``: then it is one message."""
         told = {"content-type": content_type} | ({"content-length": str(length)} if length is not None else {})
-        self._receive(ev.ResponseHeaders(at_ns=3, status=200, headers=told))
+        self._receive(ev.ResponseHeaders(at_ns=self._later(3), status=200, headers=told))
         if length is not None:
             return self._chunk(b"".join(chunks), is_last=True)
         return b"".join([self._chunk(chunk, is_last=False) for chunk in chunks]) + self._chunk(b"", is_last=True)
 
     def fail(self, status: int) -> None:
         """The backend has answered, but not with a success."""
-        self._receive(ev.ResponseHeaders(at_ns=3, status=status, headers={"content-type": "application/json"}))
+        self._receive(ev.ResponseHeaders(at_ns=self._later(3), status=status, headers={"content-type": "application/json"}))
         self._chunk(b"{}", is_last=True)
 
     def leave(self, chunks: Iterable[bytes], content_type: str) -> None:
         """The client hangs up when it has so much of the answer."""
-        self._receive(ev.ResponseHeaders(at_ns=3, status=200, headers={"content-type": content_type}))
+        self._receive(ev.ResponseHeaders(at_ns=self._later(3), status=200, headers={"content-type": content_type}))
         for chunk in chunks:
             self._chunk(chunk, is_last=False)
-        self._receive(ev.Gone(at_ns=5))
+        self._receive(ev.Gone(at_ns=self._later(5)))
 
     def fork(self) -> Walk:
         """The same request once more, from here on."""
@@ -122,8 +125,11 @@ class Walk:
         (record,) = self.records
         return record
 
+    def _later(self, at_ns: int) -> int:
+        return at_ns + self.thought_ms * 1_000_000
+
     def _chunk(self, data: bytes, *, is_last: bool) -> bytes:
-        for action in self._receive(ev.Chunk(at_ns=4, data=data, end_of_stream=is_last)):
+        for action in self._receive(ev.Chunk(at_ns=self._later(4), data=data, end_of_stream=is_last)):
             if isinstance(action, act.PassChunk):
                 return data if action.data is None else action.data
         raise AssertionError("no reply to a chunk")

@@ -9,6 +9,7 @@ from extproc.errors import ClientError
 from extproc.exchange.ask import Ask, Prompt
 from extproc.exchange.endpoints import fields as read
 from extproc.exchange.endpoints import openai
+from extproc.exchange.endpoints.tooling import Tooling
 
 MESSAGES_MAX = 2_048  # longer than any conversation; each costs a call of the tokenizer
 ROLE_BYTES_MAX = 16  # the longest that any template knows is `developer`; templates print it, so it is bounded by the hold
@@ -18,7 +19,7 @@ _PROMPT_FIELDS = frozenset({"tools", "tool_choice", "parallel_tool_calls", "func
 _KNOWN = read.SAMPLING_FIELDS | _PROMPT_FIELDS | {"top_logprobs"}
 _TEXT_PARTS = ("text", "refusal")  # the member with the text has the name of the type
 _DETAILS = ("auto", "low", "high")
-_PRINTED = ("tools", "functions")  # by templates, into the prompt
+_SPOKEN = frozenset({"name", "reasoning", "reasoning_content", "task", "tools"})  # fields of messages that some templates print
 
 
 class ChatCompletions(openai.Usual):
@@ -58,7 +59,7 @@ def messages_of(body: Mapping[str, Any], fields: Mapping[str, Any]) -> tuple[lis
         raise ClientError(f"`messages` has more than {MESSAGES_MAX} messages.", param="messages", code="invalid_value")
     pairs, forwarded = [], []
     images: list[str] = []
-    extras: list[Any] = [fields[name] for name in _PRINTED if name in fields]
+    tooling = _tooling(fields)
     for position, message in enumerate(messages):
         param = f"messages[{position}]"
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
@@ -67,12 +68,39 @@ def messages_of(body: Mapping[str, Any], fields: Mapping[str, Any]) -> tuple[lis
             raise ClientError(f"`{param}.role` is no role.", param=f"{param}.role", code="invalid_value")
         others = {name: value for name, value in message.items() if name not in ("role", "content") and value is not None}
         if others:
-            extras.append(others)
+            _note(tooling, position, message["role"], others)
         content, text = _content(message.get("content"), param, images)
         pairs.append((message["role"], text))
         forwarded.append({"role": message["role"], "content": content, **others})
-    compact, wide = read.printed(extras)
-    return forwarded, Prompt(messages=tuple(pairs), extra_bytes=compact, extra_bytes_max=wide, images=tuple(images))
+    return forwarded, tooling.prompt(pairs, images)
+
+
+def _tooling(fields: Mapping[str, Any]) -> Tooling:
+    """The tools of a body. Its older ``functions`` are nothing that a backend prints for certain."""
+    tooling = Tooling()
+    if "functions" in fields:
+        tooling.odd(fields["functions"])
+    tools = fields.get("tools", ())
+    for tool in tools if isinstance(tools, list) else (tools,) if tools else ():
+        tooling.function(tool.get("function") if isinstance(tool, dict) else None, tool)
+    return tooling
+
+
+def _note(tooling: Tooling, position: int, role: str, others: Mapping[str, Any]) -> None:
+    """What a message has beside role and content. Backends drop what they do not know (vLLM: all but these and ``tool_calls``)."""
+    rest = dict(others)
+    calls = rest.pop("tool_calls", None) if role == "assistant" else None
+    for call in calls if isinstance(calls, list) else (calls,) if calls else ():
+        function = call.get("function") if isinstance(call, dict) else None
+        if isinstance(function, dict) and isinstance(function.get("name"), str):
+            tooling.call(position, function["name"], function.get("arguments"), call)
+        else:
+            tooling.odd(call)
+    if role == "tool":
+        tooling.result()
+        rest.pop("name", None)
+    if rest:
+        (tooling.odd if _SPOKEN & rest.keys() else tooling.silent)(rest)
 
 
 def _content(content: Any, param: str, images: list[str]) -> tuple[Any, str]:

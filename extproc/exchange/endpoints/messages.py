@@ -12,6 +12,7 @@ from extproc.exchange.actions import Answer
 from extproc.exchange.ask import NOTHING, Ask, Piece, Prompt
 from extproc.exchange.endpoints import fields as read
 from extproc.exchange.endpoints import openai
+from extproc.exchange.endpoints.tooling import Tooling
 from extproc.exchange.meter import Expected, UsageReader
 from extproc.exchange.replies import CUT_MESSAGE
 from extproc.money.usage import Usage, UsageSource
@@ -191,13 +192,13 @@ class _Gathered:
 
     def __init__(self) -> None:
         self._messages: list[tuple[str, str]] = []
-        self._extras: list[Any] = []
+        self._tooling = Tooling()
+        self._calls: list[tuple[str, dict[str, Any], Any]] = []  # of the message that is read: name, input, and all of it
         self._images: list[str] = []
 
     def prompt(self) -> Prompt:
         """All of it."""
-        compact, wide = read.printed(self._extras)
-        return Prompt(messages=tuple(self._messages), extra_bytes=compact, extra_bytes_max=wide, images=tuple(self._images))
+        return self._tooling.prompt(self._messages, self._images)
 
     def system(self, system: Any) -> Any:
         """A text, or blocks of text."""
@@ -219,7 +220,8 @@ class _Gathered:
             described = {"name": read.string(tool.get("name"), f"{param}.name")}
             if tool.get("description") is not None:
                 described["description"] = read.string(tool["description"], f"{param}.description")
-            self._extras.append({"type": "function", "function": described | {"parameters": tool["input_schema"]}})
+            function = described | {"parameters": {**tool["input_schema"], "type": tool["input_schema"].get("type", "object")}}
+            self._tooling.function(function, {"type": "function", "function": function})
             found.append(described | {"input_schema": tool["input_schema"]} | _cache_control(tool, param))
         return found
 
@@ -231,6 +233,12 @@ class _Gathered:
         texts: list[str] = []
         content = self._blocks(message.get("content"), f"{param}.content", texts, tuple(_BLOCKS))
         if isinstance(content, str) or any(block["type"] != "tool_result" for block in content):
+            for name, given, printed in self._calls:
+                if role == "assistant":
+                    self._tooling.call(len(self._messages), name, given, printed)
+                else:
+                    self._tooling.silent(printed)
+            self._calls.clear()
             self._messages.append((role, "\n".join(texts)))
         return {"role": role, "content": content}
 
@@ -256,6 +264,7 @@ class _Gathered:
 
     def thinking(self, block: Mapping[str, Any], param: str, texts: list[str]) -> dict[str, Any]:
         texts.append(read.string(block.get("thinking"), f"{param}.thinking"))
+        self._tooling.odd("thinking")  # dropped by a template, or framed
         signature = read.string(block.get("signature") or "", f"{param}.signature", chars_max=SIGNATURE_CHARS_MAX)
         return {"thinking": block["thinking"], "signature": signature}
 
@@ -281,15 +290,18 @@ class _Gathered:
         given = block.get("input")
         if not isinstance(given, dict):
             raise ClientError(f"`{param}.input` must be an object.", param=f"{param}.input", code="invalid_type")
-        self._extras.append({"type": "function", "id": call_id, "function": {"name": name, "arguments": given}})
+        self._calls.append((name, given, {"type": "function", "id": call_id, "function": {"name": name, "arguments": given}}))
         return {"id": call_id, "name": name, "input": given}
 
     def tool_result(self, block: Mapping[str, Any], param: str, texts: list[str]) -> dict[str, Any]:
         del texts
         found: list[str] = []
         content = self._blocks(block.get("content") or "", f"{param}.content", found, ("text", "image"))
+        self._tooling.result()
         self._messages.append(("tool", "\n".join(found)))
-        result = {"tool_use_id": _id(block, "tool_use_id", param), "content": content}
+        call_id = _id(block, "tool_use_id", param)
+        self._tooling.silent(call_id)
+        result = {"tool_use_id": call_id, "content": content}
         return {**result, "is_error": True} if block.get("is_error") is True else result
 
 

@@ -11,6 +11,7 @@ from extproc.errors import ClientError
 from extproc.exchange.ask import NOTHING, Ask, Piece, Prompt
 from extproc.exchange.endpoints import fields as read
 from extproc.exchange.endpoints import openai
+from extproc.exchange.endpoints.tooling import Tooling
 from extproc.exchange.meter import Expected
 from extproc.exchange.replies import CUT_ERROR
 from extproc.money.usage import Usage, UsageSource
@@ -71,7 +72,7 @@ class Responses(openai.Usual):
             model=read.model_name(body),
             stream=stream,
             output_max=read.output_max(body, "max_output_tokens"),
-            prompt=gathered.prompt([{"type": "function", "function": tool} for tool in tools]),
+            prompt=gathered.prompt(tools),
             fields=fields,
         )
 
@@ -156,13 +157,15 @@ class _Gathered:
 
     def __init__(self) -> None:
         self._messages: list[tuple[str, str]] = []
-        self._extras: list[Any] = []
+        self._tooling = Tooling()
         self._images: list[str] = []
 
-    def prompt(self, tools: list[Any]) -> Prompt:
+    def prompt(self, tools: list[dict[str, Any]]) -> Prompt:
         """All of it, and the tools as templates print them."""
-        compact, wide = read.printed(tools + self._extras)
-        return Prompt(param="input", messages=tuple(self._messages), extra_bytes=compact, extra_bytes_max=wide, images=tuple(self._images))
+        for tool in tools:
+            described = {name: value for name, value in tool.items() if name != "type"}
+            self._tooling.function(described, {"type": "function", "function": described})
+        return self._tooling.prompt(self._messages, self._images, param="input")
 
     def say(self, role: str, text: str) -> str:
         """A message that is a text."""
@@ -201,11 +204,15 @@ class _Gathered:
 
     def call(self, item: Mapping[str, Any], param: str) -> dict[str, Any]:
         call = {name: read.string(item.get(name), f"{param}.{name}") for name in ("name", "arguments")}
-        self.say("assistant", "")
-        self._extras.append({"type": "function", "id": item.get("call_id"), "function": call})
+        if not self._messages or self._messages[-1][0] != "assistant":  # else it is that message's: so vLLM reads it
+            self.say("assistant", "")
+        printed = {"type": "function", "id": item.get("call_id"), "function": call}
+        self._tooling.call(len(self._messages) - 1, call["name"], call["arguments"], printed)
         return call
 
     def output(self, item: Mapping[str, Any], param: str) -> dict[str, Any]:
+        self._tooling.result()
+        self._tooling.silent(item.get("call_id"))
         return {"output": self._content("tool", item.get("output"), f"{param}.output")}
 
     def reasoning(self, item: Mapping[str, Any], param: str) -> dict[str, Any]:
@@ -213,6 +220,7 @@ class _Gathered:
         content = _text_parts(item, "content", param, "reasoning_text")
         summary = _text_parts(item, "summary", param, "summary_text")
         self.say("assistant", "".join(part["text"] for part in content + summary))
+        self._tooling.odd("reasoning")  # dropped by a template, or framed
         return {"summary": summary, "content": content} if content else {"summary": summary}
 
     def _content(self, role: str, content: Any, param: str) -> Any:

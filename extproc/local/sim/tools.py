@@ -86,7 +86,7 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Script:
-    """A template's manner. ``tags``: those that its tokenizer knows; ``system``: said where no message says it; ``thinks``: its answers do."""
+    """A template's manner. ``tags``: those that its tokenizer knows; ``system``: said where no message does; ``thinks``: its answers do."""
 
     tags: tuple[str, ...]
     system: str | None = None

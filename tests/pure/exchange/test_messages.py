@@ -16,6 +16,7 @@ from extproc.exchange.meter import Expected
 from extproc.exchange.policy import Policy
 from extproc.money.hold import Denied, DenyReason, EndKind
 from extproc.money.usage import Usage, UsageSource
+from extproc.tokens.counter import Call, Tools
 
 PATH = "/v1/messages"
 SERVING = model(endpoints=frozenset({"messages"}))
@@ -86,6 +87,7 @@ def test_blocks_go_on_with_what_is_counted_and_nothing_else():
     ]
     prompt = Messages().parse({"model": "m", "messages": CONVERSATION, "max_tokens": 1}, reject_unknown=False).prompt
     assert prompt.messages == (("user", "go"), ("assistant", "hm"), ("tool", "42"))
+    assert prompt.tools == Tools(calls=(Call(1, "f", {"a": 1}),))
     assert prompt.extra_bytes > len('{"name":"f","arguments":{"a":1}}')
 
 

@@ -13,6 +13,7 @@ from extproc.exchange import events as ev
 from extproc.exchange.endpoints.responses import Responses
 from extproc.exchange.machine import Exchange
 from extproc.exchange.policy import Policy
+from extproc.tokens.counter import Call, Tools
 
 PATH = "/v1/responses"
 SERVING = model(endpoints=frozenset({"responses"}))
@@ -84,8 +85,9 @@ def test_items_go_on_with_what_is_counted_and_nothing_else():
     ]
     prompt = Responses().parse({"model": "m", "input": ITEMS}, reject_unknown=False).prompt
     assert prompt.messages == (
-        ("developer", "short"), ("user", "and"), ("assistant", "hm"), ("assistant", ""), ("tool", "42"), ("assistant", "ok")
+        ("developer", "short"), ("user", "and"), ("assistant", "hm"), ("tool", "42"), ("assistant", "ok")
     )  # fmt: skip
+    assert prompt.tools == Tools(calls=(Call(2, "f", "{}"),))
     assert prompt.extra_bytes > len('{"name":"f","arguments":"{}"}')
 
 

@@ -10,7 +10,7 @@ from stage import chat, model, pinned, to_open
 
 from extproc.exchange import actions as act
 from extproc.exchange import events as ev
-from extproc.exchange.ask import ALLOWANCE_TOKENS, ALLOWANCE_TOKENS_PER_MESSAGE, Prompt
+from extproc.exchange.ask import ALLOWANCE_TOKENS, ALLOWANCE_TOKENS_PER_MESSAGE, ALLOWANCE_TOKENS_TOOLS, Prompt
 from extproc.exchange.machine import Exchange
 from extproc.exchange.policy import Bounds
 from extproc.exchange.upstream import question
@@ -44,9 +44,39 @@ def test_its_server_is_asked_and_believed(name: str) -> None:
     assert not exchange.tab.sized.estimated
 
 
-def test_tools_are_estimated_beside_what_it_tells() -> None:
+TALK: list[dict[str, Any]] = [
+    {"role": "user", "content": "where"},
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}],
+    },
+    {"role": "tool", "tool_call_id": "a", "name": "f", "content": "42"},
+]
+
+
+def test_it_is_asked_with_tools_and_calls() -> None:
+    """What it tells then is exact, so their size is not held for: its template may only be another one than when the request comes."""
     exchange = opened()
-    exchange.receive(chat(tools=[{"type": "function", "function": {"name": "f" * 400}}]))
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    [asked] = exchange.receive(chat(tools=[tool], messages=TALK))
+    assert isinstance(asked, act.CountUpstream)
+    told = json.loads(asked.question)
+    assert told["tools"] == [tool]
+    assert [(message["role"], message["content"]) for message in told["messages"]] == [("user", "where"), ("assistant", ""), ("tool", "42")]
+    (call,) = told["messages"][1]["tool_calls"]
+    assert call == {"id": "call_0", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}
+    exchange.receive(ev.Counted(tokens=40))
+    sized = exchange.tab.sized
+    assert sized is not None
+    assert not sized.estimated
+    assert sized.prompt.input_tokens == 40
+    assert 40 + ALLOWANCE_TOKENS_TOOLS < sized.demand.input_tokens < 40 + ALLOWANCE_TOKENS_TOOLS + 150
+
+
+def test_what_it_cannot_be_asked_is_estimated_beside_what_it_tells() -> None:
+    exchange = opened()
+    exchange.receive(chat(messages=[{"role": "user", "content": "hello", "name": "n" * 400}]))
     exchange.receive(ev.Counted(tokens=40))
     assert exchange.tab.sized is not None
     assert exchange.tab.sized.estimated
