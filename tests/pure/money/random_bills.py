@@ -174,7 +174,7 @@ def random_usage(dice: random.Random, demand: Demand) -> Usage:
         images=demand.images,
         audio_ms=dice.randint(demand.audio_ms * 9 // 10, demand.audio_ms),
         input_characters=demand.input_characters,
-        output_characters=min(output * dice.randint(1, 6), output * CHARACTERS_PER_TOKEN_MAX),
+        output_characters=min(output * dice.randint(1, 9), output * CHARACTERS_PER_TOKEN_MAX),
         input_words=demand.input_words,
         output_words=dice.randint(0, output),
         source=UsageSource.UPSTREAM,
