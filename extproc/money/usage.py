@@ -10,7 +10,7 @@ import msgspec
 
 TOKENS_MAX = 2**31 - 1  # what PostgreSQL's integer holds; more than any model can give
 CHARACTERS_PER_TOKEN_MAX = 6
-"""So many characters of the answer are charged for each of its tokens at most, where they are priced. English and code have 4 to 5, of
+"""So many characters of the answer are charged for each of its tokens at most, where they are priced. English and code have 4 to 5; of
 5,900 pieces of 4,000 characters six had more than 6. A token may be 128 blanks, and a hold that allowed for those would keep twenty times
 the charge."""
 
