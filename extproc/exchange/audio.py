@@ -1,32 +1,36 @@
-"""How long a recording is, before anybody has decoded it: out of the header of its file, or at most, by its size.
+"""How long a recording is, before anybody has decoded it: by what is in its file, or at most, by its size.
 
-A header is believed where decoders believe it too (libsndfile, which vLLM opens files with, reads as many frames as the header says) and
-where it fits the size of the file. What is compressed may be anything from 6 kbit/s (the least that Opus is used with) upwards; for
-what cannot be read, that is the bound.
+What a header says of the length is not believed: libsndfile reads as many frames as it says, ffmpeg (which vLLM asks where libsndfile
+gives up) reads all that there are, and who wrote the file chose which of them opens it. Its pieces are counted instead, as every decoder
+has to: bytes of samples, frames, packets. A file that has anything else in its way is held by its size: what is compressed may be anything
+from 6 kbit/s (the least that Opus is used with) upwards.
 
-Sources: RIFF/WAVE (Microsoft's "Multimedia Programming Interface"); FLAC, RFC 9639, 8.2; Ogg, RFC 3533, 6, with Opus, RFC 7845, and
-Vorbis I, 4.2.2; MPEG-1/2 layer III, ISO 11172-3 and 13818-3, with the Xing and Info headers that encoders write.
+Sources: RIFF/WAVE (Microsoft's "Multimedia Programming Interface"); FLAC, RFC 9639, 8.2 and 9.1; Ogg, RFC 3533, 6, with Opus, RFC 7845 and
+RFC 6716, 3; MPEG-1/2 layer III, ISO 11172-3 and 13818-3.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 BYTES_PER_S_MIN = 750
 """6 kbit/s: what lasts longer for its size is silence."""
 
 BYTES_PER_S_LIKELY = 8_000
-"""64 kbit/s: speech as telephones and browsers record it. Charged only if neither header nor backend tells."""
+"""64 kbit/s: speech as telephones and browsers record it. Charged only if neither file nor backend tells."""
 
-BYTES_PER_S_MAX = 65_536
-"""512 kbit/s: no compressed speech has more; a header that says so says too little."""
+PIECES_MAX = 200_000
+"""Frames, packets or pages that are looked at (half a microsecond each, on the loop): an hour of what has the shortest ones in use."""
 
-LOOKED_AT_BYTES = 65_536
-"""Of the beginning and of the end: headers, tags without pictures, a page of Ogg."""
+FLAC_PIECES_MAX = 50_000
+"""Checksums cost more."""
 
 CHUNKS_MAX = 64
-FRAMES_MAX = 128
+RATE_MIN = 1_000
+MS = 1_000
 
 
 class Length(NamedTuple):
@@ -40,9 +44,9 @@ class Length(NamedTuple):
 def length_of(file: memoryview) -> Length:
     """Never raises. Backends tell whole seconds, rounded up: so is what is held, and a second more."""
     size = len(file)
-    told_ms = _told_ms(bytes(file[:LOOKED_AT_BYTES]), bytes(file[-LOOKED_AT_BYTES:]), size)
+    told_ms = _told_ms(file)
     if told_ms is None:
-        return Length(_held_ms(_ratio(size, 1_000, BYTES_PER_S_MIN)), _ratio(size, 1_000, BYTES_PER_S_LIKELY), is_told=False)
+        return Length(_held_ms(_ratio(size, MS, BYTES_PER_S_MIN)), _ratio(size, MS, BYTES_PER_S_LIKELY), is_told=False)
     return Length(_held_ms(told_ms), told_ms, is_told=True)
 
 
@@ -55,97 +59,133 @@ def _ratio(count: int, times: int, by: int) -> int:
     return -(-count * times // by)
 
 
-def _told_ms(head: bytes, tail: bytes, size: int) -> int | None:
-    for sign, read in _READERS:
-        if head.startswith(sign):
-            return read(head, tail, size)
-    start = _behind_id3(head)
-    return _mp3(head[start:], size - start) if start is not None else None
+def _told_ms(file: memoryview) -> int | None:
+    sign = bytes(file[:4])
+    read = _READERS.get(sign, _mp3)
+    return read(file)
 
 
-def _little(data: bytes, at: int, length: int) -> int:
+def _little(data: memoryview, at: int, length: int) -> int:
     return int.from_bytes(data[at : at + length], "little")
 
 
-def _big(data: bytes, at: int, length: int) -> int:
+def _big(data: memoryview, at: int, length: int) -> int:
     return int.from_bytes(data[at : at + length], "big")
 
 
-def _wav(head: bytes, tail: bytes, size: int) -> int | None:
-    """Plain samples: what a second has follows from their format. How many there are: what the chunk says, at most what the file has."""
-    del tail
-    if head[8:12] != b"WAVE":
+def _wav(file: memoryview) -> int | None:
+    """Plain samples: what a second has follows from their format. All that is behind the head of the data may be samples."""
+    if bytes(file[8:12]) != b"WAVE":
         return None
     at, bytes_per_s = 12, 0
     for _ in range(CHUNKS_MAX):
-        kind, length = head[at : at + 4], _little(head, at + 4, 4)
+        kind, length = bytes(file[at : at + 4]), _little(file, at + 4, 4)
         if kind == b"fmt " and not bytes_per_s:
-            bytes_per_s = _wav_rate(head[at + 8 : at + 8 + length])
+            bytes_per_s = _wav_rate(file[at + 8 : at + 8 + length])
             if not bytes_per_s:
                 return None
         elif kind == b"data" and bytes_per_s:
-            rest = size - at - 8  # one that was written while it was recorded says nothing, or the most that there is
-            return _ratio(length if 0 < length < rest else rest, 1_000, bytes_per_s)
+            return _ratio(len(file) - at - 8, MS, bytes_per_s)
         elif len(kind) < 4 or kind == b"fmt ":
             return None
         at += 8 + length + length % 2
     return None
 
 
-def _wav_rate(form: bytes) -> int:
+def _wav_rate(form: memoryview) -> int:
     """Bytes a second of whole or floating samples; 0 for all that is compressed."""
     tag, channels, rate, bits = _little(form, 0, 2), _little(form, 2, 2), _little(form, 4, 4), _little(form, 14, 2)
     if tag == 0xFFFE:  # extensible: the format stands in what follows
         tag = _little(form, 24, 2)
-    if tag not in (1, 3) or bits not in (8, 16, 24, 32, 64) or not 1 <= channels <= 64 or not 1_000 <= rate <= 768_000:
+    if tag not in (1, 3) or bits not in (8, 16, 24, 32, 64) or not 1 <= channels <= 64 or not RATE_MIN <= rate <= 768_000:
         return 0
     return channels * rate * bits // 8
 
 
-def _flac(head: bytes, tail: bytes, size: int) -> int | None:
-    """STREAMINFO comes first. Silence has hardly any bytes, so only samples that would not fit are doubted."""
-    del tail
-    if head[4] & 0x7F or len(head) < 42:
+_FLAC_FRAME = re.compile(rb"\xff[\xf8\xf9][\x10-\xff][\x00-\xaf]")
+_FLAC_RATES = (0, 88_200, 176_400, 192_000, 8_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 96_000)
+_FLAC_BLOCKS = (0, 192, 576, 1_152, 2_304, 4_608, 0, 0, *(256 << power for power in range(8)))
+
+
+def _flac(file: memoryview) -> int | None:
+    """All that looks like the head of a frame is one: each has a checksum, and of other bytes few look like that."""
+    if len(file) < 42 or file[4] & 0x7F:  # STREAMINFO comes first
         return None
-    packed = _big(head, 18, 8)
-    rate, channels, bits, samples = packed >> 44, (packed >> 41 & 7) + 1, (packed >> 36 & 31) + 1, packed & (1 << 36) - 1
-    if not samples or not rate or size > samples * channels * bits // 8 * 2 + 2 * LOOKED_AT_BYTES:
+    rate, samples = _big(file, 18, 8) >> 44, 0
+    for number, found in enumerate(_FLAC_FRAME.finditer(file)):
+        block = _flac_block(bytes(file[found.start() : found.start() + 16]), rate)
+        if block is None or number == FLAC_PIECES_MAX:
+            return None
+        samples += block
+    return _ratio(samples, MS, rate) if rate >= RATE_MIN and samples else None
+
+
+def _flac_block(head: bytes, rate: int) -> int | None:
+    """Samples of the frame with this head; 0 if it is none; ``None``: at another rate than the file's."""
+    code, rate_code = head[2] >> 4, head[2] & 15
+    at = 4
+    number = head[at] if len(head) > at else 0xFF
+    at += 1 if number < 0x80 else 8 - (number ^ 0xFF).bit_length()
+    block = _FLAC_BLOCKS[code]
+    if code in (6, 7):
+        block = int.from_bytes(head[at : at + code - 5], "big") + 1
+        at += code - 5
+    at += (0, 1, 2, 2)[rate_code - 11] if 11 < rate_code < 15 else 0
+    if at >= len(head) or _crc8(head[:at]) != head[at]:
+        return 0
+    return block if not rate_code or (rate_code < 12 and _FLAC_RATES[rate_code] == rate) else None
+
+
+def _crc8_of(byte: int) -> int:
+    for _ in range(8):
+        byte = (byte << 1 ^ 0x107) if byte & 0x80 else byte << 1
+    return byte
+
+
+_CRC8 = bytes([_crc8_of(byte) for byte in range(256)])
+
+
+def _crc8(data: bytes) -> int:
+    crc = 0
+    for byte in data:
+        crc = _CRC8[crc ^ byte]
+    return crc
+
+
+_OPUS_FRAME_US = (
+    *((10_000, 20_000, 40_000, 60_000) * 3), *((10_000, 20_000) * 2), *((2_500, 5_000, 10_000, 20_000) * 4),
+)  # fmt: skip
+
+
+_OPUS_PACKET_US_MAX = 120_000
+
+
+def _ogg(file: memoryview) -> int | None:
+    """Opus alone: the packets of its pages, one behind the other. Others (Vorbis) must be decoded to be counted."""
+    if bytes(file[28:36]) != b"OpusHead":
         return None
-    return _ratio(samples, 1_000, rate)
+    at, length_us, pieces, begins = 0, 0, 0, True
+    while at < len(file):
+        segments = file[at + 26] if at + 27 <= len(file) else 0
+        lacing = bytes(file[at + 27 : at + 27 + segments])
+        pieces += 1 + len(lacing)
+        if bytes(file[at : at + 4]) != b"OggS" or not lacing or pieces > PIECES_MAX:
+            return None
+        at += 27 + segments
+        for size in lacing:
+            if begins:
+                length_us += _opus_us(bytes(file[at : at + 8]) if size >= 8 else bytes(file[at : at + size]))
+            begins = size < 255
+            at += size
+    return _ratio(length_us, 1, 1_000) or None
 
 
-def _ogg(head: bytes, tail: bytes, size: int) -> int | None:
-    """The last page says how many samples there were."""
-    page = tail.rfind(b"OggS")
-    samples = _little(tail, page + 6, 8)
-    first = head[28:]
-    if page < 0 or page + 14 > len(tail) or samples >= 1 << 62:
-        return None
-    if first.startswith(b"OpusHead"):
-        rate, samples = 48_000, samples - _little(first, 10, 2)
-    elif first.startswith(b"\x01vorbis"):
-        rate = _little(first, 12, 4)
-    else:
-        return None
-    return _fitting(samples, rate, size)
-
-
-def _fitting(samples: int, rate: int, size: int) -> int | None:
-    """If so many bytes can be so long."""
-    if not rate or samples <= 0:
-        return None
-    length_ms = _ratio(samples, 1_000, rate)
-    too_short = size > _ratio(length_ms, BYTES_PER_S_MAX, 1_000) + LOOKED_AT_BYTES
-    return None if too_short else length_ms
-
-
-def _behind_id3(head: bytes) -> int | None:
-    """Where an MP3 begins: behind its tags, if any. ``None``: no MP3, or a tag with a picture that reaches further than we look."""
-    start = 0
-    if head.startswith(b"ID3"):
-        start = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=False))
-    is_frame = start + 4 <= len(head) and head[start] == 0xFF and head[start + 1] & 0xE6 == 0xE2
-    return start if is_frame else None
+def _opus_us(packet: bytes) -> int:
+    """Its first byte tells how long its frames are and how many it has, or that the second one does."""
+    if not packet or packet in (b"OpusHead", b"OpusTags"):
+        return 0
+    count = (1, 2, 2, packet[1] & 63 if len(packet) > 1 else 0)[packet[0] & 3]
+    return min(_OPUS_FRAME_US[packet[0] >> 3] * count, _OPUS_PACKET_US_MAX)
 
 
 _MP3_KBITS = {
@@ -153,50 +193,46 @@ _MP3_KBITS = {
     2: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 0),
 }
 _MP3_RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}  # by the version's bits
+_MP3_TAG_BYTES = 128  # at the end (ID3v1)
+
+
+def _mp3(file: memoryview) -> int | None:
+    """Frames from the tags to the end, one behind the other."""
+    at = 0
+    if bytes(file[:3]) == b"ID3":
+        at = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(file[6:10], (21, 14, 7, 0), strict=False))
+    end = len(file) - (_MP3_TAG_BYTES if bytes(file[-_MP3_TAG_BYTES:][:3]) == b"TAG" else 0)
+    samples: dict[int, int] = {}
+    pieces = 0
+    while at + 4 <= end:
+        frame = _frame(file[at] << 16 | file[at + 1] << 8 | file[at + 2])
+        pieces += 1
+        if frame is None or pieces > PIECES_MAX:
+            return None
+        samples[frame.rate] = samples.get(frame.rate, 0) + frame.samples
+        at += frame.size
+    return sum(_ratio(count, MS, rate) for rate, count in samples.items()) or None
 
 
 class _Frame(NamedTuple):
     size: int
     samples: int
     rate: int
-    kbits: int
-    side_bytes: int
 
 
-def _mp3(head: bytes, size: int) -> int | None:
-    """As many frames as an encoder wrote into the first one; without that, if they all have the same bit rate, as many as fit."""
-    first = _frame(head, 0)
-    if first is None:
-        return None
-    mark = 4 + first.side_bytes
-    if head[mark : mark + 4] in (b"Xing", b"Info"):
-        frames = _big(head, mark + 8, 4) if head[mark + 7] & 1 else 0
-        return _fitting(frames * first.samples, first.rate, size)
-    at = 0
-    for _ in range(FRAMES_MAX):
-        if at + 4 > len(head):
-            break
-        frame = _frame(head, at)
-        if frame is None or frame.kbits != first.kbits or frame.rate != first.rate:
-            return None
-        at += frame.size
-    return _ratio(size, 8, first.kbits)
-
-
-def _frame(head: bytes, at: int) -> _Frame | None:
-    bits = _big(head, at, 4)
-    version, layer, rate_index = bits >> 19 & 3, bits >> 17 & 3, bits >> 10 & 3
-    if bits >> 21 != 0x7FF or layer != 1 or version == 1 or rate_index == 3:
+@lru_cache(maxsize=4_096)
+def _frame(bits: int) -> _Frame | None:
+    """Of the first three bytes of its head; ``None``: there is none."""
+    version, layer, rate_index = bits >> 11 & 3, bits >> 9 & 3, bits >> 2 & 3
+    if bits >> 13 != 0x7FF or layer != 1 or version == 1 or rate_index == 3:
         return None
     is_first = version == 3
-    kbits = _MP3_KBITS[1 if is_first else 2][bits >> 12 & 15]
+    kbits = _MP3_KBITS[1 if is_first else 2][bits >> 4 & 15]
     rate = _MP3_RATES[version][rate_index]
     if not kbits:
         return None
     samples = 1_152 if is_first else 576
-    is_mono = bits >> 6 & 3 == 3
-    side_bytes = (17 if is_mono else 32) if is_first else (9 if is_mono else 17)
-    return _Frame(samples * kbits * 125 // rate + (bits >> 9 & 1), samples, rate, kbits, side_bytes)
+    return _Frame(samples * kbits * 125 // rate + (bits >> 1 & 1), samples, rate)
 
 
-_READERS: tuple[tuple[bytes, Callable[[bytes, bytes, int], int | None]], ...] = ((b"RIFF", _wav), (b"fLaC", _flac), (b"OggS", _ogg))
+_READERS: dict[bytes, Callable[[memoryview], int | None]] = {b"RIFF": _wav, b"fLaC": _flac, b"OggS": _ogg}

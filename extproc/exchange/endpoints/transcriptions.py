@@ -1,6 +1,6 @@
 """``POST /v1/audio/transcriptions`` and ``/v1/audio/translations``: everything about them. A form with a file in, its text out.
 
-What is paid is the sound: the seconds that the backend tells, else what the header of the file says. So nothing is asked for whose
+What is paid is the sound: the seconds that the backend tells, else what the pieces of the file have. So nothing is asked for whose
 answer has no seconds in it, unless the file itself tells how long it is.
 """
 
@@ -33,6 +33,7 @@ _KNOWN = frozenset(
 )
 # Backends cut long recordings into pieces (of 30 s, mostly) with a window each, and tell their tokens together.
 PIECE_MS_MIN = 1_000
+LENGTH_MS_MAX = 86_400_000  # some formats say years in a few bytes
 
 _NAMES = (("prompt_tokens", "completion_tokens"), ("input_tokens", "output_tokens"))
 
@@ -60,6 +61,8 @@ class Transcriptions(openai.Usual):
         if not isinstance(file, File) or not file.data:
             raise ClientError("`file` must be a sound file.", param="file", code="missing_required_parameter")
         length = length_of(file.data)
+        if length.most_ms > LENGTH_MS_MAX:
+            raise ClientError("`file` is longer than a day.", param="file", status=413, code="audio_too_long")
         stream = read.truth(body, "stream")
         self._check_tells(body.get("response_format", FORMATS[0]), stream=stream, is_told=length.is_told)
         usage = stream and read.truth(body, "stream_include_usage")
@@ -122,8 +125,8 @@ class Transcriptions(openai.Usual):
             raise ClientError(words, param="response_format", code="invalid_value")
         if not is_told and (stream or form not in self.telling):
             words = (
-                "How long this file is cannot be seen from its header, and answers of this kind do not tell. "
-                f"Send WAV, FLAC, Ogg or MP3, or ask for `response_format` {' or '.join(self.telling)} without `stream`."
+                "How long this file is cannot be seen without decoding it, and answers of this kind do not tell. "
+                f"Send WAV, FLAC, MP3 or Opus in Ogg, or ask for `response_format` {' or '.join(self.telling)} without `stream`."
             )
             raise ClientError(words, param="stream" if stream else "response_format", code="unknown_duration")
 

@@ -14,7 +14,7 @@ from test_audio import wav
 from extproc.catalog.model import Model, Tariff
 from extproc.exchange import actions as act
 from extproc.exchange import events as ev
-from extproc.exchange.endpoints import ENDPOINTS
+from extproc.exchange.endpoints import ENDPOINTS, transcriptions
 from extproc.exchange.form import BOUNDARY, CONTENT_TYPE
 from extproc.exchange.machine import Exchange
 from extproc.exchange.policy import Bounds, Policy
@@ -74,11 +74,17 @@ class Walk:
         ("/v1/embeddings", {"input": ["a", "bc"]}, 3 + 16 + 4, {"data": [], "usage": {"prompt_tokens": 5, "completion_tokens": 9}}, 5),
         ("/v1/embeddings", {"input": [1, 2, 3]}, 3 + 16 + 2, {"data": [{"embedding": "AAAA"}]}, 3),
         ("/v1/embeddings", {"input": [[1], [2, 3]], "encoding_format": "base64"}, 3 + 16 + 4, {"data": [], "usage": {}}, 3),
-        ("/rerank", {"query": "abc", "documents": ["d", {"text": "ef"}]}, 9 + 16 + 8, {"results": [], "usage": {"total_tokens": 12}}, 12),
-        ("/v1/rerank", {"query": "abc", "documents": ["d"]}, 4 + 16 + 4, {"results": []}, 4),
-        ("/v2/rerank", {"query": "abc", "documents": ["d"]}, 4 + 16 + 4, {"results": [], "usage": {"prompt_tokens": 99_999}}, 24),
-        ("/score", {"text_1": "abc", "text_2": ["d", "ef"]}, 9 + 16 + 8, {"data": [], "usage": {"prompt_tokens": 13}}, 13),
-        ("/v1/score", {"text_1": ["abc", "d"], "text_2": ["d", "ef"]}, 7 + 16 + 8, {"data": []}, 7),
+        (
+            "/rerank",
+            {"query": "abc", "documents": ["d", {"text": "ef"}]},
+            9 + 16 + 2 * 96,
+            {"results": [], "usage": {"total_tokens": 12}},
+            12,
+        ),
+        ("/v1/rerank", {"query": "abc", "documents": ["d"]}, 4 + 16 + 96, {"results": []}, 4),
+        ("/v2/rerank", {"query": "abc", "documents": ["d"]}, 4 + 16 + 96, {"results": [], "usage": {"prompt_tokens": 99_999}}, 116),
+        ("/score", {"text_1": "abc", "text_2": ["d", "ef"]}, 9 + 16 + 2 * 96, {"data": [], "usage": {"prompt_tokens": 13}}, 13),
+        ("/v1/score", {"text_1": ["abc", "d"], "text_2": ["d", "ef"]}, 7 + 16 + 2 * 96, {"data": []}, 7),
     ],
 )
 def test_prompts_without_output(path: str, body: dict, tokens: int, answer: dict, charged: int):
@@ -128,7 +134,7 @@ def test_bodies_that_are_refused(path: str, body: dict, param: str):
     assert (reply.status, error_of(reply)["param"]) == (400, param)
 
 
-@pytest.mark.parametrize(("tokenizer", "held"), [("upstream", 16 + 2 * 999), ("words", 2 * 1_000)])
+@pytest.mark.parametrize(("tokenizer", "held"), [("upstream", 16 + 2 * 1_000), ("words", 2 * 1_000)])
 def test_a_thousand_empty_texts_have_their_beginnings_and_ends(tokenizer: str, held: int):
     walk = Walk("/v1/embeddings", sold(tokenizer=tokenizer), bounds=Bounds(count_exactly_bytes_max=-1))
     assert walk.ask({"input": [""] * 1_000}).tokens == held
@@ -246,6 +252,13 @@ def test_somebody_must_tell_the_seconds(more: dict):
     walk.ask(form(b"\x1aE\xdf\xa3" + bytes(7_500)))
     walk.forward()
     assert walk.answer({"text": "hi", "usage": {"type": "duration", "seconds": 10}})[0].charge_nanos == 10_000
+
+
+def test_sound_of_more_than_a_day(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(transcriptions, "LENGTH_MS_MAX", 3_000)
+    assert isinstance(hear().ask(form(wav(1.5))), act.Amend)
+    reply = hear().ask(form(wav(2.5)))
+    assert (reply.status, error_of(reply)["code"]) == (413, "audio_too_long")
 
 
 @pytest.mark.parametrize(
