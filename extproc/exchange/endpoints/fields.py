@@ -85,8 +85,7 @@ def _levels(value: Any) -> Iterator[list[Any]]:
     level = [value] if type(value) in _NESTS else []
     while level:
         yield level
-        insides = [parent.values() if type(parent) is dict else parent for parent in level]
-        level = [child for inside in insides for child in inside if type(child) in _NESTS]
+        level = [child for parent in level for child in (parent.values() if type(parent) is dict else parent) if type(child) in _NESTS]
 
 
 def whole(body: Mapping[str, Any], name: str, *, low: int, high: int) -> int | None:
