@@ -76,7 +76,7 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         """An upper bound from sizes alone. Without a vocabulary: three tokens a byte cover every byte-level BPE under NFC."""
         repeated = _utf8_bytes(self.shared) * (self.prompts - 1)
         if counter is None:
-            around = 16 * (len(self.messages) + 1) + self.tokens_each * (self.prompts - 1)
+            around = 16 * (len(self.messages) + 1) + self.tokens_each * self.prompts
             return self.token_ids + self.extra_bound + 3 * (self.text_bytes + repeated) + around
         tokens = self.token_ids + self.extra_bound
         if self.messages:

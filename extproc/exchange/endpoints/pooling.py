@@ -14,7 +14,7 @@ from extproc.exchange.endpoints.openai import Usual, decoded
 from extproc.exchange.meter import Expected, UsageReader
 from extproc.money.usage import TOKENS_MAX, Usage, UsageSource
 
-TOKENS_EACH = 4  # around a pair of texts: `<s> query </s></s> document </s>`
+TOKENS_EACH = 96  # around a pair of texts, at most: Qwen3-Reranker's template has 74 and its instruction, models like BERT have 4
 
 
 class Pooling(Usual):

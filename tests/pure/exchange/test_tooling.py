@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -91,3 +92,25 @@ def test_what_was_counted_is_not_held_for_twice():
     around = ALLOWANCE_TOKENS + ALLOWANCE_TOKENS_PER_MESSAGE + ALLOWANCE_TOKENS_TOOLS
     assert around + 1_000 < prompt.allowance(Prints()) == prompt.allowance(None) < around + 1_050
     assert prompt.allowance(Words()) > around + 4_000
+
+
+def test_what_names_a_result_is_held_for():
+    """Some templates print it."""
+
+    def by_items(name: str) -> Prompt:
+        items = [USER, {"type": "function_call_output", "call_id": name, "output": "42"}]
+        return Responses().parse({"model": "m", "input": items}, reject_unknown=True).prompt
+
+    def by_blocks(name: str) -> Prompt:
+        result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": name, "content": "42"}]}
+        return Messages().parse({"model": "m", "max_tokens": 1, "messages": [USER, result]}, reject_unknown=True).prompt
+
+    for read in (by_items, by_blocks):
+        assert read("c" * 128).extra_bound - read("c").extra_bound >= 127
+        assert read("c" * 128).tools == Tools()
+
+
+def test_arguments_are_held_for_as_they_are_printed_anew():
+    function = {"name": "look", "arguments": '{"a":[' + ",".join(["1e15"] * 100) + "]}"}
+    prompt = chat({"role": "assistant", "content": "", "tool_calls": [CALL | {"function": function}]})
+    assert prompt.extra_bound >= len(json.dumps(json.loads(function["arguments"])))
