@@ -99,15 +99,14 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         characters = sum(len(text) * times for text, times in texts) + CHARACTERS_PER_TOKEN_MAX * self.token_ids
         return characters + self.extra_bytes, sum(len(text.split()) * times for text, times in texts) + self.token_ids
 
-    @property
-    def read_bytes(self) -> int:
-        """What is to be counted."""
-        return self.text_bytes + self.extra_bytes
+    def read_bytes(self, counter: Counter | None) -> int:
+        """What is to be counted, at most: some templates that are only estimated print tools on many lines."""
+        printed = self.extra_bytes if counter is None or counter.prints_tools else self.extra_bytes_max
+        return self.text_bytes + printed
 
-    @property
-    def work_bytes(self) -> int:
+    def work_bytes(self, counter: Counter) -> int:
         """What counting costs, in bytes of one long text: every message and every prompt is a call of the tokenizer."""
-        return self.read_bytes + CALL_BYTES * (len(self.messages) + len(self.texts))
+        return self.read_bytes(counter) + CALL_BYTES * (len(self.messages) + len(self.texts))
 
     def is_exact(self, counter: Counter | None) -> bool:
         """:meth:`count` (without a counter: what a server of the model tells) is what the backend counts, but for a template that differs

@@ -161,11 +161,11 @@ def body(tab: Tab, event: Body) -> Outcome:
         understand(tab, event.data)
         assert tab.ask is not None
         counter, prompt = tab.counter, tab.ask.prompt
-        if prompt.read_bytes > tab.pinned.bounds.count_exactly_bytes_max:
+        if prompt.read_bytes(counter) > tab.pinned.bounds.count_exactly_bytes_max:
             return _amend(tab, None)
         if counter is None:
             return _ask_upstream(tab) or _amend(tab, None)
-        if prompt.work_bytes <= tab.pinned.bounds.offload_bytes:
+        if prompt.work_bytes(counter) <= tab.pinned.bounds.offload_bytes:
             return _amend(tab, prompt.count(counter))
     except ClientError as error:
         return _refuse_held(tab, event.at_ns, error)

@@ -215,7 +215,7 @@ def printed(extras: list[Any]) -> tuple[int, int]:
     compact = _ENCODER.encode(extras)
     wide = len(compact) + len(_EXPONENTS.findall(compact)) + (NFC_GROWTH - 1) * len(compact.translate(None, _ASCII))
     for depth, level in enumerate(_levels(extras)):  # a line for each element, with a blank behind its name, and one for the end
-        wide += sum(map(len, level)) * (6 + 4 * depth) + len(level) * (1 + 4 * depth)
+        wide += sum(map(len, level)) * (6 + 4 * depth) + sum(map(bool, level)) * (1 + 4 * depth)
     return len(compact), wide
 
 

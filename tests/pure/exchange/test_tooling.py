@@ -114,3 +114,13 @@ def test_arguments_are_held_for_as_they_are_printed_anew():
     function = {"name": "look", "arguments": '{"a":[' + ",".join(["1e15"] * 100) + "]}"}
     prompt = chat({"role": "assistant", "content": "", "tool_calls": [CALL | {"function": function}]})
     assert prompt.extra_bound >= len(json.dumps(json.loads(function["arguments"])))
+
+
+def test_what_is_printed_widely_is_no_work_for_the_loop():
+    """Half a second for a body of 15 KB: each of its pieces stood on a line of its own, behind 240 blanks."""
+    deep: list[Any] = [[]] * 500
+    for _ in range(50):
+        deep = [deep]
+    prompt = chat(tools=[{"type": "function", "function": LOOK | {"parameters": {"a": deep}}}])
+    assert prompt.work_bytes(Prints()) < 2_500
+    assert prompt.work_bytes(Words()) > 500 * 4 * 50
