@@ -20,12 +20,18 @@ COLUMNS = {
     "created_at": "created",
 }
 
+SHOWN = (
+    "id", "name", "email", "tier", "price_factor", "later", "frozen", "created_at", "balance", "available", "credit", "currency",
+    "free_input", "free_output",
+)  # fmt: skip
+
 because = click.option("--reason", required=True, help="For the audit.")
 once = click.option("--reference", help="A name of yours, such as a ticket's: with it, the same is booked once however often it is told.")
 
 
 at = click.option(
-    "--at", help="From this moment on, a time or 12h, 30d, 4w: exactly then, if that is a minute away. What was to change later is dropped."
+    "--at",
+    help="From this moment on, a time or 12h, 30d, 4w: exactly then, if that is a minute away. What was to change the same later is dropped.",
 )
 
 
@@ -55,9 +61,7 @@ def show(*, account: str, config: Path | None, data: Path | None, as_json: bool)
         print_json(found)
         return
     shown = {**found, "available": (found["redis"] or {}).get("available"), "later": _later(found)}
-    print_facts(
-        shown, "id", "name", "email", "tier", "price_factor", "later", "frozen", "created_at", "balance", "available", "credit", "currency"
-    )
+    print_facts(shown, *SHOWN)
 
 
 @account.command("list")
@@ -184,7 +188,7 @@ def writeoff(
 def grant_quota(
     *, account: str, given: int, made: int, reason: str, reference: str | None, config: Path | None, data: Path | None, as_json: bool
 ) -> None:
-    """Give an account free tokens; they are used before its money is."""
+    """Give an account free tokens, of prompts, of answers or of both; they are used before its money is."""
     done = at_desk(
         config,
         data,
