@@ -31,7 +31,7 @@ once = click.option("--reference", help="A name of yours, such as a ticket's: wi
 
 at = click.option(
     "--at",
-    help="From this moment on, a time or 12h, 30d, 4w: exactly then, if that is a minute away. What was to change the same later is dropped.",
+    help="From this moment on, a time or 12h, 30d, 4w: exactly then, if it is a minute away. What was to change the same later is dropped.",
 )
 
 
