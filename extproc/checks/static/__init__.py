@@ -10,6 +10,7 @@ from extproc.catalog.model import Catalog
 from extproc.checks.finding import Finding, Severity, findings_of
 from extproc.checks.static import doors, managers, processor, routes, sidecar, targets, witness
 from extproc.checks.static.modes import generous, shared_caches, unheeded, unknown_backends
+from extproc.checks.static.prices import flat_prices
 from extproc.checks.static.transport import transport
 from extproc.checks.static.world import Findings, World
 from extproc.errors import ConfigError
@@ -84,7 +85,7 @@ def run_static(settings: Settings, *, vocabularies: Collection[str] | None = Non
     envoy = tuple(node for path in settings.catalog.envoy_files for node in _envoy_file(path, findings))
     world = World(settings=settings, catalog=catalog, catalog_file=catalog_file, envoy=envoy)
     findings += [*unheeded(settings), *generous(settings), *shared_caches(settings), *transport(settings)]
-    findings += unknown_backends(settings, catalog)
+    findings += [*unknown_backends(settings, catalog), *flat_prices(catalog, catalog_file)]
     if envoy:
         findings += [finding for check in CHECKS for finding in check(world)]
     return sorted(findings, key=lambda finding: (finding.severity is Severity.INFO, finding.file, finding.line))

@@ -391,6 +391,24 @@ def test_backends_of_a_model_that_is_none(shipped, key):
     assert "no-such-model" in finding.what
 
 
+@pytest.mark.parametrize(
+    ("price", "said"),
+    [
+        ('method: per_call\n    price: {call: "0.01"}', ["up to 32768 tokens", "1024 of 8192 tokens"]),
+        ('method: per_word\n    price: {input: "1", output: "2"}', ["a prompt costs", "answers cost"]),
+        ('method: hybrid\n    price: {per_call: {call: "1"}, per_token: {input: "1", output: "0"}}', ["answers cost"]),
+        ('method: per_character\n    price: {input: "1", output: "2"}', []),
+        ("free: true", []),
+    ],
+)
+def test_prices_that_do_not_grow_with_the_work_are_named(shipped, price, said):
+    shipped.replace("models", 'price: {input: "0.50", cached_input: "0.125", output: "1.00"}', price)
+    findings = [finding for finding in shipped.new_findings() if finding.check == "flat_prices"]
+    place = (Severity.WARNING, "models.yaml", shipped.line("models", price.partition("\n")[2].strip() or price))
+    assert [(finding.severity, Path(finding.file).name, finding.line) for finding in findings] == [place] * len(said)
+    assert all(words in finding.what for finding, words in zip(findings, said, strict=True))
+
+
 @pytest.mark.parametrize("row", UNHEEDED, ids=[f"{row.section}.{row.key}" for row in UNHEEDED])
 def test_settings_without_effect_are_really_used_nowhere(row):
     """If this fails, the feature has come: take its row out of UNHEEDED."""
