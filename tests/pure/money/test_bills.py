@@ -57,7 +57,7 @@ def test_an_image_that_is_cached_is_a_cached_one():
         ({"input": 1, "audio_tokens": 3}, {"input_tokens": 10, "audio_tokens": 4}, 6 + 12),
         ({"output": 1, "reasoning": 3}, {"output_tokens": 10}, 30),
         ({"output": 3, "reasoning": 1}, {"output_tokens": 10}, 30),
-        ({"output_characters": 1}, {"output_tokens": 10}, 80),
+        ({"output_characters": 1}, {"output_tokens": 10}, 60),
         ({"output_words": 1}, {"output_tokens": 10}, 10),
         ({"input_characters": 1, "input_words": 2}, {"input_characters": 10, "input_words": 3}, 16),
         ({"calls": 5, "images": 2, "audio_ms": 3}, {"images": 3, "audio_ms": 7}, 5 + 6 + 21),
