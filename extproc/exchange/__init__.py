@@ -19,7 +19,7 @@ The files, in the order in which they are best read:
 ``replies``      what we say when we refuse
 ``body``         from bytes to an ask
 ``ask``          an ask, its prompt; a piece of an answer; and what an endpoint must know
-``endpoints``    one file each, and what they have in common: ``fields``, ``openai``, ``pooling``, ``free``
+``endpoints``    one file each, and what they have in common: ``fields``, ``openai``, ``tooling``, ``pooling``, ``free``
 ``form``         bodies that are forms
 ``audio``        how long a recording is
 ``upstream``     what a model's own server is asked, if only that can count

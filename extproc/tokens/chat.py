@@ -21,10 +21,6 @@ from extproc.errors import ConfigError, Fault
 from extproc.tokens import tools as printing
 from extproc.tokens.counter import Tools
 
-ROLE_BYTES_MAX = 16
-"""What :meth:`Counter.bound_chat` allows for a role's name (the longest known is 9). A caller that lets longer ones pass
-adds their bytes to ``content_bytes``."""
-
 LISTED_TOKENS = 64
 """What a template says of tools in general, about, where its words are not known."""
 

@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+ROLE_BYTES_MAX = 16
+"""What :meth:`Counter.bound_chat` allows for a role's name; the longest that any template knows is ``developer``. No longer one is let in."""
+
+NFC_GROWTH = 3
+"""UTF-8 grows at most threefold under NFC (Unicode's FAQ on normalization; U+1D160 does)."""
+
 
 class Call(NamedTuple):
     """Of a function. ``message``: the position of the assistant's message that makes it. ``arguments`` as they came: JSON, or an object."""

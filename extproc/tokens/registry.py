@@ -6,13 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from extproc.errors import ConfigError, Fault
 from extproc.tokens.bpe import load_encoding
-from extproc.tokens.chat import ROLE_BYTES_MAX, TEMPLATES, Template, template_of
-from extproc.tokens.counter import Tools
+from extproc.tokens.chat import TEMPLATES, Template, template_of
+from extproc.tokens.counter import NFC_GROWTH, ROLE_BYTES_MAX, Tools
 from extproc.tokens.incremental import Codec, RunningCount
 from extproc.tokens.vocabulary import TOKENIZERS, UPSTREAM
-
-NFC_GROWTH = 3
-"""UTF-8 grows at most threefold under NFC (Unicode's FAQ on normalization; U+1D160 does)."""
 
 
 class BpeCounter:
@@ -36,7 +33,6 @@ class BpeCounter:
         return self._template.count(self._codec.count, messages, tools)
 
     def bound_chat(self, content_bytes: int, messages: int) -> int:
-        """Holds for roles of up to :data:`ROLE_BYTES_MAX` bytes; longer ones are to be counted into ``content_bytes``."""
         assert messages >= 0
         return self.bound(content_bytes) + self._template.bound(messages, self.bound(ROLE_BYTES_MAX))
 

@@ -10,9 +10,7 @@ from extproc.exchange.ask import Ask, Prompt
 from extproc.exchange.endpoints import fields as read
 from extproc.exchange.endpoints import openai
 from extproc.exchange.endpoints.tooling import Tooling
-
-MESSAGES_MAX = 2_048  # longer than any conversation; each costs a call of the tokenizer
-ROLE_BYTES_MAX = 16  # the longest that any template knows is `developer`; templates print it, so it is bounded by the hold
+from extproc.tokens.counter import ROLE_BYTES_MAX
 
 _OWN = frozenset({"model", "messages", "stream", "stream_options", "n", "max_tokens", "max_completion_tokens"})
 _PROMPT_FIELDS = frozenset({"tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "reasoning_effort"})
@@ -52,11 +50,7 @@ class ChatCompletions(openai.Usual):
 
 def messages_of(body: Mapping[str, Any], fields: Mapping[str, Any]) -> tuple[list[Any], Prompt]:
     """The messages as they are forwarded, and what of them is to be counted. What is not counted is not forwarded."""
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise ClientError("`messages` must be a list with at least one message.", param="messages", code="missing_required_parameter")
-    if len(messages) > MESSAGES_MAX:
-        raise ClientError(f"`messages` has more than {MESSAGES_MAX} messages.", param="messages", code="invalid_value")
+    messages = read.turns(body.get("messages"), "messages")
     pairs, forwarded = [], []
     images: list[str] = []
     tooling = _tooling(fields)

@@ -14,11 +14,12 @@ import msgspec
 from extproc.errors import ClientError
 from extproc.exchange.ask import Prompt
 from extproc.money.usage import TOKENS_MAX
+from extproc.tokens.counter import NFC_GROWTH
 
 CHOICES_MAX = 128  # OpenAI's bound of n; vLLM would take 16,384 and bill them all
 STOPS_MAX = 16
 STOP_CHARS_MAX = 256
-NFC_GROWTH = 3  # UTF-8 grows at most so much under NFC
+TURNS_MAX = 2_048  # messages or items: longer than any conversation; each costs a call of the tokenizer
 POWER_GROWTH = 14  # of 1e15, which has 18 characters when it is printed; beyond 1e16 Python prints powers too
 PROMPTS_MAX = 2_048  # texts of one request
 ID_CHARS_MAX = 128  # of what names a call, an item or a message, as an earlier answer had it; some templates print it
@@ -136,6 +137,15 @@ def stream_options(body: Mapping[str, Any]) -> tuple[bool, bool, bool]:
         raise ClientError("`stream_options` must be an object.", param="stream_options", code="invalid_type")
     usage = truth(options, "include_usage")
     return stream, usage, usage and truth(options, "continuous_usage_stats")
+
+
+def turns(value: Any, param: str, what: str = "a list with at least one message") -> list[Any]:
+    """The messages of a conversation, or its items."""
+    if not isinstance(value, list) or not value:
+        raise ClientError(f"`{param}` must be {what}.", param=param, code="missing_required_parameter")
+    if len(value) > TURNS_MAX:
+        raise ClientError(f"`{param}` has more than {TURNS_MAX} entries.", param=param, code="invalid_value")
+    return value
 
 
 def prompts(value: Any, param: str) -> Prompt:

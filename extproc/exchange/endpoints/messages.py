@@ -17,7 +17,6 @@ from extproc.exchange.meter import Expected, UsageReader
 from extproc.exchange.replies import CUT_MESSAGE
 from extproc.money.usage import Usage, UsageSource
 
-MESSAGES_MAX = 2_048  # as of a chat
 SIGNATURE_CHARS_MAX = 65_536  # of a thought, as an earlier answer had it
 ROLES = ("user", "assistant", "system")
 
@@ -175,11 +174,7 @@ def conversation(body: Mapping[str, Any], known: frozenset[str], *, reject_unkno
     system = body.get("system")
     if system is not None:
         fields["system"] = gathered.system(system)
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise ClientError("`messages` must be a list with at least one message.", param="messages", code="missing_required_parameter")
-    if len(messages) > MESSAGES_MAX:
-        raise ClientError(f"`messages` has more than {MESSAGES_MAX} messages.", param="messages", code="invalid_value")
+    messages = read.turns(body.get("messages"), "messages")
     fields["messages"] = [gathered.message(message, f"messages[{position}]") for position, message in enumerate(messages)]
     tools = body.get("tools")
     if tools is not None:

@@ -16,7 +16,6 @@ from extproc.exchange.meter import Expected
 from extproc.exchange.replies import CUT_ERROR
 from extproc.money.usage import Usage, UsageSource
 
-ITEMS_MAX = 2_048  # as many as a chat may have messages
 ROLES = ("user", "assistant", "system", "developer")
 
 _OWN = frozenset({"model", "input", "instructions", "tools", "stream", "stream_options", "max_output_tokens"})
@@ -176,12 +175,8 @@ class _Gathered:
         """A text of the user, or items."""
         if isinstance(value, str):
             return self.say("user", value)
-        if not isinstance(value, list) or not value:
-            words = "`input` must be a string, or a list with at least one item."
-            raise ClientError(words, param="input", code="missing_required_parameter")
-        if len(value) > ITEMS_MAX:
-            raise ClientError(f"`input` has more than {ITEMS_MAX} items.", param="input", code="invalid_value")
-        return [self._item(item, f"input[{position}]") for position, item in enumerate(value)]
+        items = read.turns(value, "input", "a string, or a list with at least one item")
+        return [self._item(item, f"input[{position}]") for position, item in enumerate(items)]
 
     def _item(self, item: Any, param: str) -> dict[str, Any]:
         if not isinstance(item, dict):

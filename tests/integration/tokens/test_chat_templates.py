@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from extproc.catalog import load
 from extproc.errors import ConfigError
-from extproc.tokens.chat import ROLE_BYTES_MAX, TEMPLATES, Template, template_of
+from extproc.tokens.chat import TEMPLATES, Template, template_of
+from extproc.tokens.counter import ROLE_BYTES_MAX
 from extproc.tokens.images import FORMULAS
 from extproc.tokens.registry import BpeCounter, LoadedCounters
 

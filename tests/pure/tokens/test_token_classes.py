@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from extproc.tokens.counter import NFC_GROWTH
 from extproc.tokens.incremental import _LETTERS, _SIGNS, _STARTERS
-from extproc.tokens.registry import NFC_GROWTH
 
 
 def members(character_class: str) -> list[str]:
