@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 ROLE_BYTES_MAX = 16
-"""What :meth:`Counter.bound_chat` allows for a role's name; the longest that any template knows is ``developer``. No longer one is let in."""
+"""What :meth:`Counter.bound_chat` allows for a role; the longest that any template knows is ``developer``. No longer one is let in."""
 
 NFC_GROWTH = 3
 """UTF-8 grows at most threefold under NFC (Unicode's FAQ on normalization; U+1D160 does)."""
