@@ -1,4 +1,4 @@
-"""Answers of our own, in the shapes that OpenAI's SDKs understand (ECOSYSTEM.md, "Errors that SDKs understand")."""
+"""What we say when we refuse, in the shapes that OpenAI's SDKs understand (ECOSYSTEM.md, "Errors that SDKs understand")."""
 
 from __future__ import annotations
 

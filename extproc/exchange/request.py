@@ -22,7 +22,7 @@ from extproc.exchange.tab import Tab
 from extproc.money.hold import DenyReason, EndReason
 from extproc.money.price import Price
 from extproc.money.quote import Quote, Terms, affordable_output_tokens
-from extproc.money.usage import FREE, NO_QUOTA
+from extproc.money.usage import FREE_UNITS, NO_QUOTA
 
 UNAVAILABLE = "unavailable"
 SHORT = frozenset({DenyReason.INSUFFICIENT, DenyReason.HELD, DenyReason.KEY_BUDGET})  # fewer tokens may fit
@@ -223,7 +223,7 @@ def _forward(tab: Tab) -> Outcome:
         ("price_id", price.price_id),
     )
     if tab.quota is not NO_QUOTA:
-        metadata += tuple(zip(FREE, map(str, tab.quota.both), strict=True))
+        metadata += tuple(zip(FREE_UNITS, map(str, tab.quota.both), strict=True))
     names = _route(tab)
     if conversation := sticky(tab):
         names = (*names, ("x-sticky", conversation))

@@ -35,14 +35,14 @@ class Size(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     input_tokens_max: int
 
 
-NOTHING = Size(prompt=NO_USAGE, estimated=False, output_each=0, demand=Demand(input_tokens=0, output_tokens=0), input_tokens_max=0)
+NO_SIZE = Size(prompt=NO_USAGE, estimated=False, output_each=0, demand=Demand(input_tokens=0, output_tokens=0), input_tokens_max=0)
 """Of what is free."""
 
 
 def size(ask: Ask, model: Model, counter: Counter | None, *, counted: int | None) -> Size:
     """``counted``: exact tokens of the prompt's text, ``None`` = not counted (no vocabulary, or too large). 400 if it cannot fit."""
     if ask.is_free:
-        return NOTHING
+        return NO_SIZE
     prompt = ask.prompt
     if ask.echoes and counter is None:
         raise ClientError(f"`echo` is not offered for {model.name}.", param="echo", code="unsupported_parameter")

@@ -86,7 +86,7 @@ QUANTITIES = Usage.__struct_fields__[:-2]
 """All but source and flags: fields of a record and columns of ``requests`` as well."""
 RARE = tuple(name for name in QUANTITIES if name not in ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens"))
 """What most requests have nothing of: carried and stored only where there is something."""
-FREE = ("free_input", "free_output")
+FREE_UNITS = ("free_input", "free_output")
 """How tokens that a quota has paid for are called in records, columns, units of the ledger and figures for the witness."""
 
 

@@ -34,7 +34,7 @@ from extproc.ledger.facts import AccountMoney, AccountSum, BookedEvent, Orphan, 
 from extproc.ledger.port import ENDINGS, EventType, OutboxRow
 from extproc.money.price import Price
 from extproc.money.receipt import cost_nanos
-from extproc.money.usage import FREE, NO_QUOTA, used
+from extproc.money.usage import FREE_UNITS, NO_QUOTA, used
 
 PRICES_MAX: Final = 512  # parsed prices that are remembered: more than a catalog has
 
@@ -205,7 +205,7 @@ def amount_is_its_lines(one: BookedEvent) -> Found:
     taken = sum(line["amount"] for line in one.entries if line["kind"] == "customer" and line["unit"] == "nanos")
     yield from _amounts(2, "amount of the event", one.id, one.account, expected=taken, found=one.event["amount"])
     if one.event["event_type"] in (*ENDINGS, EventType.ADJUST):
-        for unit in FREE:
+        for unit in FREE_UNITS:
             used = sum(line["amount"] for line in one.entries if line["kind"] == "revenue" and line["unit"] == unit)
             yield from _amounts(2, f"{unit} of the event", one.id, one.account, expected=used, found=one.event.get(unit) or 0)
     for other in {line["user_id"] for line in one.entries} - {None, one.account}:
@@ -246,7 +246,7 @@ def charge_is_within_the_hold(one: BookedEvent) -> Found:
         yield from _amounts(8, "charge", one.id, one.account, expected=row["hold_nanos"], found=charge)
     yield from _amounts(8, "cost of the row", one.id, one.account, expected=-sum(event["amount"] for event in taken), found=row["cost"])
     yield from _amounts(8, "cost and loss", one.id, one.account, expected=charge, found=row["cost"] + row["loss_nanos"])
-    for unit in FREE:
+    for unit in FREE_UNITS:
         used = sum(event.get(unit) or 0 for event in taken)
         yield from _amounts(8, f"{unit} of the row", one.id, one.account, expected=used, found=row.get(unit, 0))
 
@@ -295,7 +295,7 @@ def _price(text: str) -> Price | None:
 def balance_is_its_entries(one: AccountSum) -> Found:
     """2, in every unit."""
     yield from _amounts(2, "balance", one.payer_id, one.payer_id, expected=one.entries_nanos, found=one.balance_nanos)
-    for unit, expected, found in zip(FREE, one.entries_free, one.free, strict=True):
+    for unit, expected, found in zip(FREE_UNITS, one.entries_free, one.free, strict=True):
         yield from _amounts(2, unit, one.payer_id, one.payer_id, expected=expected, found=found)
 
 
@@ -369,7 +369,7 @@ def money_is_the_same(moment: Moment) -> Found:
 def _tokens_are_the_same(money: AccountMoney, facts: PayerFacts, waiting: Sequence[int]) -> Found:
     """3, of free tokens."""
     posted, credited = (money.free_input, money.free_output), (money.credited_input, money.credited_output)
-    for which, unit in enumerate(FREE):
+    for which, unit in enumerate(FREE_UNITS):
         coming = credited[which] - facts.total_tokens[which]
         expected = posted[which] - coming - waiting[which]
         found = facts.free_tokens[which] + facts.held_tokens[which]
@@ -378,7 +378,7 @@ def _tokens_are_the_same(money: AccountMoney, facts: PayerFacts, waiting: Sequen
 
 def holds_add_up(moment: Moment) -> Found:
     """4. Held, entry_held and open of payers, open of keys; of free tokens likewise."""
-    tokens: dict[str, Counter[str]] = {unit: Counter() for unit in FREE}
+    tokens: dict[str, Counter[str]] = {unit: Counter() for unit in FREE_UNITS}
     held: Counter[str] = Counter()
     entry_held: Counter[str] = Counter()
     number: Counter[str] = Counter()
@@ -396,7 +396,7 @@ def holds_add_up(moment: Moment) -> Found:
             yield from _amounts(4, "held", payer_id, payer_id, expected=held[payer_id], found=facts.held_nanos)
             yield from _amounts(4, "entry_held", payer_id, payer_id, expected=entry_held[payer_id], found=facts.entry_held_nanos)
             yield from _more(4, "open holds", payer_id, payer_id, facts.open_holds - number[payer_id])
-            for unit, found in zip(FREE, facts.held_tokens, strict=True):
+            for unit, found in zip(FREE_UNITS, facts.held_tokens, strict=True):
                 yield from _amounts(4, f"held of {unit}", payer_id, payer_id, expected=tokens[unit][payer_id], found=found)
     for key, opened in moment.redis.keys.items():
         if opened is not None:
@@ -452,7 +452,7 @@ def checkpoints_are_capped(moment: Moment) -> Found:
     for hold in moment.redis.holds:
         if not 0 <= hold.checkpoint_nanos <= hold.cap_nanos:
             yield from _amounts(18, "checkpoint", hold.hold_id, hold.payer_id, expected=hold.cap_nanos, found=hold.checkpoint_nanos)
-        for unit, most, found in zip(FREE, hold.quota.both, hold.used.both, strict=True):
+        for unit, most, found in zip(FREE_UNITS, hold.quota.both, hold.used.both, strict=True):
             if found > most:
                 yield from _amounts(18, f"{unit} of the checkpoint", hold.hold_id, hold.payer_id, expected=most, found=found)
 

@@ -15,10 +15,10 @@ from extproc.errors import UsageError
 from extproc.holds.port import OpenHold, Releasing
 from extproc.ledger.port import Audit
 from extproc.money.hold import EndReason, EndResult
-from extproc.money.usage import FREE, QUANTITIES
+from extproc.money.usage import FREE_UNITS, QUANTITIES
 
 NOTHING_USED: Final[dict[str, Any]] = {
-    **dict.fromkeys((*QUANTITIES, *FREE), 0),
+    **dict.fromkeys((*QUANTITIES, *FREE_UNITS), 0),
     "usage_source": "none",
     "usage_flags": [],
     "cost_nanos": 0,

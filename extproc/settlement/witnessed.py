@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from extproc.holds.port import Sighted
 from extproc.money.price import Price
 from extproc.money.receipt import cost_nanos
-from extproc.money.usage import FREE, NO_QUOTA, RARE, Quota, Usage, used, used_of
+from extproc.money.usage import FREE_UNITS, NO_QUOTA, RARE, Quota, Usage, used, used_of
 from extproc.settlement.witness_lines import Figures
 
 
@@ -86,7 +86,7 @@ def _row(row: bytes, figures: Figures, charge_nanos: int, used: Quota, flags: li
     fields |= {
         **{name: 0 for name in RARE if name in fields},
         **dict(figures.rare),
-        **({} if used is NO_QUOTA else dict(zip(FREE, used.both, strict=True))),
+        **({} if used is NO_QUOTA else dict(zip(FREE_UNITS, used.both, strict=True))),
         "input_tokens": figures.input_tokens,
         "cached_tokens": figures.cached_tokens,
         "output_tokens": figures.output_tokens,
