@@ -183,16 +183,23 @@ class Tab:
 
     def amend(self) -> Amend | Lend:
         """Ask for the exact hold; a trusted account does not wait for it. When the store is away: ask for credit."""
-        worst, trust = self._quote(), self.pinned.policy.trust_factor
-        if self.terms is Terms.LENT:
-            return Lend(amendment=self._amendment())
         amendment = self._amendment()
-        if trust is None or not worst.reserved_nanos or self.spendable_nanos < trust * worst.reserved_nanos:
+        if self.terms is Terms.LENT:
+            return Lend(amendment=amendment)
+        if not self._is_trusted(amendment):
             return Amend(amendment=amendment)
-        if amendment.quota is not NO_QUOTA:
-            return Amend(amendment=amendment)  # it has to be known whether they were there
-        self.decided_by("trust_factor", trust)
+        self.decided_by("trust_factor", self.pinned.policy.trust_factor)
         return Amend(amendment=self._amendment(is_trusted=True), waits=False)
+
+    def _is_trusted(self, amendment: Amendment) -> bool:
+        """The balance alone stands in its way, and has plenty. What else may not be there has to be heard of: free tokens, a budget,
+        tokens a minute.
+        """
+        trust = self.pinned.policy.trust_factor
+        if trust is None or not amendment.reserved_nanos or self.spendable_nanos < trust * amendment.reserved_nanos:
+            return False
+        limited = (amendment.account_limits.tokens_per_minute, amendment.key_limits.tokens_per_minute, self._key().budget_nanos)
+        return amendment.quota is NO_QUOTA and limited == (None, None, None)
 
     def _amendment(self, *, is_trusted: bool = False) -> Amendment:
         key, worst, sized = self._key(), self._quote(), self.sized

@@ -151,6 +151,8 @@ class RedisHolds(RedisShards):
                 amount(ending.charge_nanos),
                 _tokens(ending.tokens),
                 ending.row,
+                ending.payer_id,
+                ending.key_id,
                 *(() if ending.quota is NO_QUOTA else (tokens_word(ending.quota),)),
             ),
             _end_result,

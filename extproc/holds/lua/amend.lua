@@ -53,10 +53,9 @@ local function over_budget()
   span, forget_ms = period(key[3], now)
   budget = key[5] or key_id
   local B = budget_key(S, payer_id, budget, span)
-  add(B, 'used', required)
-  local is_over = less(key[2], redis.call('HGET', B, 'used') or '0')
-  if is_over or is_shadow then add(B, 'used', neg(required)) end
-  if is_over then return denied('key_budget', 'key', required, left_of(B, key[2])) end
+  local is_over = less(key[2], redis.call('HGET', B, 'used') or '0') -- by what came late: then more might leave int64
+  if is_over or less(key[2], sum(B, 'used', required) or '0') then return denied('key_budget', 'key', required, left_of(B, key[2])) end
+  if not is_shadow then add(B, 'used', required) end
   add(B, 'held', reserved)
   if forget_ms ~= '' then redis.call('PEXPIRE', B, forget_ms) end
 end

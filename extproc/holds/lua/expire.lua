@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- name: expire
--- uses: clock, amount, hold, quota, correction, ending
+-- uses: clock, amount, hold, quota, period, budget, correction, ending
 -- Ends holds whose lease has run out, at their last checkpoint, unless beats may have been kept from coming.
 -- After a pause of the reaper (or a jump of the clock, which looks the same), a new epoch, or a reconnect nothing expires for one lease.
 -- ARGV: epoch, lease_ms, pause_ms_max, batch, '1' after a reconnect.

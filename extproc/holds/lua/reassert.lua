@@ -69,7 +69,7 @@ for i = endings, #ARGV, 9 do
   elseif is_open and is_pending(h) and not less(h.cap, charge) and Q.covers(h.free, used) then
     finish(S, h, now, kind, charge, nil, row, epoch, used)
   else -- past the sums of Redis: the ledger books it, and tells an open shard by a credit
-    if is_open and is_pending(h) then give_back(S, h, '0') end
+    if is_open and is_pending(h) then give_back(S, h, '0', charge) end
     redis.call('ZREM', S .. ':leases', id)
     tombstone(S, id, h.owner or id, kind, charge)
     event(S, { id = id, payer = payer, key = key, reserved = reserved }, kind, charge, epoch, 0, tonumber(occurred), row, used)

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- name: release
--- uses: clock, amount, hold, quota, correction, ending
+-- uses: clock, amount, hold, quota, period, budget, correction, ending
 -- Ends an open hold by decision of an operator, as an expiry at nothing: all of it goes back, and a settle of whoever still runs is late.
 -- ARGV: epoch, hold, row.
 local S = KEYS[1]

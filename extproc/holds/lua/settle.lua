@@ -1,16 +1,18 @@
 #!lua flags=allow-oom
 -- name: settle
--- uses: clock, amount, hold, quota, correction, ending, late
+-- uses: clock, amount, hold, quota, period, budget, correction, ending, late
 -- Settles or voids a hold, once; a second ending is a named result, and an unknown hold leaves a tombstone that turns away what is late.
--- ARGV: epoch, hold, owner, kind, charge, tokens, row, and free tokens used, if any.
+-- (What that charges, on credit while Redis was away, is for the ledger to take; the key's budget counts it here.)
+-- ARGV: epoch, hold, owner, kind, charge, tokens, row, payer, key, and free tokens used, if any.
 local S = KEYS[1]
 local epoch, id, owner, kind, charge = unpack(ARGV, 1, 5)
-local tokens, row, used = tonumber(ARGV[6]), ARGV[7], ARGV[8]
+local tokens, row, used = tonumber(ARGV[6]), ARGV[7], ARGV[10]
 local now = clock(S, epoch)
 local h = open_hold(S, id)
 if h.state == 'alias' then h = open_hold(S, h.to) end
 if not h.state then
   tombstone(S, id, owner, kind, charge)
+  charge_budget(S, ARGV[8], ARGV[9], charge, now)
   return 'unknown'
 end
 if h.state == 'ended' then

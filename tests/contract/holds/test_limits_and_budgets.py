@@ -8,6 +8,7 @@ import time
 import pytest
 from integration.holds.bank import Bank, denied, granted
 
+from extproc.money.amount import BALANCE_NANOS_MAX
 from extproc.money.hold import Denied, DenyReason, EndResult, Limits
 
 MINUTE_MS = 60_000
@@ -161,3 +162,32 @@ async def test_a_line_of_keys_shares_one_budget(bank: Bank) -> None:
     granted(await bank.admit(again, key="k2"))
     assert isinstance(await bank.amend(again, 51, key="k2"), Denied)
     granted(await bank.amend(again, 50, key="k2"))
+
+
+@pytest.mark.parametrize("period", ["none", "day", "month"])
+async def test_a_budget_counts_what_nothing_was_held_of_it_for(bank: Bank, period: str) -> None:
+    """Of trust that was misplaced, and on credit while Redis was away: neither an entry hold nor an unknown one has anything of a budget."""
+    await bank.payer(1_000, budget_nanos="100", budget_period=period, budget_id="line")
+    trusted, entry, unknown = bank.id(), bank.id(), bank.id()
+    for hold in (trusted, entry):
+        granted(await bank.admit(hold))
+    assert granted(await bank.amend(trusted, 600, goes_on=True)).would_deny is DenyReason.KEY_BUDGET
+    for hold, charge, used in ((trusted, 40, 40), (entry, 30, 70), (unknown, 20, 90)):
+        for _ in range(2):
+            await bank.settle(hold, charge)
+            assert await bank.budget_used() == used
+    last = bank.id()
+    granted(await bank.admit(last))
+    assert denied(await bank.amend(last, 11)).spendable_nanos == 10
+    granted(await bank.amend(last, 10))
+
+
+async def test_a_budget_that_is_overdrawn_beyond_all_measure_takes_no_more(bank: Bank) -> None:
+    """What leaves int64 is not counted, and fails nothing: an ending is executed whole."""
+    await bank.payer(1_000, budget_nanos=str(BALANCE_NANOS_MAX))
+    for _ in range(4):
+        assert await bank.settle(bank.id(), BALANCE_NANOS_MAX) is EndResult.UNKNOWN
+    assert await bank.budget_used() == 2 * BALANCE_NANOS_MAX
+    hold = bank.id()
+    granted(await bank.admit(hold))
+    assert denied(await bank.amend(hold, 1)).reason is DenyReason.KEY_BUDGET

@@ -22,6 +22,7 @@ from extproc.money.hold import (
     Verdict,
     uuid7,
 )
+from extproc.money.statement import Purse
 from extproc.money.usage import NO_QUOTA, Quota
 
 
@@ -162,6 +163,11 @@ class Bank:
         view = await self.holds.view(payer)
         assert view is not None
         return view.quota.both, view.held_quota.both
+
+    async def budget_used(self, payer: str = "anna", key: str = "k1") -> int | None:
+        purse = await self.holds.purse(payer, key)
+        assert isinstance(purse, Purse), purse
+        return purse.budget_used_nanos
 
     async def balance(self, payer: str = "anna") -> tuple[int, int, int, int]:
         """available, held, entry_held, open holds."""

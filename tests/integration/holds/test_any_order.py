@@ -1,6 +1,6 @@
 """Random histories of one payer against a model of two pages: amounts at the edges, doubled, late, unknown and foreign calls, and rebuilds at
 any moment, of a shard that has kept or lost what it had, with workers that are heard, or come late, or call in an epoch that is over. Some
-holds take free tokens.
+holds take free tokens. The key has a budget, which counts what is charged whoever takes it.
 
 ``ANY_ORDER_EXAMPLES=2000`` looks longer.
 """
@@ -33,6 +33,8 @@ from extproc.stores.pipeline import Pipeline
 
 BIG = 2**53
 AMOUNTS = st.sampled_from([0, 1, 2, 7, BIG - 1, BIG, BIG + 1, 2 * BIG + 1, BALANCE_NANOS_MAX])
+BUDGET = 3 * BIG
+INT64_MAX = 2**63 - 1
 LEASE_MS = 4_000
 NONE = (0, 0)
 PAIRS = st.sampled_from([NONE, NONE, (3, 0), (0, 5), (4, 6), (1, BIG)])
@@ -65,6 +67,7 @@ class Hold:
     amount: int = 0  # of its ending
     quota: Pair = NONE
     used: Pair = NONE  # of its checkpoint, or its ending
+    spent: int = 0  # what the budget has counted of its ending
 
     @property
     def is_open(self) -> bool:
@@ -74,7 +77,7 @@ class Hold:
 @dataclass
 class Model:
     """``charged`` is what Redis has taken; ``owed`` what the ledger is told and has not brought back yet; ``unseen`` of the former, what the
-    stream does not say.
+    stream does not say. ``spent`` is the budget's, ``spent_past`` what only the ledger has counted of it: a rebuild tells.
     """
 
     total: int = 2 * BIG + 1
@@ -91,6 +94,8 @@ class Model:
     used: Pair = NONE
     owed_tokens: Pair = NONE
     unseen_tokens: Pair = NONE
+    spent: int = 0
+    spent_past: int = 0
 
     @property
     def available(self) -> int:
@@ -116,6 +121,16 @@ class Model:
 
     def entries(self) -> int:
         return sum(hold.entry for hold in self.holds.values() if hold.state == "entry")
+
+    @property
+    def budget_used(self) -> int:
+        return self.spent + self.held()
+
+    def spend(self, charge: int, known: int = 0) -> bool:
+        """What leaves int64 is not counted."""
+        fits = self.budget_used + charge <= INT64_MAX
+        self.spent += charge - known if fits else 0
+        return fits
 
     def admit(self, hold_id: str, request: str, entry: int) -> str | DenyReason:
         """The hold's id, or why not."""
@@ -157,6 +172,8 @@ class Model:
         if required and self.spendable < required:
             comes_back = any(self.held_tokens()) or self.spendable + self.held() >= required
             return DenyReason.HELD if comes_back else DenyReason.INSUFFICIENT
+        if self.budget_used + required > BUDGET:
+            return DenyReason.KEY_BUDGET
         hold.state, hold.reserved, hold.cap, hold.quota = "exact", required, cap, wanted if taken else NONE
         return hold.quota
 
@@ -176,6 +193,7 @@ class Model:
         hold = self.holds.get(hold_id)
         if hold is None:
             self.holds[hold_id] = Hold(owner=owner, request="", entry=0, state="ended", kind=kind, amount=charge)
+            self.spend(charge)
             return EndResult.UNKNOWN
         if not hold.is_open:
             if hold.owner == owner:
@@ -196,9 +214,12 @@ class Model:
         else:
             self.charged += charge
             self.used = plus(self.used, used)
-        hold.state, hold.kind, hold.amount, hold.used = "ended", kind, charge, used
+        hold.state, hold.kind, hold.amount, hold.used, hold.spent = "ended", kind, charge, used, charge
+        self.spend(charge)
 
     def late(self, hold: Hold, charge: int, kind: str, used: Pair) -> None:
+        if hold.kind == "expire" and kind == "settle" and charge > hold.spent and self.spend(charge, hold.spent):
+            hold.spent = charge
         if charge > hold.reserved:
             return
         says_more = charge >= hold.amount and within(hold.used, used) and within(used, hold.quota)
@@ -229,6 +250,8 @@ class Model:
         self.charged += taken
         self.unseen += taken
         self.owed = 0
+        self.spend(self.spent_past)
+        self.spent_past = 0
         tokens = min(self.owed_tokens[0], self.free[0]), min(self.owed_tokens[1], self.free[1])
         self.used, self.unseen_tokens, self.owed_tokens = plus(self.used, tokens), plus(self.unseen_tokens, tokens), NONE
 
@@ -239,6 +262,7 @@ class Model:
             self.aliases.pop(hold_id, None)
             self.holds[hold_id] = Hold(owner=hold_id, request="", entry=0, state="ended", kind=kind, amount=charge)
             self.owed += charge
+            self.spent_past += charge
             self.owed_tokens = plus(self.owed_tokens, used)
         elif not hold.is_open:
             self.late(hold, charge, kind, used)
@@ -265,7 +289,7 @@ class Histories(RuleBasedStateMachine):
         await self.pipeline.execute("FLUSHDB")
         self.bank = Bank(RedisHolds(self.pipeline, lease_ms=LEASE_MS))
         await open_fresh(self.bank.holds)
-        await self.bank.payer(self.model.total)
+        await self.bank.payer(self.model.total, budget_nanos=str(BUDGET))
         self.clock = ShardClock(self.pipeline, self.bank.holds)
         await self.clock.pass_by(LEASE_MS + 2_000)
         self.builder = await Builder.of(self.bank)
@@ -372,7 +396,8 @@ class Histories(RuleBasedStateMachine):
         model.book()
         self.bank.credited["anna"], self.bank.tokens["anna"] = model.total, Tokens(*model.tokens)
         used = Tokens(*model.used)
-        self.do(self.builder.finish(epoch, charged=model.charged, version=model.version, credit=model.credit, free_used=used))
+        told = {"charged": model.charged, "version": model.version, "credit": model.credit, "spent": model.spent}
+        self.do(self.builder.finish(epoch, **told, fields={"budget_nanos": str(BUDGET)}, free_used=used))
 
     @precondition(lambda self: self.model.forgotten)
     @rule(times=st.integers(1, 2))
@@ -382,7 +407,7 @@ class Histories(RuleBasedStateMachine):
         hold_id, hold = model.forgotten.popitem()
         if hold_id in model.holds or hold_id in model.aliases or model.spendable - model.entries() < max(hold.reserved, hold.entry):
             return  # the money has been spent again meanwhile: what is too much is not looked at here
-        if not within(hold.quota, model.free):
+        if not within(hold.quota, model.free) or model.budget_used + hold.reserved > INT64_MAX:
             return
         for _ in range(times):
             self.do(self._reassert([self._reassertion(hold_id, hold)]))
@@ -419,6 +444,7 @@ class Histories(RuleBasedStateMachine):
         expected = (model.available, model.held(), model.entries(), sum(hold.is_open for hold in model.holds.values()))
         assert self.do(self.bank.balance()) == expected
         assert self.do(self.bank.quota()) == (model.free, model.held_tokens())
+        assert self.do(self.bank.budget_used()) == model.budget_used
 
     def _pair(self, number: int, owner: int, own: bool) -> tuple[str, str]:
         hold_id = self.ids[number]

@@ -47,6 +47,22 @@ async def test_a_hold_without_beats_ends_at_its_last_checkpoint(bank: Bank, cloc
     assert denied(await bank.amend(entry, 1)).reason is DenyReason.ENDED
 
 
+async def test_a_budget_counts_what_comes_late(bank: Bank, clock: ShardClock) -> None:
+    """The difference to what it expired at, once; on credit, of which Redis takes nothing, as well."""
+    await bank.payer(1_000, budget_nanos="900")
+    late, lent = await bank.open(200), bank.id()
+    granted(await bank.admit(lent))
+    await bank.beat(late, 70)
+    await clock.pass_by(LEASE_MS + 2_000)
+    assert await bank.budget_used() == 70
+    for hold, charge, used in ((late, 60, 70), (late, 190, 190), (late, 100, 190), (lent, 500, 690)):
+        for _ in range(2):
+            assert await bank.settle(hold, charge) is EndResult.ALREADY
+            assert await bank.budget_used() == used
+    await bank.void(late)
+    assert await bank.budget_used() == 690
+
+
 async def test_what_the_owner_knows_better_after_the_reaper_goes_to_the_ledger_once(
     bank: Bank, clock: ShardClock, pipeline: Pipeline
 ) -> None:
