@@ -11,10 +11,10 @@ import logging
 import random
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from extproc.accounts.directory import Directory, Miss
 from extproc.accounts.model import Key
@@ -165,7 +165,7 @@ class Driver:
     def _carry(self, actions: tuple[act.Action, ...]) -> None:
         left = iter(actions)
         for action in left:
-            deed = _DEEDS.get(type(action))
+            deed = self._deeds.get(type(action))
             if deed is None:
                 self._reply(action)
             elif deed(self, action):
@@ -374,23 +374,22 @@ class Driver:
         for event in mailbox:
             self.push(event)
 
+    _deeds: ClassVar[Mapping[type[act.Action], Callable[[Driver, Any], bool]]] = {
+        act.Answer: _answer,
+        act.LookUpKey: _look_up,
+        act.FindAnswer: _find_answer,
+        act.Admit: _admit,
+        act.Amend: _amend,
+        act.Lend: _lend,
+        act.Count: _count,
+        act.CountUpstream: _count_upstream,
+        act.Beat: _beat,
+        act.End: _end,
+        act.Note: _note,
+    }
+
 
 def _place_of(error: Exception) -> str:
     """Kind and place of a bug. Not its message: that may quote a prompt."""
     places = (f"{place.name}:{place.lineno}" for place in traceback.extract_tb(error.__traceback__)[-4:])
     return f"{type(error).__name__} in {' > '.join(places)}"
-
-
-_DEEDS: dict[type[act.Action], Callable[[Driver, Any], bool]] = {
-    act.Answer: Driver._answer,  # noqa: SLF001
-    act.LookUpKey: Driver._look_up,  # noqa: SLF001 - the table belongs to the class
-    act.FindAnswer: Driver._find_answer,  # noqa: SLF001
-    act.Admit: Driver._admit,  # noqa: SLF001
-    act.Amend: Driver._amend,  # noqa: SLF001
-    act.Lend: Driver._lend,  # noqa: SLF001
-    act.Count: Driver._count,  # noqa: SLF001
-    act.CountUpstream: Driver._count_upstream,  # noqa: SLF001
-    act.Beat: Driver._beat,  # noqa: SLF001
-    act.End: Driver._end,  # noqa: SLF001
-    act.Note: Driver._note,  # noqa: SLF001
-}

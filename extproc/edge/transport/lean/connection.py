@@ -13,7 +13,7 @@ The rules are those of RFC 9113, read for a server that serves gRPC to Envoy:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import ClassVar, Final
 
 from extproc.edge.transport.lean import frames, headers, limits
 from extproc.edge.transport.lean.credit import Credit
@@ -123,7 +123,7 @@ class Connection:
     def _frames(self, data: bytes, position: int) -> int:
         """All whole frames; where the rest begins."""
         end = len(data) if self._greeted else 0
-        read_head = frames.read_head
+        read_head, readers = frames.read_head, self._readers
         while end - position >= HEAD_BYTES:
             word, flags, stream_id = read_head(data, position)
             start = position + HEAD_BYTES
@@ -134,7 +134,7 @@ class Connection:
                     break
             kind = word & 255
             if kind <= frames.CONTINUATION:
-                _FRAMES[kind](self, data, start, stop, flags, stream_id & STREAM_ID_MAX)
+                readers[kind](self, data, start, stop, flags, stream_id & STREAM_ID_MAX)
             else:
                 self._floods.odd_frame()
             position = stop
@@ -441,16 +441,15 @@ class Connection:
         if stream_id != 0:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame of the connection came on a stream")
 
-
-_FRAMES: Final = (
-    Connection._on_data,  # noqa: SLF001 - the table belongs to the class
-    Connection._on_headers,  # noqa: SLF001
-    Connection._on_priority,  # noqa: SLF001
-    Connection._on_rst_stream,  # noqa: SLF001
-    Connection._on_settings,  # noqa: SLF001
-    Connection._on_push_promise,  # noqa: SLF001
-    Connection._on_ping,  # noqa: SLF001
-    Connection._on_goaway,  # noqa: SLF001
-    Connection._on_window_update,  # noqa: SLF001
-    Connection._on_continuation,  # noqa: SLF001
-)
+    _readers: ClassVar[tuple[Callable[..., None], ...]] = (  # by the type of a frame
+        _on_data,
+        _on_headers,
+        _on_priority,
+        _on_rst_stream,
+        _on_settings,
+        _on_push_promise,
+        _on_ping,
+        _on_goaway,
+        _on_window_update,
+        _on_continuation,
+    )
