@@ -40,12 +40,12 @@ QWEN = Vocabulary(
     nfc=True,
 )
 
-# Qwen 3.5 and 3.6: marks belong to words. The publisher's file (sha256 8dde380a…) less 232 of its 248,044 tokens, which no two tokens
-# before them make: the models' own tokenizer knows only merges and never comes to these, tiktoken would where one is a whole pre-token.
+# Qwen 3.5 and 3.6: marks belong to words. The models' vocab.json less 201 of its 248,044 tokens, which none of their merges makes: their
+# tokenizer never comes to these, tiktoken would where one is a whole pre-token. docs/decisions/tokens.md says how that is proved.
 QWEN3_6 = Vocabulary(
     name="qwen3.6",
     file="qwen3_6.tiktoken.xz",
-    sha256="0f1c2ea1ae80ddb18d074c502210043197c3918ab689dee07f833dc5142bfaa2",
+    sha256="58ed13743a9bc19afe192cde1653cd3d602cfcf317f5f7e4141446a156b4ab63",
     licence="LICENSE.qwen",
     pattern=(
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import lzma
+import os
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from extproc.tokens import bpe
 from extproc.tokens.bpe import load_encoding, vocabulary_folder
 from extproc.tokens.counter import Counter, Counters, Running
 from extproc.tokens.registry import LoadedCounters, load_counters
-from extproc.tokens.vocabulary import CL100K, QWEN, TOKENIZERS
+from extproc.tokens.vocabulary import CL100K, QWEN, QWEN3_6, TOKENIZERS
 
 TINY = b"".join(b"%s %d\n" % (word, rank) for rank, word in enumerate([b"YQ==", b"Yg==", b"YWI="]))  # a, b, ab
 
@@ -118,3 +120,36 @@ def test_the_ports_are_kept(counters: LoadedCounters) -> None:
     running: Running = counter.running()
     running.feed("hello")
     assert running.total() == 1
+
+
+MERGES_OF_QWEN_3_5 = "a9d356d7bdf1ef4949e3e748e95b8e10ad9d4e2e838eddc38a0a7b6b94d1db8d"
+"""SHA-256 of ``merges.txt`` in the repositories of Qwen3.5-0.8B, Qwen3.5-4B-Base and Qwen3.8-27B."""
+
+
+@pytest.mark.skipif(os.environ.get("HYPOTHESIS_PROFILE") != "thorough", reason="ten seconds: make fuzz")
+def test_qwen_3_6_merges_as_the_models_do() -> None:
+    """Their list of merges comes out of our tokens: each is made of the two that merging by rank leaves, itself aside."""
+    encoding = load_encoding(QWEN3_6)
+    ranks = encoding._mergeable_ranks
+    shown = {byte: chr(byte) for byte in (*range(33, 127), *range(161, 173), *range(174, 256))}
+    shown |= {byte: chr(256 + place) for place, byte in enumerate(byte for byte in range(256) if byte not in shown)}
+    merges = []
+    for token in sorted((token for token in ranks if len(token) > 1), key=ranks.__getitem__):
+        left, right = _merged(token, ranks, ranks[token]) or _merged(token, ranks, len(ranks) + 1_000) or (b"", b"")
+        merges.append(f"{''.join(map(shown.__getitem__, left))} {''.join(map(shown.__getitem__, right))}\n")
+    assert len(merges) == 247_587
+    assert hashlib.sha256("".join(merges).encode()).hexdigest() == MERGES_OF_QWEN_3_5
+    sizes = [len(encoding.encode_ordinary(word)) for word in (" является", "人力资源", "いっぱい", "各种各样的")]
+    assert sizes == [1, 1, 1, 3], "the last is a token, and no merge makes it"
+
+
+def _merged(token: bytes, ranks: Mapping[bytes, int], below: int) -> tuple[bytes, bytes] | None:
+    """The two parts that tokens of a lower rank make of it, ``None`` if more are left."""
+    parts = [token[at : at + 1] for at in range(len(token))]
+    while len(parts) > 2:
+        joined = [(ranks.get(left + right, below), at) for at, (left, right) in enumerate(pairwise(parts))]
+        rank, at = min(joined)
+        if rank >= below:
+            return None
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts[0], parts[1]
