@@ -4,8 +4,8 @@
 
 A model with a random price serves an ordinary request (``asks.py``). Its backend reads the prompt as the right tokenizer does, with what its
 template adds; generates as much as it likes, up to what it was allowed; and tells its usage – truly, wrongly or not at all. Or the
-answer breaks off, or the client leaves. Prices have dates and off-peak hours, about when the request begins or ends: the price is that of
-its beginning. ``pure/money/random_bills.py`` tries the same of the money alone, with stranger figures.
+answer breaks off, or the client leaves. Prices, tiers and accounts change, and off-peak hours begin, about when the request begins or ends:
+the price is that of its beginning. ``pure/money/random_bills.py`` tries the same of the money alone, with stranger figures.
 """
 
 # ruff: noqa: T201 - it is there to print
@@ -28,7 +28,7 @@ from zoneinfo import ZoneInfo
 from msgspec import structs
 from pure.money.random_bills import MILLIONTHS, ordinary_bill, random_bill
 
-from extproc.accounts.model import Key
+from extproc.accounts.model import Change, Key
 from extproc.catalog.model import CHARGEABLE, Catalog, Model, OffPeak, Tariff, Tier
 from extproc.exchange.ask import Prompt
 from extproc.exchange.endpoints import BY_PATH
@@ -135,12 +135,18 @@ def random_case(dice: Dice) -> Case:
         image_tokens_max=4_096 if sees else 0, sandbox=True, priority_factors={"standard": dice.choice(factors) or 1},
         tariffs=tuple(dated(dice, tariff, begun_ms, thought_ms)), off_peak=random_hours(dice, begun_ms, thought_ms, factors),
     )  # fmt: skip
-    tier = Tier(name="default", limits=NO_LIMITS, price_factor=dice.choice(factors))
+    later = [
+        Tier(name="default", limits=NO_LIMITS, price_factor=dice.choice(factors), effective_ms=moment)
+        for moment in moments(dice, begun_ms, thought_ms, 0.2)
+    ]
+    tier = Tier(name="default", limits=NO_LIMITS, price_factor=dice.choice(factors), later=tuple(later))
     catalog = Catalog(version="v", currency="CNY", tiers={"default": tier}, default_tier="default", models={"m": model, "sees": model})
     policy = dice.choice(POLICIES)
     bounds = Bounds(counted_upstream=frozenset({"m"}) if dice.random() < 0.2 else frozenset())
     terms = Pinned(catalog=catalog, policy=policy, bounds=bounds, counters=counters(), price_known=lambda payer, price: False)
-    key = replace(KEY, price_factor=dice.choice(factors) if dice.random() < 0.2 else FACTOR_ONE, sandbox=dice.random() < 0.03)
+    changes = [Change(at_ms=moment, price_factor=dice.choice(factors)) for moment in moments(dice, begun_ms, thought_ms, 0.2)]
+    factor = dice.choice(factors) if dice.random() < 0.2 else FACTOR_ONE
+    key = replace(KEY, price_factor=factor, changes=tuple(changes), sandbox=dice.random() < 0.03)
     poor = 10 ** dice.randint(6, 10) if dice.random() < 0.2 else RICH
     return Case(model, key, terms, ask, poor, is_ordinary, begun_ms, thought_ms)
 
@@ -166,14 +172,9 @@ def random_tariff(dice: Dice, endpoint: str, *, has_images: bool, is_ordinary: b
 
 
 def dated(dice: Dice, tariff: Tariff, begun_ms: int, thought_ms: int) -> Iterator[Tariff]:
-    """A price over time: it changes about when the request begins, while it runs, or about when it ends."""
+    """A price over time."""
     yield tariff
-    if dice.random() < 0.5:
-        return
-    moments = {
-        begun_ms + dice.choice((-86_400_000, -1, 0, 1, thought_ms // 2, thought_ms, thought_ms + 1)) for _ in range(dice.choice((1, 2)))
-    }
-    for moment in sorted(moments):
+    for moment in moments(dice, begun_ms, thought_ms, 0.5):
         numerator, denominator = dice.choice(((0, 1), (1, 2), (2, 1), (3, 1)))
 
         def other(rates: Rates, numerator: int = numerator, denominator: int = denominator) -> Rates:
@@ -182,6 +183,14 @@ def dated(dice: Dice, tariff: Tariff, begun_ms: int, thought_ms: int) -> Iterato
 
         bands = tuple(Band(above_tokens=band.above_tokens, rates=other(band.rates)) for band in tariff.bands)
         yield replace(tariff, effective_ms=moment, rates=other(tariff.rates), bands=bands)
+
+
+def moments(dice: Dice, begun_ms: int, thought_ms: int, probability: float) -> list[int]:
+    """When something changes: about when the request begins, while it runs, or about when it ends."""
+    if dice.random() > probability:
+        return []
+    apart = (-86_400_000, -1, 0, 1, thought_ms // 2, thought_ms, thought_ms + 1)
+    return sorted({begun_ms + dice.choice(apart) for _ in range(dice.choice((1, 2)))})
 
 
 def random_hours(dice: Dice, begun_ms: int, thought_ms: int, factors: Sequence[int]) -> OffPeak | None:
@@ -203,14 +212,23 @@ def minute_of_day(zone: ZoneInfo, at_ms: int) -> int:
     return clock.hour * 60 + clock.minute
 
 
-def price_then(model: Model, at_ms: int) -> tuple[Rates, str]:
-    """Rates and off-peak hours at a moment, by the words of the reference rather than by the catalog."""
-    tariff = max((tariff for tariff in model.tariffs if tariff.effective_ms <= at_ms), key=lambda one: one.effective_ms)
-    hours = model.off_peak
-    if hours is None:
-        return tariff.rates, ""
-    since, length = ((minute - hours.begin_minute) % 1_440 for minute in (minute_of_day(hours.zone, at_ms), hours.end_minute))
-    return tariff.rates, hours.name if since < length and hours.factor != FACTOR_ONE else ""
+def price_then(case: Case, at_ms: int) -> tuple[tuple[int, ...], dict[str, int]]:
+    """Rates and factors at a moment, by the words of the reference rather than by the catalog."""
+
+    def since(moment: int) -> int:
+        return moment if moment <= at_ms else -1
+
+    model, tier = case.model, case.terms.catalog.tiers["default"]
+    tariff = max(model.tariffs, key=lambda one: since(one.effective_ms))
+    tier = max((tier, *tier.later), key=lambda one: since(one.effective_ms))
+    account = max(
+        ((0, case.key.price_factor), *((since(one.at_ms), one.price_factor or 0) for one in case.key.changes)), key=lambda one: one[0]
+    )
+    found = {"priority standard": model.priority_factors["standard"], "tier default": tier.price_factor, "account": account[1]}
+    if (hours := model.off_peak) is not None:
+        passed, length = ((minute - hours.begin_minute) % 1_440 for minute in (minute_of_day(hours.zone, at_ms), hours.end_minute))
+        found |= {hours.name: hours.factor} if passed < length else {}
+    return tariff.rates.resolved, {name: millionths for name, millionths in found.items() if millionths != FACTOR_ONE}
 
 
 def random_made(dice: Dice, walk: Walk, prompt: Prompt, case: Case) -> Made:
@@ -409,9 +427,7 @@ def check(dice: Dice, case: Case) -> tuple[str, float | None]:
 
 def check_price(case: Case, price: Price, walk: Walk) -> None:
     """It is that of the moment of its beginning, whenever it ends; it was held for at that price, too."""
-    rates, hours = price_then(case.model, case.begun_ms)
-    assert price.rates.resolved == rates.resolved
-    assert [factor.name for factor in price.factors if factor.name.startswith("off-peak")] == ([hours] if hours else [])
+    assert (price.rates.resolved, {factor.name: factor.millionths for factor in price.factors}) == price_then(case, case.begun_ms)
     assert walk.passed is not None
     assert dict(walk.passed.metadata)["price_id"] == price.price_id
 
@@ -440,7 +456,7 @@ def run(requests: int, seed: int) -> tuple[Counter[str], dict[str, list[float]]]
             error.add_note(f"seed {seed}, request {number}: {case.ask.path} {case.ask.body[:600]!r} {case.model} {case.terms.policy}")
             raise
         became[what] += 1
-        now, then = (price_then(case.model, case.begun_ms + passed_ms) for passed_ms in (0, case.thought_ms))
+        now, then = (price_then(case, case.begun_ms + passed_ms) for passed_ms in (0, case.thought_ms))
         became[OTHER_PRICE] += now != then
         if ratio is not None:
             bounded = ", no vocabulary" if case.model.tokenizer == "upstream" and "audio" not in case.ask.path else ""
