@@ -30,9 +30,11 @@ CHARGEABLE: Mapping[str, frozenset[str]] = {
     EMBEDDINGS: _PROMPT,
     RERANK: _PROMPT,
     SCORE: _PROMPT,
-    TRANSCRIPTIONS: frozenset({"calls", "input", "audio_tokens", "audio_ms"}),
+    TRANSCRIPTIONS: frozenset({"calls", "audio_ms"}),
 }
-"""Every endpoint with the units (``money.price.UNITS``) that a request to it can use."""
+"""Every endpoint with the units (``money.price.UNITS``) that a request to it can be charged for. Of sound its seconds alone: nothing else
+can be held for, and most answers tell nothing else.
+"""
 WITHOUT_OUTPUT = frozenset(endpoint for endpoint, units in CHARGEABLE.items() if "output" not in units)
 WITH_MESSAGES = frozenset({CHAT_COMPLETIONS, RESPONSES, MESSAGES})  # a chat template is laid around the prompt
 

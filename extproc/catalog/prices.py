@@ -176,7 +176,8 @@ def _part(at: Cursor, method: str, sale: Sale, *, dated: tuple[str, ...] = ()) -
     shape = SHAPES[method]
     usable = {key for key, part in shape.items() if part.unit in sale.units}
     if not usable:
-        at.fault(f"{method} prices nothing that requests to this model use ({sale.said})")
+        others = [name for name, parts in SHAPES.items() if any(part.unit in sale.units for part in parts.values())]
+        at.fault(f"{method} prices nothing that requests to this model use ({sale.said}): {', '.join(others)} may")
         return _Asked({}, {})
     banded = ("above",) if method == PER_TOKEN else ()
     needed = [key for key in WHOLES if key in usable and not (method == PER_TOKEN and key == "image")]

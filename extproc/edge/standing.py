@@ -192,7 +192,7 @@ def _exact(tab: Tab) -> Reassertion | None:
     if tab.terms is Terms.LENT:
         return None  # the store was away: it never held anything
     return _reassertion(
-        tab, is_exact=True, reserved_nanos=worst.reserved_nanos, cap_nanos=worst.cap_nanos, tokens=sized.demand.total_tokens
+        tab, is_exact=True, reserved_nanos=worst.reserved_nanos, cap_nanos=worst.cap_nanos, tokens=sized.demand.limited_tokens
     )
 
 

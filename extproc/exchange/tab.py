@@ -214,7 +214,7 @@ class Tab:
             key_id=key.id,
             reserved_nanos=worst.reserved_nanos,
             cap_nanos=worst.cap_nanos,
-            tokens=sized.demand.total_tokens,
+            tokens=sized.demand.limited_tokens,
             account_limits=self._tier().limits,
             key_limits=key.limits,
             row=self._begun(EndReason.SIDECAR_LOST).to_row(),
@@ -268,7 +268,7 @@ class Tab:
         """Charge a usage, at most the cap."""
         cost, nanos = self._cost_and_charge(usage)
         record = self._record(reason, at_ns, usage=usage, list_nanos=cost, charge_nanos=nanos)
-        return self._end(EndKind.SETTLE, nanos, usage.total_tokens, record, wait=wait, used=used_of(self.quota, usage))
+        return self._end(EndKind.SETTLE, nanos, usage.limited_tokens, record, wait=wait, used=used_of(self.quota, usage))
 
     def void(self, reason: EndReason, at_ns: int, *, error_code: str = "", error: str = "") -> Finish:
         """Give everything back."""

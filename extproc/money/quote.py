@@ -7,7 +7,7 @@ from enum import StrEnum
 import msgspec
 
 from extproc.money.price import Price, Rates
-from extproc.money.usage import CHARACTERS_PER_TOKEN_MAX, NO_QUOTA, Quota
+from extproc.money.usage import CHARACTERS_PER_TOKEN_MAX, NO_QUOTA, Quota, limited_tokens
 
 
 class Terms(StrEnum):
@@ -43,8 +43,8 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         assert min(self.image_tokens, self.audio_tokens, self.output_tokens) >= 0
 
     @property
-    def total_tokens(self) -> int:
-        return self.input_tokens + self.output_tokens
+    def limited_tokens(self) -> int:
+        return limited_tokens(self.input_tokens, self.output_tokens, self.audio_ms)
 
 
 class Quote(msgspec.Struct, frozen=True, kw_only=True, gc=False):

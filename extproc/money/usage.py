@@ -15,6 +15,11 @@ CHARACTERS_PER_TOKEN_MAX = 6
 the charge."""
 
 
+AUDIO_MS_PER_TOKEN = 20
+"""Where tokens are limited, sound counts as 50 a second: as many places as Whisper's encoder makes of it. It has none of its own, so that
+no limit would bind: neither tokens a minute nor the day of sandbox keys, who pay nothing."""
+
+
 class UsageSource(StrEnum):
     """In order of truth (VLLM.md)."""
 
@@ -57,8 +62,8 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         assert 0 <= self.reasoning_tokens <= self.output_tokens <= TOKENS_MAX
 
     @property
-    def total_tokens(self) -> int:
-        return self.input_tokens + self.output_tokens
+    def limited_tokens(self) -> int:
+        return limited_tokens(self.input_tokens, self.output_tokens, self.audio_ms)
 
     @property
     def is_ordinary(self) -> bool:
@@ -79,6 +84,11 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     def is_nothing(self) -> bool:
         """Neither tokens nor anything else: nothing is charged, not even the call."""
         return not (self.input_tokens or self.output_tokens or self.audio_ms)
+
+
+def limited_tokens(input_tokens: int, output_tokens: int, audio_ms: int) -> int:
+    """What counts against limits of tokens, of a demand or a usage: sound as its tokens, or as :data:`AUDIO_MS_PER_TOKEN`, what is more."""
+    return max(input_tokens, -(-audio_ms // AUDIO_MS_PER_TOKEN)) + output_tokens
 
 
 NO_USAGE = Usage()

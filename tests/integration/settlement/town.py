@@ -219,7 +219,7 @@ class Town:
             key_id=key,
             kind=EndKind.SETTLE,
             charge_nanos=sum_.charge_nanos,
-            tokens=usage.total_tokens,
+            tokens=usage.limited_tokens,
             row=row,
             reserved_nanos=CAP if quota is NO_QUOTA else 0,
             is_forwarded=True,

@@ -226,6 +226,8 @@ def test_what_is_set_for_all_models_and_unset_for_one():
         ('{input: "1", audio: "1", output: "1"}', {"endpoints": "[messages]"}, 6, "price.audio: requests to this model (messages) never use audio tokens"),
         ('{input: "1", output: "1", reasoning: "x"}', {}, 6, "is not a decimal amount"),
         ('{second: "1"}', {"method": "per_second", "endpoints": "[chat.completions, transcriptions]"}, 6, "has nothing that chat.completions uses: its requests would be free"),
+        ('{input: "6.00", audio: "10.00"}', AUDIO, 6, "per_token prices nothing that requests to this model use (transcriptions; no `image`): per_call, per_second may"),
+        ('{input: "1", audio: "1", output: "1"}', {"endpoints": "[chat.completions, transcriptions]"}, 6, "has nothing that transcriptions uses: its requests would be free"),
         ('{per_token: {input: "1", output: "1"}}', {"method": "hybrid"}, 6, "two parts at least"),
         ('{per_token: {input: "1", output: "1"}, per_cal: {}}', {"method": "hybrid"}, 6, "did you mean per_call?"),
         ('{per_token: {input: "1"}, per_call: {call: "1"}}', {"method": "hybrid"}, 6, "price.per_token: output is missing"),

@@ -8,7 +8,7 @@ import struct
 from typing import Any
 
 import pytest
-from stage import RATE, chat, chunk, delta, error_of, granted, headers, key, model, pinned, play, to_open, usage_event
+from stage import RATE, chat, chunk, delta, ends, error_of, granted, headers, key, model, pinned, play, to_open, usage_event
 from test_audio import wav
 
 from extproc.catalog.model import Model, Tariff
@@ -34,9 +34,9 @@ def sold(**changes: Any) -> Model:
     return model(**({"endpoints": LISTED} | changes))
 
 
-def spoken(**rates: int) -> Model:
+def spoken(**changes: Any) -> Model:
     """A millionth of a unit of money for a thousand milliseconds."""
-    return sold(tariffs=(Tariff(method="per_second", rates=Rates(audio_ms=1_000_000)),), output_tokens_max=0, **rates)
+    return sold(tariffs=(Tariff(method="per_second", rates=Rates(audio_ms=1_000_000)),), output_tokens_max=0, **changes)
 
 
 class Walk:
@@ -212,6 +212,25 @@ def test_tokens_of_sound_are_no_more_than_its_pieces_can_have():
     walk.forward()
     _, record = walk.answer({"text": "hi", "usage": {"type": "tokens", "input_tokens": 31_000, "output_tokens": 2}})
     assert (record.input_tokens, record.output_tokens, record.usage_flags[-1]) == (3 * 10_000, 2, "input_tokens_impossible")
+
+
+@pytest.mark.parametrize(
+    ("usage", "counted"),
+    [({"seconds": 3}, 150), ({"input_tokens": 25, "output_tokens": 2}, 127), ({"input_tokens": 250, "output_tokens": 2}, 252)],
+)
+def test_sound_counts_as_tokens_where_those_are_limited(usage: dict, counted: int):
+    """50 a second: else no day ends for a sandbox key, who pays nothing."""
+    exchange = Exchange(pinned(spoken(sandbox=True)))
+    exchange.receive(headers(path="/v1/audio/transcriptions", content_type="multipart/form-data; boundary=b"))
+    exchange.receive(ev.KeyRead(key=key(sandbox=True)))
+    exchange.receive(ev.Admitted(granted=granted()))
+    (amend,) = exchange.receive(ev.Body(data=form()))
+    assert isinstance(amend, act.Amend)
+    assert (amend.amendment.tokens, amend.amendment.sandbox_tokens_per_day) == (200, 100_000)
+    exchange.receive(ev.Amended(granted=granted()))
+    exchange.receive(ev.ResponseHeaders(status=200, headers={"content-type": "application/json"}))
+    (end,) = ends(play(exchange, chunk(json.dumps({"text": "hi", "usage": usage}).encode(), end=True)))
+    assert (end.ending.tokens, end.ending.charge_nanos) == (counted, 0)
 
 
 @pytest.mark.parametrize("answer", [{"error": {"message": "no"}}, b"<html>", b"", {}])

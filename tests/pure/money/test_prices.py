@@ -72,7 +72,7 @@ def test_the_cost_is_the_sum_of_the_lines_times_the_factors_rounded_up_once(pric
     for factor in price.factors:
         exact *= Fraction(factor.millionths, FACTOR_ONE)
     assert done.cost_nanos == ceil(exact)
-    assert sum(line.quantity for line in done.lines) == usage.total_tokens
+    assert sum(line.quantity for line in done.lines) == usage.limited_tokens
 
 
 @given(prices(), usages(), st.integers(1, 1_000))
