@@ -247,7 +247,9 @@ class TestResponses:
             {"type": "function_call_output", "call_id": "1", "output": "four five"},
         ]
         answer, record = asked(RESPONSES, {"input": items})
-        assert answer.json["usage"]["input_tokens"] == 1 + 1 + 326 + 1 + 1 + 2 + 5 * 5 + 3
+        # Words, special tokens and roles; the call belongs to the message that thinks: <tool_call> {"name": "f", "arguments": {}} </tool_call>
+        developer, user, assistant, result, answers = 3 + 1, 3 + 1 + 326, 3 + 1 + 6, 3 + 2 + 2, 2
+        assert answer.json["usage"]["input_tokens"] == developer + user + assistant + result + answers
         assert record["images"] == 1
 
     @pytest.mark.parametrize(
