@@ -25,7 +25,7 @@ PROMPTS_MAX = 2_048  # texts of one request
 ID_CHARS_MAX = 128  # of what names a call, an item or a message, as an earlier answer had it; some templates print it
 URL_CHARS_MAX = 8_192  # of an image that a backend is to fetch
 NESTING_MAX = 64  # OpenAI takes schemas of ten levels, each of which is three of JSON; and it can be written however deep our stack is
-NESTS_MAX = 262_144  # lists and objects of a body: each takes 60 to 250 bytes of memory, of which three may have come
+NESTS_MAX = 131_072  # lists and objects of a body: each takes 60 to 250 bytes of memory, of which three may have come, and a microsecond
 
 # Sampling and shape of the answer: they change neither the price nor the queue.
 SAMPLING_FIELDS = frozenset(

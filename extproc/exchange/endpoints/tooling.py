@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from extproc.errors import ClientError
 from extproc.exchange.ask import Prompt
 from extproc.exchange.endpoints import fields as read
 from extproc.tokens.counter import Call, Tools
+
+PRINTED_MAX = 8_192  # tools, calls and fields of messages together: as many messages as there may be, with four each
 
 
 class Tooling:
@@ -24,7 +27,7 @@ class Tooling:
 
     def function(self, described: Any, printed: Any) -> None:
         """One that may be called. ``described``: its name, description, parameters. ``printed``: with what is around."""
-        self._printed.append(printed)
+        self._print(printed)
         if isinstance(described, dict) and _is_function(described):
             self._functions.append(described)
         else:
@@ -32,7 +35,7 @@ class Tooling:
 
     def call(self, message: int, name: str, arguments: Any, printed: Any) -> None:
         """One in the message at this position. Arguments that came as a text are printed with blanks, or with tags around each."""
-        self._printed.append(printed)
+        self._print(printed)
         self._calls.append(Call(message, name, arguments))
         if isinstance(arguments, str):
             self._reprinted += read.reprinted(arguments)
@@ -43,12 +46,17 @@ class Tooling:
 
     def silent(self, printed: Any) -> None:
         """What no template prints that backends serve; and yet it is bounded."""
-        self._printed.append(printed)
+        self._print(printed)
 
     def odd(self, printed: Any) -> None:
         """What some templates print."""
-        self._printed.append(printed)
+        self._print(printed)
         self._odd.append(printed)
+
+    def _print(self, printed: Any) -> None:
+        if len(self._printed) == PRINTED_MAX:
+            raise ClientError(f"The request has more than {PRINTED_MAX} tools, calls and fields of messages.", code="invalid_value")
+        self._printed.append(printed)
 
     def prompt(self, messages: list[tuple[str, str]], images: list[str], *, param: str = "messages") -> Prompt:
         """With these messages."""

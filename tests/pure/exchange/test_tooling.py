@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from stage import Words
 
+from extproc.errors import ClientError
 from extproc.exchange.ask import ALLOWANCE_TOKENS, ALLOWANCE_TOKENS_PER_MESSAGE, ALLOWANCE_TOKENS_TOOLS, Prompt
 from extproc.exchange.endpoints.chat import messages_of
 from extproc.exchange.endpoints.messages import Messages
 from extproc.exchange.endpoints.responses import Responses
+from extproc.exchange.endpoints.tooling import PRINTED_MAX
 from extproc.tokens.counter import Call, Tools
 
 USER = {"role": "user", "content": "where"}
@@ -124,3 +126,10 @@ def test_what_is_printed_widely_is_no_work_for_the_loop():
     prompt = chat(tools=[{"type": "function", "function": LOOK | {"parameters": {"a": deep}}}])
     assert prompt.work_bytes(Prints()) < 2_500
     assert prompt.work_bytes(Words()) > 500 * 4 * 50
+
+
+def test_more_calls_than_any_conversation_has():
+    told = {"role": "assistant", "content": "", "tool_calls": [CALL] * PRINTED_MAX}
+    assert chat(told).tools is not None
+    with pytest.raises(ClientError, match="more than 8192"):
+        chat(told, tools=[{"type": "function", "function": LOOK}])
