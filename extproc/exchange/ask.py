@@ -225,5 +225,8 @@ class Endpoint(Protocol):
     def read_answer(self, body: bytes) -> Piece:
         """A whole JSON answer, or as much of it as arrived."""
 
-    def usage(self, raw: Any, source: UsageSource, expected: Expected) -> Usage | None:
-        """Its usage object → tokens; ``None`` if it has no figures. 0 is a figure; what cannot be is clamped and flagged."""
+    def usage(self, raw: Any, source: UsageSource, expected: Expected, output_tokens: int | None = None) -> Usage | None:
+        """Its usage object → tokens. 0 is a figure; what cannot be is clamped and flagged.
+
+        ``None``: it has no figures, or none of the output, if ``output_tokens`` does not say what that was.
+        """

@@ -130,13 +130,26 @@ class OpaqueMeter:
         return EndReason.STOP if self._ended else None
 
 
-def counted(expected: Expected, output_tokens: int, source: UsageSource) -> Usage:
-    """Our own figures, within what was held for."""
-    return structs.replace(
+def counted(expected: Expected, output_tokens: int, source: UsageSource, told: Any = None) -> Usage:
+    """Our own figures, within what was held for. ``told``: a usage object without its output; the prompt is as that says, if it does.
+
+    (Some backends say 0 until they know.)
+    """
+    usage = structs.replace(
         expected.prompt,
         input_tokens=min(expected.prompt.input_tokens, expected.input_tokens_max),
         output_tokens=min(output_tokens, expected.output_tokens_held),
         source=source,
+    )
+    begun = expected.endpoint.usage(told, source, expected, usage.output_tokens) if told else None
+    if begun is None or not begun.input_tokens:
+        return usage
+    return structs.replace(
+        usage,
+        input_tokens=begun.input_tokens,
+        cached_tokens=begun.cached_tokens,
+        cache_creation_tokens=begun.cache_creation_tokens,
+        flags=begun.flags,
     )
 
 

@@ -92,11 +92,13 @@ class AnswerMeter:
             usage = self._counted(ended_early=ended_early)
         return with_units(usage, expected, *self._units()) if expected.needs_text else with_units(usage, expected, 0, 0)
 
+    def _told(self) -> Any:
+        """The answer's usage object, if it is to be trusted."""
+        return self._piece.usage if self._piece is not None and self._expected.trust_usage else None
+
     def _said(self) -> Usage | None:
-        expected, piece = self._expected, self._piece
-        if not expected.trust_usage or piece is None or piece.usage is None:
-            return None
-        return expected.endpoint.usage(piece.usage, UsageSource.UPSTREAM, expected)
+        told = self._told()
+        return None if told is None else self._expected.endpoint.usage(told, UsageSource.UPSTREAM, self._expected)
 
     def _texts(self) -> list[tuple[int, str]]:
         """(choice, text), without what it repeats of its prompt."""
@@ -122,8 +124,8 @@ class AnswerMeter:
             tokens, seen = self._tokens(expected.counter, texts)
         whole = max(self._size, self._length_bytes) if ended_early else self._size
         if seen < length or whole > self._size:
-            return counted(expected, -(-tokens * length * whole // max(1, seen * self._size)), UsageSource.CHUNKS)
-        return counted(expected, tokens, UsageSource.COUNTED if expected.counter else UsageSource.CHUNKS)
+            return counted(expected, -(-tokens * length * whole // max(1, seen * self._size)), UsageSource.CHUNKS, self._told())
+        return counted(expected, tokens, UsageSource.COUNTED if expected.counter else UsageSource.CHUNKS, self._told())
 
     def _tokens(self, counter: Counter, texts: list[tuple[int, str]]) -> tuple[int, int]:
         """(tokens, of how many characters), each choice without a prompt that it repeats as tokens."""

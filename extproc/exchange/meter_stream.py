@@ -246,19 +246,9 @@ class StreamMeter:
         return {**self._begun, **{name: value for name, value in raw.items() if value is not None}}
 
     def _counted_by_us(self, output_tokens: int, source: UsageSource) -> Usage:
-        """The prompt as it was told at the beginning, if it was. (Some backends say 0 until they know.)"""
-        expected = self._expected
-        usage = counted(expected, output_tokens, source)
-        begun = expected.endpoint.usage(self._begun, source, expected) if self._begun else None
-        if begun is None or not begun.input_tokens:
-            return usage
-        return structs.replace(
-            usage,
-            input_tokens=begun.input_tokens,
-            cached_tokens=begun.cached_tokens,
-            cache_creation_tokens=begun.cache_creation_tokens,
-            flags=begun.flags,
-        )
+        """The prompt as it was told, if it was."""
+        told = self._begun if self._final is None else self._with_begun(self._final)
+        return counted(self._expected, output_tokens, source, told)
 
     def reason(self) -> EndReason | None:
         """An error event or ``abort`` wins over what else was said; ``[DONE]`` alone is no success (VLLM.md)."""

@@ -14,7 +14,7 @@ class Free:
     is_listed = False
     output_default: int | None = 0
 
-    def usage(self, raw: Any, source: UsageSource, expected: Expected) -> Usage | None:
+    def usage(self, raw: Any, source: UsageSource, expected: Expected, output_tokens: int | None = None) -> Usage | None:
         """Nothing."""
-        del raw, expected
+        del raw, expected, output_tokens
         return Usage(source=source)

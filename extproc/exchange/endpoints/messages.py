@@ -70,12 +70,13 @@ class Messages(openai.Usual):
             fields=fields,
         )
 
-    def usage(self, raw: Any, source: UsageSource, expected: Expected) -> Usage | None:
+    def usage(self, raw: Any, source: UsageSource, expected: Expected, output_tokens: int | None = None) -> Usage | None:
         """See :class:`~extproc.exchange.ask.Endpoint`. Of an input that nobody told, our own count."""
         figure, most = UsageReader(), expected.input_tokens_max
         told = [figure(raw, name, most) for name in _INPUTS]
         output = figure(raw, "output_tokens", expected.output_tokens_max)
-        if output is None and (told[0] is None or figure.flags):
+        output = output_tokens if output is None else output
+        if output is None:
             return None
         fresh, cached, creation = (value or 0 for value in told)
         if told[0] is None:
@@ -88,7 +89,7 @@ class Messages(openai.Usual):
             input_tokens=total,
             cached_tokens=cached,
             cache_creation_tokens=min(creation, total - cached),
-            output_tokens=output or 0,
+            output_tokens=output,
             source=source,
             flags=tuple(dict.fromkeys(figure.flags)),
         )

@@ -44,9 +44,9 @@ class Usual:
         is_told = self.has_stream_options
         return canonical(ask.fields, own, stream=ask.stream, usage=usage and is_told, continuous=continuous and is_told)
 
-    def usage(self, raw: Any, source: UsageSource, expected: Expected) -> Usage | None:
+    def usage(self, raw: Any, source: UsageSource, expected: Expected, output_tokens: int | None = None) -> Usage | None:
         """See :class:`~extproc.exchange.ask.Endpoint`."""
-        return usage_of(raw, source, expected)
+        return usage_of(raw, source, expected, output_tokens=output_tokens)
 
     def read_event(self, data: bytes) -> Piece:
         """See :class:`~extproc.exchange.ask.Endpoint`."""
@@ -71,14 +71,15 @@ _CHAT = Names(
 )
 
 
-def usage_of(raw: Any, source: UsageSource, expected: Expected, names: Names = _CHAT) -> Usage | None:
-    """OpenAI's usage object → a usage; ``None`` if it has no figures."""
+def usage_of(raw: Any, source: UsageSource, expected: Expected, names: Names = _CHAT, *, output_tokens: int | None = None) -> Usage | None:
+    """OpenAI's usage object → a usage. See :class:`~extproc.exchange.ask.Endpoint`."""
     if not isinstance(raw, dict):
         return None
     figure = UsageReader()
     prompt = figure(raw, names.input, expected.input_tokens_max)
     output = figure(raw, names.output, expected.output_tokens_max)
-    if prompt is None or (output is None and figure.flags):
+    output = output_tokens if output is None else output
+    if prompt is None or output is None:
         return None
     details = raw.get(names.input_details)
     cached = creation = image = audio = 0
@@ -87,14 +88,14 @@ def usage_of(raw: Any, source: UsageSource, expected: Expected, names: Names = _
         creation = figure(details, "cache_write_tokens", prompt - cached) or 0
         image = figure(details, "image_tokens", prompt) or 0
         audio = figure(details, "audio_tokens", prompt - image) or 0
-    reasoning = figure(raw.get(names.output_details), "reasoning_tokens", output or 0) or 0
+    reasoning = figure(raw.get(names.output_details), "reasoning_tokens", output) or 0
     return Usage(
         input_tokens=prompt,
         cached_tokens=cached,
         cache_creation_tokens=creation,
         image_tokens=image,
         audio_tokens=audio,
-        output_tokens=output or 0,
+        output_tokens=output,
         reasoning_tokens=reasoning,
         source=source,
         flags=tuple(figure.flags),

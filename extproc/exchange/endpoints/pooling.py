@@ -22,8 +22,9 @@ class Pooling(Usual):
 
     output_default: int | None = 0
 
-    def usage(self, raw: Any, source: UsageSource, expected: Expected) -> Usage | None:
+    def usage(self, raw: Any, source: UsageSource, expected: Expected, output_tokens: int | None = None) -> Usage | None:
         """See :class:`~extproc.exchange.ask.Endpoint`. Some rerankers tell the total alone, which is the same."""
+        del output_tokens
         figure, most = UsageReader(), expected.input_tokens_max
         prompt = figure(raw, "prompt_tokens", most)
         if prompt is None:

@@ -75,9 +75,9 @@ class Responses(openai.Usual):
             fields=fields,
         )
 
-    def usage(self, raw: Any, source: UsageSource, expected: Expected) -> Usage | None:
+    def usage(self, raw: Any, source: UsageSource, expected: Expected, output_tokens: int | None = None) -> Usage | None:
         """See :class:`~extproc.exchange.ask.Endpoint`."""
-        return openai.usage_of(raw, source, expected, _NAMES)
+        return openai.usage_of(raw, source, expected, _NAMES, output_tokens=output_tokens)
 
     def read_event(self, data: bytes) -> Piece:
         """See :class:`~extproc.exchange.ask.Endpoint`. Events that end something repeat all of its text: that is no output."""

@@ -21,7 +21,8 @@ from extproc.exchange.form import CONTENT_TYPE, File, Value, read_form, write_fo
 from extproc.exchange.meter import Expected, UsageReader
 from extproc.money.usage import TOKENS_MAX, Usage, UsageSource
 
-FORMATS = ("json", "verbose_json", "text", "srt", "vtt")
+BARE = ("text", "srt", "vtt")
+FORMATS = ("json", "verbose_json", *BARE)
 
 _OWN = frozenset({"file", "model", "stream", "stream_include_usage", "stream_continuous_usage_stats"})
 _KNOWN = frozenset(
@@ -63,11 +64,11 @@ class Transcriptions(openai.Usual):
         length = length_of(file.data)
         if length.most_ms > LENGTH_MS_MAX:
             raise ClientError("`file` is longer than a day.", param="file", status=413, code="audio_too_long")
-        stream = read.truth(body, "stream")
-        self._check_tells(body.get("response_format", FORMATS[0]), stream=stream, is_told=length.is_told)
+        stream, form = read.truth(body, "stream"), body.get("response_format", FORMATS[0])
+        self._check_tells(form, stream=stream, is_told=length.is_told)
         usage = stream and read.truth(body, "stream_include_usage")
         return Ask(
-            endpoint=self,
+            endpoint=_BARE if form in BARE else self,
             model=read.model_name(body),
             stream=stream,
             prompt=Prompt(param="file", audio_ms=length.most_ms, audio_ms_likely=length.likely_ms),
@@ -88,8 +89,9 @@ class Transcriptions(openai.Usual):
         file = fields.pop("file")
         return write_form({**fields, "file": file})
 
-    def usage(self, raw: Any, source: UsageSource, expected: Expected) -> Usage | None:
+    def usage(self, raw: Any, source: UsageSource, expected: Expected, output_tokens: int | None = None) -> Usage | None:
         """See :class:`~extproc.exchange.ask.Endpoint`. Seconds, or tokens; of what is not told (no sound has 0 seconds) our own figure."""
+        del output_tokens
         if not isinstance(raw, dict):
             return None
         seconds, audio_ms = raw.get("seconds"), expected.prompt.audio_ms
@@ -129,6 +131,18 @@ class Transcriptions(openai.Usual):
                 f"Send WAV, FLAC, MP3 or Opus in Ogg, or ask for `response_format` {' or '.join(self.telling)} without `stream`."
             )
             raise ClientError(words, param="stream" if stream else "response_format", code="unknown_duration")
+
+
+class _Bare(Transcriptions):
+    """Whose answer was asked for as bare text: whatever looks like a usage in it was spoken."""
+
+    def read_answer(self, body: bytes) -> Piece:
+        """See :class:`~extproc.exchange.ask.Endpoint`."""
+        text = body.decode("utf-8", "replace")
+        return Piece(texts=((0, text),), usage={}, final=True, finish="stop") if text.strip() else NOTHING
+
+
+_BARE = _Bare()
 
 
 class Translations(Transcriptions):

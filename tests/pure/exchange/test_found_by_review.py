@@ -125,12 +125,19 @@ def test_a_failed_answer_with_status_200_is_not_charged(body: bytes):
     assert (end.ending.kind, note.record.end_reason) == (EndKind.VOID, "upstream_error")
 
 
-def test_a_figure_of_the_wrong_type_is_counted_by_ourselves():
-    exchange = Exchange(pinned())
-    to_streaming(exchange)
-    usage = b'data: {"choices":[],"usage":{"prompt_tokens":11,"completion_tokens":"50"}}\n\n'
-    end, _, note = play(exchange, chunk(delta("abcde", "stop") + usage + DONE))
-    assert (end.ending.charge_nanos, note.record.usage_source) == (11_000 + 10_000, "counted")
+@pytest.mark.parametrize("told", [{"completion_tokens": "50"}, {"completion_tokens": None}, {}], ids=["a word", "null", "nothing"])
+def test_output_of_which_no_figure_is_told_is_counted_by_ourselves(told: dict):
+    """It was free, though the prompt's figure stood beside it; and that one still holds."""
+    told = {"prompt_tokens": 30, "prompt_tokens_details": {"cached_tokens": 5}} | told
+    streamed, whole = Exchange(pinned()), Exchange(pinned())
+    to_streaming(streamed)
+    to_answer(whole)
+    usage = b'data: {"choices":[],"usage":' + json.dumps(told).encode() + b"}\n\n"
+    answer = {"choices": [{"message": {"content": "abcde"}, "finish_reason": "stop"}], "usage": told}
+    for exchange, sent in ((streamed, delta("abcde", "stop") + usage + DONE), (whole, json.dumps(answer).encode())):
+        end, _, note = play(exchange, chunk(sent, end=True))
+        assert (end.ending.charge_nanos, note.record.usage_source) == (25_000 + 5 * 500 + 10_000, "counted")
+        assert (note.record.input_tokens, note.record.cached_tokens, note.record.output_tokens) == (30, 5, 5)
 
 
 @pytest.mark.parametrize("served", [model(served_name="Org/M"), model(usage="continuous"), model(usage="forced")])

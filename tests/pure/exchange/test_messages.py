@@ -149,7 +149,7 @@ EXPECTED = Expected(
         ((0, 90, 20, 7), (100, 90, 10, 7), ("input_tokens_impossible",)),
         ((-1, 3, 0, 51), (3, 3, 0, 50), ("input_tokens_impossible", "output_tokens_impossible")),
         ((None, 3, None, 7), (11, 3, 0, 7), ("prompt_estimated",)),
-        ((5, None, None, None), (5, 0, 0, 0), ()),
+        ((5, None, None, None), None, ()),
         ((None, None, None, None), None, ()),
         ((5, 0, 0, "7"), None, ()),
     ],

@@ -241,6 +241,17 @@ def test_sound_that_was_not_understood_is_not_paid(answer: Any):
     assert walk.answer(answer)[0].kind is EndKind.VOID
 
 
+@pytest.mark.parametrize("form_of_answer", ["text", "srt", "vtt"])
+@pytest.mark.parametrize("spoken_words", ['{"text":"hi","usage":{"seconds":0.001}}', '{"error":{"message":"no"}}', "<hm>"])
+def test_what_was_asked_for_as_text_is_text(form_of_answer: str, spoken_words: str):
+    """Whoever makes a model say a usage object writes his own bill."""
+    walk = hear()
+    walk.ask(form(response_format=form_of_answer))
+    walk.forward()
+    ending, record = walk.answer(spoken_words.encode(), "text/plain")
+    assert (ending.charge_nanos, record.usage_source, record.end_reason) == (2_500, "counted", "stop")
+
+
 def test_a_transcription_may_be_streamed():
     walk = hear()
     walk.ask(form(stream="true"))
