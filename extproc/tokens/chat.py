@@ -46,17 +46,22 @@ class Template:
     page: Callable[[printing.Messages, Tools], printing.Page] | None = None
     prints_tools: bool = False
 
-    def count(self, count: Callable[[str], int], messages: Sequence[tuple[str, str]], tools: Tools | None = None) -> int:
+    def count(self, count: Callable[[str], int], messages: Sequence[tuple[str, str]]) -> int:
         """Prompt tokens of (role, content) messages, by the tokenizer that ``count`` stands for."""
-        if tools is not None:
-            if self.page is not None:
-                return self.page(messages, tools).count(count)
-            return self.count(count, messages) + (LISTED_TOKENS if tools.functions else 0) + printing.listed(tools).count(count)
         specials = self.specials
         tokens = self.fixed + (sum(self.fewer.get(role, specials) for role, _ in messages) if self.fewer else specials * len(messages))
         if self.system_default and not (messages and messages[0][0] == printing.SYSTEM):
             tokens += self.system_default
         return tokens + sum(count(text) for role, content in messages for text in self.texts(role, content))
+
+    def count_with(
+        self, tools: Tools, count: Callable[[str], int], count_line: Callable[[str], int], messages: Sequence[tuple[str, str]]
+    ) -> int:
+        """The same of a conversation with tools."""
+        if self.page is not None:
+            return self.page(messages, tools).count(count, count_line)
+        around = LISTED_TOKENS if tools.functions else 0
+        return around + self.count(count, messages) + printing.listed(tools).count(count, count_line)
 
     def bound(self, messages: int, role_tokens: int) -> int:
         """An upper bound of what this template adds to the contents' own bound; a text has at most as many tokens as bytes."""

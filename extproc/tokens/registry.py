@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from extproc.errors import ConfigError, Fault
 from extproc.tokens.bpe import load_encoding
 from extproc.tokens.chat import TEMPLATES, Template, template_of
 from extproc.tokens.counter import NFC_GROWTH, ROLE_BYTES_MAX, Tools
 from extproc.tokens.incremental import Codec, RunningCount
+from extproc.tokens.tools import KnownLines
 from extproc.tokens.vocabulary import TOKENIZERS, UPSTREAM
 
 
 class BpeCounter:
     """A :class:`~extproc.tokens.counter.Counter` over a vocabulary of this package."""
 
-    __slots__ = ("_codec", "_template", "name")
+    __slots__ = ("_codec", "_count_line", "_template", "name")
 
-    def __init__(self, name: str, codec: Codec, template: Template) -> None:
+    def __init__(self, name: str, codec: Codec, template: Template, count_line: Callable[[str], int]) -> None:
         self.name = name
         self._codec = codec
         self._template = template
+        self._count_line = count_line
 
     def count(self, text: str) -> int:
         return self._codec.count(text)
@@ -30,7 +32,9 @@ class BpeCounter:
         return self._template.prints_tools
 
     def count_chat(self, messages: Sequence[tuple[str, str]], tools: Tools | None = None) -> int:
-        return self._template.count(self._codec.count, messages, tools)
+        if tools is None:
+            return self._template.count(self._codec.count, messages)
+        return self._template.count_with(tools, self._codec.count, self._count_line, messages)
 
     def bound_chat(self, content_bytes: int, messages: int) -> int:
         assert messages >= 0
@@ -51,8 +55,9 @@ class LoadedCounters:
 
     def __init__(self, codecs: Mapping[str, Codec]) -> None:
         self._codecs = dict(codecs)
+        lines = {name: KnownLines(codec.count) for name, codec in codecs.items()}
         self._counters = {
-            (name, template.name): BpeCounter(name, codecs[vocabulary.name], template)
+            (name, template.name): BpeCounter(name, codecs[vocabulary.name], template, lines[vocabulary.name])
             for name, vocabulary in TOKENIZERS.items()
             if vocabulary.name in codecs
             for template in TEMPLATES.values()

@@ -14,21 +14,34 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from hashlib import blake2b
+from typing import Any, Final, NamedTuple
 
 from extproc.tokens.counter import Call, Tools
+
+LINES_MAX = 8_192
+"""Functions that are remembered, for each vocabulary: a megabyte. An application offers the same ones with every request."""
 
 SPECIAL: Final = None
 """A special token: it has no text, and a tokenizer never joins what it divides."""
 
-Part = str | None
+
+class Line(NamedTuple):
+    """Text that no word joins with what is around it: behind a newline, with a sign in front, or behind a special token. It is counted by
+    itself, for it is said again and again.
+    """
+
+    text: str
+
+
+Part = str | Line | None
 Messages = Sequence[tuple[str, str]]
 
 SYSTEM, USER, ASSISTANT, TOOL = "system", "user", "assistant", "tool"
 
 
 class Page:
-    """What a template has written: texts, and special tokens between them."""
+    """What a template has written: texts, and special tokens and lines between them."""
 
     __slots__ = ("_parts",)
 
@@ -38,15 +51,34 @@ class Page:
     def write(self, *parts: Part) -> None:
         self._parts += parts
 
-    def count(self, count: Callable[[str], int]) -> int:
-        """Its tokens, by the tokenizer that ``count`` stands for."""
+    def count(self, count: Callable[[str], int], count_line: Callable[[str], int]) -> int:
+        """Its tokens, by the tokenizer that both stand for."""
         tokens, text = -1, list[str]()
         for part in (*self._parts, SPECIAL):
-            if part is None:
-                tokens += 1 + count("".join(text))
-                text.clear()
-            else:
+            if isinstance(part, str):
                 text.append(part)
+                continue
+            tokens += count("".join(text)) + (1 if part is None else count_line(part.text))
+            text.clear()
+        return tokens
+
+
+class KnownLines:
+    """Tokens of lines that were counted before; nothing of their text is kept."""
+
+    __slots__ = ("_count", "_known")
+
+    def __init__(self, count: Callable[[str], int]) -> None:
+        self._count = count
+        self._known: dict[bytes, int] = {}
+
+    def __call__(self, line: str) -> int:
+        digest = blake2b(line.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        tokens = self._known.get(digest)
+        if tokens is None:
+            if len(self._known) >= LINES_MAX:
+                self._known.clear()
+            tokens = self._known[digest] = self._count(line)
         return tokens
 
 
@@ -92,11 +124,11 @@ class Hermes:
 
     _INTRODUCTION = (
         "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
-        "You are provided with function signatures within <tools></tools> XML tags:\n<tools>"
+        "You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n"
     )
     _MANNER: tuple[Part, ...] = (
-        "\n</tools>\n\nFor each function call, return a json object with function name and arguments within ",
-        *(SPECIAL, SPECIAL, " XML tags:\n", SPECIAL, '\n{"name": <function-name>, "arguments": <args-json-object>}\n', SPECIAL),
+        Line("</tools>\n\nFor each function call, return a json object with function name and arguments within "),
+        *(SPECIAL, SPECIAL, " XML tags:\n", SPECIAL, Line('\n{"name": <function-name>, "arguments": <args-json-object>}\n'), SPECIAL),
     )
 
     def __init__(
@@ -136,8 +168,8 @@ class Hermes:
     def _introduced(self, system: str | None, definitions: Iterator[str]) -> Iterator[Part]:
         if system is not None:
             yield f"{system}\n\n"
-        yield self._INTRODUCTION
-        yield from (f"\n{one}" for one in definitions)
+        yield Line(self._INTRODUCTION)
+        yield from (Line(f"{one}\n") for one in definitions)
         yield from self._MANNER
 
     def _said(self, content: str, calls: Sequence[Call], *, is_after_question: bool) -> Iterator[Part]:
@@ -154,20 +186,27 @@ class Hermes:
 class Xml(Hermes):
     """Qwen 3.5 and 3.6: calls are tags; contents are trimmed; what follows the last question has thoughts, if only empty ones."""
 
-    _INTRODUCTION = "# Tools\n\nYou have access to the following functions:\n\n<tools>"
+    _INTRODUCTION = "# Tools\n\nYou have access to the following functions:\n\n<tools>\n"
     _MANNER = (
-        "\n</tools>\n\nIf you choose to call a function ONLY reply in the following format with NO suffix:\n\n",
+        Line("</tools>\n\nIf you choose to call a function ONLY reply in the following format with NO suffix:\n\n"),
         SPECIAL,
-        "\n<function=example_function_name>\n<parameter=example_parameter_1>\nvalue_1\n</parameter>\n<parameter=example_parameter_2>\n",
-        "This is the value for the second parameter\nthat can span\nmultiple lines\n</parameter>\n</function>\n",
+        Line(
+            "\n<function=example_function_name>\n<parameter=example_parameter_1>\nvalue_1\n</parameter>\n<parameter=example_parameter_2>\n"
+            "This is the value for the second parameter\nthat can span\nmultiple lines\n</parameter>\n</function>\n"
+        ),
         SPECIAL,
-        "\n\n<IMPORTANT>\nReminder:\n- Function calls MUST follow the specified format: ",
-        "an inner <function=...></function> block must be nested within ",
+        Line(
+            "\n\n<IMPORTANT>\nReminder:\n- Function calls MUST follow the specified format: "
+            "an inner <function=...></function> block must be nested within "
+        ),
         *(SPECIAL, SPECIAL),
-        " XML tags\n- Required parameters MUST be specified\n",
-        "- You may provide optional reasoning for your function call in natural language BEFORE the function call, but NOT after\n",
-        "- If there is no function call available, answer the question like normal with your current knowledge ",
-        "and do not tell the user about function calls\n</IMPORTANT>",
+        Line(
+            " XML tags\n- Required parameters MUST be specified\n"
+            "- You may provide optional reasoning for your function call in natural language BEFORE the function call, but NOT after\n"
+            "- If there is no function call available, answer the question like normal with your current knowledge "
+            "and do not tell the user about function calls\n"
+        ),
+        "</IMPORTANT>",
     )
 
     def _content(self, content: str) -> str:

@@ -65,6 +65,19 @@ def test_the_simulator_says_the_same(counters: LoadedCounters, theirs: Vocabular
         assert prompt_of(case).count(counter) == prompt_of_fields(case, Steering(), sim).tokens, case["name"]
 
 
+def test_lines_are_remembered_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[str] = []
+    monkeypatch.setattr(tools, "LINES_MAX", 2)
+
+    def count(line: str) -> int:
+        counted.append(line)
+        return len(line)
+
+    lines = tools.KnownLines(count)
+    assert [lines(line) for line in ("a", "bb", "a", "\ud800", "bb", "bb")] == [1, 2, 1, 1, 2, 2]
+    assert counted == ["a", "bb", "\ud800", "bb"]
+
+
 @pytest.mark.parametrize("template", EXACT)
 def test_without_tools_a_page_is_the_formula(counters: LoadedCounters, template: str) -> None:
     counter = counter_of(counters, "qwen3", template)
