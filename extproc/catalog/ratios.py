@@ -32,7 +32,9 @@ BYTES_MAX = 8 * 1024 * 1024  # of a whole table of options; the longest in use h
 NAMES_TOLD_MAX = 12  # in one note; beyond them their number
 
 RATIOS = {"cached_input": "CacheRatio", "cache_creation": "CreateCacheRatio", "image": "ImageRatio", "audio": "AudioRatio"}
-TABLES = ("ModelRatio", "CompletionRatio", "GroupRatio", "ModelPrice", *RATIOS.values())
+OF_NEW_API = ("ModelPrice", *RATIOS.values())  # one-api has none of them
+TABLES = ("ModelRatio", "CompletionRatio", "GroupRatio", *OF_NEW_API)
+CREATE_CACHE_RATIO = Fraction("1.25")  # new-api's, where its table names nothing; all others are 1 then
 
 Table = Mapping[str, Fraction]
 Price = dict[str, str]
@@ -151,6 +153,8 @@ class _Models:
         self._usd_rate = usd_rate
         self._found = found
         self._without_completion: list[str] = []
+        self._is_new_api = any(table in tables for table in OF_NEW_API)
+        self._without_creation: list[str] = []
 
     def read(self, name: str) -> None:
         if not re.fullmatch(NAME, name):
@@ -179,6 +183,9 @@ class _Models:
         asked = (
             {"input": Fraction(1)} | {key: self._tables.get(table, {}).get(name) for key, table in RATIOS.items()} | {"output": completion}
         )
+        if self._is_new_api and asked["cache_creation"] is None:
+            self._without_creation.append(name)
+            asked["cache_creation"] = CREATE_CACHE_RATIO
         price = {
             key: self._price(name, key, ratio * times * USD_PER_MILLION, MILLION_MAX) for key, times in asked.items() if times is not None
         }
@@ -203,6 +210,11 @@ class _Models:
         if self._without_completion:
             self._note(
                 f"no CompletionRatio, so output costs what input costs (one-api knows some itself): {_some(self._without_completion)}"
+            )
+        if self._without_creation:
+            self._note(
+                f"no CreateCacheRatio, so tokens written to a cache cost {float(CREATE_CACHE_RATIO)} times input, as in new-api "
+                f"(leave `cache_creation` out where no backend tells of any: holds are for the dearest): {_some(self._without_creation)}"
             )
         for table in ("CompletionRatio", *RATIOS.values()):
             lost = [name for name in self._tables.get(table, {}) if name not in self._ratios and name not in self._calls]

@@ -74,6 +74,13 @@ def test_a_sum_by_hand(imported):
     assert parse_catalog(done["yaml"].encode(), file="").default_tier == "default"
 
 
+def test_what_is_written_to_a_cache_costs_what_new_api_takes(imported):
+    """1.25 where nothing is named; one-api knows no such tokens, and they are input like others."""
+    written = Usage(input_tokens=100_000, cache_creation_tokens=100_000)
+    for more, nanos in (({}, 250_000_000), ({"CacheRatio": {}}, 312_500_000), ({"CreateCacheRatio": {"gpt-4o": 2}}, 500_000_000)):
+        assert charge_nanos(imported(TABLES | more)["yaml"], "gpt-4o", "default", written) == nanos
+
+
 def test_a_price_of_a_call_goes_before_a_ratio(imported):
     done = imported({"ModelRatio": {"m": 1}, "ModelPrice": {"m": 0.1, "n": 0}, "GroupRatio": {"g": 0.5}})
     assert charge_nanos(done["yaml"], "m", "g", Usage(input_tokens=9)) == 50_000_000
@@ -109,6 +116,7 @@ def test_the_shapes_that_tables_come_in(imported, document):
         ({"ModelRatio": {"m": 0.00000000033}}, "model 'm', input: 6.6e-10 has more than 9 decimals; rounded up to 0.000000001"),
         ({"ModelPrice": {"m": 20_000}}, "model 'm', call: 20000 is above 10000; left out"),
         ({"ModelRatio": {"m": 1}}, "output costs what input costs (one-api knows some itself): m"),
+        ({"CacheRatio": {"gpt-4o": 0.5}, "CreateCacheRatio": {"gpt-4o": 2}}, "no CreateCacheRatio, so tokens written to a cache cost 1.25 times input, as in new-api (leave `cache_creation` out where no backend tells of any: holds are for the dearest): qwen-plus"),
         ({"CompletionRatio": {"lonely": 3}}, "CompletionRatio without a ModelRatio beside it (one-api knows some itself), left out: lonely"),
         ({"CacheRatio": {"gpt-4o": 1.5}}, "model 'gpt-4o': its CacheRatio is above 1; left out"),
         ({"ImageRatio": {"gpt-4o": 2}}, "model 'gpt-4o': put `image: \"5\"` into its price"),
