@@ -17,7 +17,7 @@ from extproc.tokens.units import TextUnits
 ANSWER_BYTES_MAX = 2 * 1_048_576
 TAIL_BYTES = 65_536  # usage is the last or nearly the last member of an answer, and has a few hundred bytes
 TEXT_BYTES_MAX = 262_144  # an answer that broke off is searched for text up to this size
-COUNT_CHARS_MAX = 65_536  # and so much text is counted exactly; it stands for what is more
+COUNT_CHARS_MAX = 65_536  # and so much text is counted exactly; of more a share of each choice
 CHARS_PER_TOKEN = 4
 
 
@@ -113,29 +113,23 @@ class AnswerMeter:
         return texts
 
     def _counted(self, *, ended_early: bool) -> Usage:
-        """Of a long text its beginning is counted, and stands for the rest; likewise for what did not come of an answer whose length was
-        told: it had been generated whole.
-        """
+        """Our own count; what did not come of an answer whose length was told is counted like what did: it had been generated whole."""
         expected, texts = self._expected, self._texts()
         length = sum(len(text) for _, text in texts)
-        if expected.counter is None:
-            tokens, seen = length // CHARS_PER_TOKEN, length
-        else:
-            tokens, seen = self._tokens(expected.counter, texts)
         whole = max(self._size, self._length_bytes) if ended_early else self._size
-        if seen < length or whole > self._size:
-            return counted(expected, -(-tokens * length * whole // max(1, seen * self._size)), UsageSource.CHUNKS, self._told())
-        return counted(expected, tokens, UsageSource.COUNTED if expected.counter else UsageSource.CHUNKS, self._told())
+        tokens = length // CHARS_PER_TOKEN if expected.counter is None else self._tokens(expected.counter, texts, length)
+        is_exact = expected.counter is not None and length <= COUNT_CHARS_MAX and whole == self._size
+        source = UsageSource.COUNTED if is_exact else UsageSource.CHUNKS
+        return counted(expected, -(-tokens * whole // max(1, self._size)), source, self._told())
 
-    def _tokens(self, counter: Counter, texts: list[tuple[int, str]]) -> tuple[int, int]:
-        """(tokens, of how many characters), each choice without a prompt that it repeats as tokens."""
-        tokens = seen = 0
+    def _tokens(self, counter: Counter, texts: list[tuple[int, str]], length: int) -> int:
+        """Of a long answer the beginning of each text, which stands for the rest of it. Without a prompt that it repeats as tokens."""
+        tokens = 0
         for index, text in texts:
-            counted_text = text[: COUNT_CHARS_MAX - seen]
-            seen += len(counted_text)
+            sample = text[: -(-len(text) * COUNT_CHARS_MAX // length)] if length > COUNT_CHARS_MAX else text
             echoed = self._expected.echo(index).tokens if self._expected.echoes else 0
-            tokens += max(0, counter.count(counted_text) - echoed)
-        return tokens, seen
+            tokens += max(0, -(-counter.count(sample) * len(text) // max(1, len(sample))) - echoed)
+        return tokens
 
     def _units(self) -> tuple[int, int]:
         """Characters and words; as many as can be of an answer that was too large to be read."""

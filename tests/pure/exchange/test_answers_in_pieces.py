@@ -115,6 +115,32 @@ def test_an_echo_is_no_output():
     assert (usage.output_tokens, usage.output_characters, usage.output_words) == (7, 7, 2)
 
 
+class Blanks(Words):
+    """A token for each word."""
+
+    def count(self, text: str) -> int:
+        return len(text.split())
+
+
+@pytest.mark.parametrize("echoed", [0, 20_000])
+def test_of_a_long_answer_each_choice_is_counted_in_part(echoed: int):
+    """The first ones are long words, which are few tokens; they stood for all the others."""
+    texts = [*("w" * 19_999 + " ",) * 10, *("ab " * 20_000,) * 10, "", "x"]
+    known = expected(
+        endpoint=Completions(),
+        counter=Blanks(),
+        choices=22,
+        prompts=22,
+        output_tokens_held=10**6,
+        echoes=(Echo(0, echoed),) * 22 if echoed else (),
+    )
+    meter = AnswerMeter(known)
+    meter.feed(json.dumps({"choices": [{"index": index, "text": text} for index, text in enumerate(texts)]}).encode(), end_of_stream=True)
+    usage = meter.usage(ended_early=False)
+    assert usage.source is UsageSource.CHUNKS
+    assert abs(usage.output_tokens - (0 if echoed else 200_011)) <= 200, "ten choices of 20,000 words"
+
+
 def test_what_cannot_be_read_costs_what_was_held():
     known = expected(needs_text=True, prompt=PROMPT)
     opaque, large = OpaqueMeter(known), AnswerMeter(known)
