@@ -109,7 +109,7 @@ def test_nothing_is_held_for_what_is_nested_too_deeply(path: str, body: dict, op
         ("/v1/chat/completions", MESSAGES | {"unknown": "DEEP"}),
     ],
 )
-@pytest.mark.parametrize("depth", [NESTING_MAX + 1, 700, 900, 960, 980])
+@pytest.mark.parametrize("depth", [NESTING_MAX + 1, 960])
 def test_nobody_meets_what_is_nested_too_deeply(path: str, body: dict, depth: int):
     """Not even to say what it is: ``str`` of it ends at the stack, too."""
     exchange = Exchange(pinned(model(endpoints=frozenset(endpoint.name for endpoint in ENDPOINTS))))
@@ -140,8 +140,8 @@ def test_the_widest_print_is_measured_and_not_made():
 def test_no_template_prints_more_than_is_held_for():
     """They print as Python does, indented by four at most, with every letter as it is."""
     dice = random.Random(7)
-    floats = [dice.choice((1, 1.5, dice.random())) * 10.0 ** dice.randrange(-300, 300) for _ in range(2_000)]
-    near_one = [dice.random() * 10.0 ** dice.randrange(-9, 25) for _ in range(2_000)]
+    floats = [dice.choice((1, 1.5, dice.random())) * 10.0 ** dice.randrange(-300, 300) for _ in range(500)]
+    near_one = [dice.random() * 10.0 ** dice.randrange(-9, 25) for _ in range(500)]
     texts = ['é\u2028\x00\x1f\x7f"\\/\b語', "𝅘𝅥𝅮", "e-mail", ""]
     for value in (
         *floats,
