@@ -38,6 +38,10 @@ class Door(NamedTuple):
     body_fault: ClientError | None = None
 
 
+NO_DOOR = Door(None, "", query=False)
+"""Before it is known."""
+
+
 def door_of(headers: Headers, bounds: Bounds) -> Door:
     """Method + exact path against the allow-list, and the shape of the request line."""
     path, mark, query = headers.path.partition("?")

@@ -7,11 +7,12 @@ what cannot be priced at all passes as it came, and is none of our business from
 from __future__ import annotations
 
 from extproc.accounts.scopes import key_fault
+from extproc.catalog.model import Model
 from extproc.errors import ClientError
 from extproc.exchange import answers, replies, upstream
 from extproc.exchange.actions import Admit, Answer, Count, CountUpstream, FindAnswer, LookUpKey, Pairs, PassBody, PassHeaders
 from extproc.exchange.answers import Question
-from extproc.exchange.ask import JSON
+from extproc.exchange.ask import JSON, Ask
 from extproc.exchange.body import understand
 from extproc.exchange.doors import FORBIDDEN_HEADERS, door_of, secret_of
 from extproc.exchange.events import Admitted, Amended, Answered, Body, Counted, Headers, KeyRead, Refused, StoreFailed
@@ -51,7 +52,6 @@ def key_read(tab: Tab, event: KeyRead) -> Outcome:
         return _stranger(tab, event.at_ns, replies.unauthorized("The API key is not valid."))
     tab.identify(key)
     assert tab.tier is not None
-    assert tab.door is not None
     try:
         key_fault(key, client_ip=tab.client_ip, unix_ms=tab.created_ms)
         if tab.priority not in tab.tier.priorities:
@@ -86,7 +86,6 @@ def not_admitted(tab: Tab, event: Refused) -> Outcome:
 
 
 def _let_in(tab: Tab) -> Outcome:
-    assert tab.door is not None
     names = [("x-account-id", tab.key.payer_id), ("x-hold-id", tab.hold_id)] if tab.key else []
     if tab.door.query:
         names.append((":path", tab.door.path))
@@ -99,7 +98,6 @@ def _stranger(tab: Tab, at_ns: int, error: ClientError) -> Outcome:
     if not tab.spares(error.code or ""):
         return _refuse(tab, at_ns, error)
     tab.identify(None)
-    assert tab.door is not None
     question = tab.door.question
     if question is None:
         return _let_in(tab)
@@ -121,7 +119,6 @@ def _about_models(tab: Tab, question: Question, at_ns: int) -> Outcome:
 
 def answered(tab: Tab, event: Answered) -> Outcome:
     """What the key's owner has, and has spent."""
-    assert tab.door is not None
     assert tab.door.question is not None
     assert tab.key is not None
     assert tab.tier is not None
@@ -158,9 +155,7 @@ def body(tab: Tab, event: Body) -> Outcome:
     if tab.is_shadow:
         tab.body = event.data
     try:
-        understand(tab, event.data)
-        assert tab.ask is not None
-        counter, prompt = tab.counter, tab.ask.prompt
+        prompt, counter = understand(tab, event.data).prompt, tab.counter
         if prompt.read_bytes(counter) > tab.pinned.bounds.count_exactly_bytes_max:
             return _amend(tab, None)
         if counter is None:
@@ -174,20 +169,18 @@ def body(tab: Tab, event: Body) -> Outcome:
 
 def _ask_upstream(tab: Tab) -> Outcome | None:
     """The model has no vocabulary here, but perhaps a server that counts."""
-    assert tab.ask is not None
-    assert tab.model is not None
-    if tab.model.name not in tab.pinned.bounds.counted_upstream or tab.ask.is_free:
+    ask, model = _asked(tab)
+    if model.name not in tab.pinned.bounds.counted_upstream or ask.is_free:
         return None
-    asked = upstream.question(tab.ask.prompt, tab.model.served_name)
-    return (State.COUNTING, (CountUpstream(payer_id=tab.payer_id, model=tab.model.name, question=asked),)) if asked else None
+    question = upstream.question(ask.prompt, model.served_name)
+    return (State.COUNTING, (CountUpstream(payer_id=tab.payer_id, model=model.name, question=question),)) if question else None
 
 
 def counted(tab: Tab, event: Counted) -> Outcome:
     """Not counted in time: the bound is held for, and the backend asked to tell the prompt's tokens with the first chunk."""
-    assert tab.ask is not None
-    tokens = event.tokens
+    (ask, _), tokens = _asked(tab), event.tokens
     if tokens is not None and tab.counter is None:
-        tokens += tab.ask.prompt.beside_text  # what its server was not asked
+        tokens += ask.prompt.beside_text  # what its server was not asked
     try:
         return _amend(tab, tokens)
     except ClientError as error:
@@ -195,9 +188,8 @@ def counted(tab: Tab, event: Counted) -> Outcome:
 
 
 def _amend(tab: Tab, counted: int | None) -> Outcome:
-    assert tab.ask is not None
-    assert tab.model is not None
-    tab.ask_for(size(tab.ask, tab.model, tab.counter, counted=counted))
+    ask, model = _asked(tab)
+    tab.ask_for(size(ask, model, tab.counter, counted=counted))
     if tab.key is None:
         return _forward(tab)
     return State.AMENDING, (tab.amend(),)
@@ -245,8 +237,8 @@ def not_amended(tab: Tab, event: Refused) -> Outcome:
     lower = _lower(tab, denied.reason, denied.spendable_nanos)
     if lower is None:
         return never_amended(tab, event)
-    assert tab.ask is not None
-    if tab.ask.output_max is not None:
+    ask, _ = _asked(tab)
+    if ask.output_max is not None:
         tab.clamped = True
         tab.decided_by("over_balance", "clamp")
     tab.ask_for(lower)
@@ -254,8 +246,7 @@ def not_amended(tab: Tab, event: Refused) -> Outcome:
 
 
 def _lower(tab: Tab, reason: DenyReason, spendable_nanos: int) -> Size | None:
-    policy, ask, (sized, _, price) = tab.pinned.policy, tab.ask, _priced(tab)
-    assert ask is not None
+    policy, (ask, _), (sized, _, price) = tab.pinned.policy, _asked(tab), _priced(tab)
     if reason not in SHORT or (ask.output_max is not None and policy.over_balance != "clamp"):
         return None
     most = affordable_output_tokens(price, sized.demand, spendable_nanos=spendable_nanos, quota=tab.free)
@@ -329,6 +320,12 @@ def _refusal(tab: Tab, event: Refused) -> tuple[Answer, str]:
     pinned = tab.pinned
     reply, code = replies.refusal(event.denied, policy=pinned.policy, currency=pinned.catalog.currency, request_id=tab.request_id)
     return tab.to_client(reply), code
+
+
+def _asked(tab: Tab) -> tuple[Ask, Model]:
+    assert tab.ask is not None
+    assert tab.model is not None
+    return tab.ask, tab.model
 
 
 def _priced(tab: Tab) -> tuple[Size, Quote, Price]:

@@ -16,7 +16,7 @@ from extproc.accounts.model import Key, as_of
 from extproc.catalog.model import Catalog, Model, Tier
 from extproc.exchange.actions import Amend, Answer, Beat, End, Lend, Note, Pairs
 from extproc.exchange.ask import Ask
-from extproc.exchange.doors import Door
+from extproc.exchange.doors import NO_DOOR
 from extproc.exchange.endpoints import BY_PATH
 from extproc.exchange.events import Headers
 from extproc.exchange.figures import FIGURES_EVERY_NS, figures
@@ -85,7 +85,7 @@ class Tab:
         self.requests_left: Window | None = None  # of the tightest limit, this request counted
         self.tokens_left: Window | None = None
         self.body = b""  # as it came: what a shadow request forwards
-        self.door: Door | None = None
+        self.door = NO_DOOR
         self.key: Key | None = None
         self.tier: Tier | None = None
         self.ask: Ask | None = None  # until it is forwarded
@@ -327,7 +327,7 @@ class Tab:
     @property
     def is_question(self) -> bool:
         """We answer it ourselves: nothing is ever held for it."""
-        return self.door is not None and self.door.question is not None
+        return self.door.question is not None
 
     @property
     def is_forwarded(self) -> bool:
@@ -354,7 +354,7 @@ class Tab:
             user_id=self.payer_id,
             creds_id=key.id if key else "",
             model=model.name if model else "",
-            endpoint=self.door.endpoint.name if self.door and self.door.endpoint else "",
+            endpoint=self.door.endpoint.name if self.door.endpoint else "",
             priority=self.priority if model else "",
             tier=self.tier.name if self.tier else "",
             stream=self.stream,
