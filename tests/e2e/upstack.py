@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import io
 import shutil
 import ssl
@@ -102,14 +103,11 @@ class Up:
 def up_and_running() -> Iterator[Up]:
     folder = Path(tempfile.mkdtemp(prefix="xe-", dir="/tmp"))
     folder.chmod(0o711)
-    with pytest.MonkeyPatch.context() as environ:
-        environ.setenv("EXTPROC_BODY__BYTES_MAX", str(BODY_BYTES_MAX))
-        yield from _up(folder)
-
-
-def _up(folder: Path) -> Iterator[Up]:
     try:
-        with running(folder, Plan(durable=False), say=lambda _: None) as stack:
+        with contextlib.ExitStack() as house:
+            with pytest.MonkeyPatch.context() as environ:  # of its processes alone: other houses of the session start later
+                environ.setenv("EXTPROC_BODY__BYTES_MAX", str(BODY_BYTES_MAX))
+                stack = house.enter_context(running(folder, Plan(durable=False), say=lambda _: None))
             assert stack.envoy is not None
             stack.envoy.stop()
             stack.envoy.start_again({"2097152": str(2 * BODY_BYTES_MAX)})
