@@ -11,9 +11,10 @@ from ledger_invariants import ledger_faults
 from test_rebuild import OPENED, Worker, settler, until_open
 from town import CAP, new_id, until
 
+from extproc.accounts.registry import Scopes
 from extproc.ledger.audit import PostgresAudit
 from extproc.money.amount import BALANCE_NANOS_MAX
-from extproc.money.hold import EndResult
+from extproc.money.hold import Denied, DenyReason, EndResult
 from extproc.money.posting import Posting
 from extproc.settlement.release import Release
 from extproc.stores.shards import shard_of
@@ -57,6 +58,26 @@ async def test_both_are_settled(town: Any, order: tuple[str, ...], way: str, is_
     assert town.count("entries", "kind = 'loss' AND name = 'late' AND amount = -810") == 1
     assert town.count("entries", f"kind = 'revenue' AND amount = {CHARGE}") == 2
     assert ledger_faults(town.dsn) == []
+
+
+async def test_a_budget_ends_with_what_came_late(town: Any):
+    """After an expiry, and on credit while Redis was away: the ledger takes it, Redis counts it, both the same."""
+    payer, _ = await town.customer()
+    key = (await town.registry.create_key(payer, name="b", scopes=Scopes(budget_nanos=CAP), actor="t")).id
+    late, lent = await town.hold(payer, key), town.settle(new_id(), payer, key, OUTPUT)
+    await Release(town.holds, PostgresAudit(town.database), new_id=new_id).release(late, actor="ada", reason="it hangs")
+    for ending, result in ((town.settle(late, payer, key, OUTPUT), EndResult.ALREADY), (lent, EndResult.UNKNOWN)):
+        assert await town.holds.end(ending) is result
+    await town.poster().step()
+    await town.ledger.post(
+        [Posting(shard_of(payer), "", "settle", lent.hold_id, payer, key, CHARGE, 0, "", 0, 1_760_000_000_000, lent.row)]
+    )
+    await town.sweep().step()
+    assert (await town.holds.purse(payer, key)).budget_used_nanos == 2 * CHARGE
+    assert town.count("budget_spend", f"nanos = {2 * CHARGE}") == 1
+    refused = await town.try_to_hold(payer, key)
+    assert isinstance(refused, Denied)
+    assert refused.reason is DenyReason.KEY_BUDGET
 
 
 @pytest.mark.parametrize("cause", ["correction", "lowered line"])
