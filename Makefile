@@ -1,6 +1,7 @@
 # `make demo` and `make test` need nothing but Python ≥ 3.11: they make .venv, install everything into it (engines included) and run.
 #   make demo    a whole stack, four real requests, what became of their money
-#   make test    lint, types, every test suite; below ten minutes on two cores.  ARGS="-k holds" for a part
+#   make test    lint, types, the pure tests, then every other suite in JOBS processes; below ten minutes on two cores.
+#                ARGS="-k holds" for a part, in one process
 #   make lint    ruff and mypy alone
 #   make proto   generate extproc/edge/wire from proto/
 #   make bench   every bound of speed, as tables, JSON, README's table and plot: 25 minutes.  QUICK=1: tables and JSON, below three
@@ -17,6 +18,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
+# Processes that share the suites. Tests wait for half of their time, so three keep two cores busy; each has engines of its own, 3 GB together.
+JOBS ?= 3
 EXAMPLES ?= 1000000
 BODIES ?= 200000
 REQUESTS ?= 100000
@@ -29,7 +32,12 @@ demo: $(STAMP)
 	$(BIN)/python -m extproc.cli demo
 
 test: lint
+ifeq ($(strip $(ARGS)),)
+	$(BIN)/python -m pytest tests/pure
+	$(BIN)/python -m pytest --ignore tests/pure --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+else
 	$(BIN)/python -m pytest $(ARGS)
+endif
 
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -s tests/chaos/long_patience.py $(ARGS)

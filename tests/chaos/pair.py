@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from breakable import DRAIN_S, BreakableHouse
-from house import LARGE, SMALL, until
+from house import LARGE, SMALL, reserved_port, until
 
 from extproc.local import envoy
 from extproc.local.engine import Engine
@@ -27,9 +26,7 @@ class Pair(BreakableHouse):
         super().__init__(directory, settings=settings)
         self.first_settings, self.first_ops = self.settings_file, self._ops
         theirs = json.loads(self.settings_file.read_text())
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.second_ops = f"127.0.0.1:{probe.getsockname()[1]}"
+        self.second_ops = f"127.0.0.1:{reserved_port(self._stack)}"
         theirs["listen"] |= {"address": f"unix:{directory}/run-b/gate-{{worker}}.sock", "ops_address": self.second_ops}
         for section, members in (of_other or {}).items():
             theirs[section] = {**theirs.get(section, {}), **members}

@@ -62,6 +62,14 @@ def until(condition: Callable[[], Answer], what: str, deadline_s: float = DEADLI
     return answer
 
 
+def reserved_port(stack: contextlib.ExitStack) -> int:
+    """A free port that nobody else is given until ``stack`` is closed: it is bound, and who reuses addresses may listen on it all the same."""
+    held = stack.enter_context(socket.socket())
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    return int(held.getsockname()[1])
+
+
 def short_directory() -> Path:
     directory = Path(tempfile.mkdtemp(prefix="xh-", dir="/tmp"))
     directory.chmod(0o711)
@@ -87,6 +95,7 @@ class House:
             }
             for one in self.simulators.values():
                 stack.callback(one.stop)
+            self._ops = f"127.0.0.1:{reserved_port(stack)}"
             self.settings_file = self._write_settings(settings, models)
             self.log_file = directory / "extproc.log"
             self.sidecar = self.start_sidecar()
@@ -153,9 +162,6 @@ class House:
             return False
 
     def _write_settings(self, more: str, models: str | None) -> Path:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._ops = f"127.0.0.1:{probe.getsockname()[1]}"
         catalog = models or (ROOT / "examples/models.yaml").read_text().replace("\n  business:", UNLIMITED + "\n  business:", 1)
         (self.directory / "models.yaml").write_text(catalog)
         (self.directory / "password").write_text(PASSWORD)
