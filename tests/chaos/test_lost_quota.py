@@ -14,6 +14,8 @@ from test_free_tokens import give, left
 from test_lent import credit  # noqa: F401 - a fixture
 from wire import Told, call, chat, figure, steering
 
+pytestmark = pytest.mark.long
+
 GIVEN, MADE, TOKENS = 10_000, 5_000, 20  # all of a request's tokens are free
 
 

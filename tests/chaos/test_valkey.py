@@ -78,6 +78,7 @@ def is_ready(house: BreakableHouse) -> bool:
         return bool(page.status == 200)
 
 
+@pytest.mark.long
 async def test_the_sidecar_stays_ready_though_nobody_is_let_in(house: BreakableHouse, guest: Guest):
     """All gateways share Redis: if it took them out of service, clients would get a refused connection and not an error that says when."""
     house.valkey.kill()
