@@ -16,7 +16,7 @@ from msgspec import structs
 from extproc.exchange.ask import Piece
 from extproc.exchange.meter import REASONS, Expected, counted, renamed, with_units
 from extproc.exchange.shape import BETWEEN, Shape, events_of, shape_of, texts_of
-from extproc.exchange.splice import with_cost
+from extproc.exchange.splice import end_of_object, with_cost
 from extproc.exchange.sse import SseDecoder, SseEvent
 from extproc.money.hold import EndReason
 from extproc.money.usage import Usage, UsageSource
@@ -33,6 +33,7 @@ SHAPES_TRIED_MAX = 8
 """Shapes in a row that fitted no two events: then no more are looked for. To find one costs as much as to read two events."""
 
 _DONE = b"[DONE]"
+_USAGE, _NULL = b',"usage":', b"null"
 
 
 class Delivered(NamedTuple):
@@ -388,13 +389,23 @@ def _summed(running: Mapping[int, Usage], expected: Expected) -> Usage:
 
 
 def without_usage(event: SseEvent) -> bytes:
-    """The event without its top-level ``usage`` member, every other byte as it was; unchanged if that is not certain."""
+    """The event without its top-level ``usage`` member, every other byte as it was; unchanged if that is not certain.
+
+    Nearly always the last member; vLLM has two more behind it in the first chunk of a choice.
+    """
     data = event.data
-    start = data.rfind(b',"usage":')
-    if start < 0 or not data.endswith(b"}") or not event.raw.startswith(b"data:") or b"\ndata:" in event.raw:
+    start = data.rfind(_USAGE)
+    if start < 0 or not event.raw.startswith(b"data:") or b"\ndata:" in event.raw:
         return event.raw
+    value = start + len(_USAGE)
+    end = value + len(_NULL) if data.startswith(_NULL, value) else end_of_object(data, value)
+    if end < 0:
+        return event.raw
+    rest = data[end:]
     try:
-        msgspec.json.decode(data[start + 9 : -1])
+        msgspec.json.decode(data[value:end])
+        if rest != b"}":
+            msgspec.json.decode(b'{"":0' + rest)  # what is behind it ends one object: the event's own
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return event.raw
-    return event.raw.replace(data, data[:start] + b"}", 1)
+    return event.raw.replace(data, data[:start] + rest, 1)

@@ -26,15 +26,15 @@ def with_cost(data: bytes, usage: Any, cost_nanos: int) -> bytes:
         if at < 0:
             return data
         start = data.find(b"{", at + len(_USAGE))
-        end = _end_of_object(data, start) if start >= 0 else -1
+        end = end_of_object(data, start) if start >= 0 else -1
         if end > 0 and _says(data[at + len(_USAGE) : end], usage):
             comma = b"," if usage else b""
             return b'%b%b"cost":%b%b' % (data[: end - 1], comma, format_amount(cost_nanos).encode(), data[end - 1 :])
     return data
 
 
-def _end_of_object(data: bytes, start: int) -> int:
-    """Where as many braces are closed as were opened, -1: not near enough."""
+def end_of_object(data: bytes, start: int) -> int:
+    """Where as many braces are closed as were opened; -1: not near enough."""
     end = start
     for _ in range(TRIES_MAX):
         end = data.find(b"}", end, start + USAGE_BYTES_MAX) + 1

@@ -83,11 +83,13 @@ def usage_of(raw: Any, source: UsageSource, expected: Expected, names: Names = _
         return None
     details = raw.get(names.input_details)
     cached = creation = image = audio = 0
-    if details:
+    if isinstance(details, dict):
         cached = figure(details, "cached_tokens", prompt) or 0
-        creation = figure(details, "cache_write_tokens", prompt - cached) or 0
-        image = figure(details, "image_tokens", prompt) or 0
-        audio = figure(details, "audio_tokens", prompt - image) or 0
+        written = "created_cache_tokens" if "created_cache_tokens" in details else "cache_write_tokens"  # vLLM's chat; its responses
+        creation = figure(details, written, prompt - cached) or 0
+        seen = details.get("multimodal_tokens")  # vLLM's; others have them one by one
+        image = figure(details, "image_tokens", prompt) or figure(seen, "image", prompt) or 0
+        audio = figure(details, "audio_tokens", prompt - image) or figure(seen, "audio", prompt - image) or 0
     reasoning = figure(raw.get(names.output_details), "reasoning_tokens", output) or 0
     return Usage(
         input_tokens=prompt,
