@@ -11,8 +11,10 @@ from extproc.edge import driver as module
 from extproc.edge.driver import Driver
 from extproc.edge.threads import Threads
 from extproc.edge.transport.port import StatusCode
-from extproc.exchange.actions import FindAnswer
-from extproc.exchange.events import Chunk, Gone, StoreFailed
+from extproc.errors import StoreUnknown
+from extproc.exchange.actions import Amend, FindAnswer
+from extproc.exchange.events import Amended, Chunk, Gone, StoreFailed
+from extproc.money.hold import Denied, DenyReason, Granted, Verdict
 
 
 class Patient(Executor):
@@ -71,3 +73,34 @@ async def test_who_asks_about_his_money_does_not_wait_for_ever(monkeypatch: pyte
     event = await asyncio.wait_for(told.get(), 5)
     assert isinstance(event, StoreFailed)
     assert event.what == "TimeoutError"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (Granted(hold_id="h", spendable_nanos=1), None),
+        (Granted(hold_id="h", spendable_nanos=1, would_deny=DenyReason.INSUFFICIENT), "insufficient"),
+        (Denied(reason=DenyReason.ENDED), "ended"),
+        (StoreUnknown("away"), "unknown"),
+    ],
+)
+async def test_trust_that_was_misplaced_is_counted(answer: Verdict | StoreUnknown, reason: str | None):
+    """The request goes on before the store has answered."""
+    counted: list[str] = []
+    given: list[Any] = []
+    amend = asyncio.get_running_loop().create_future()
+
+    class Pushed(Driver):
+        def push(self, event: Any) -> None:
+            given.append(event)
+
+    driver = Pushed.__new__(Pushed)
+    driver._gate = SimpleNamespace(holds=SimpleNamespace(amend=lambda _: amend), metrics=SimpleNamespace(trusted_untaken=counted.append))
+    driver._amend(Amend(amendment=SimpleNamespace(hold_id="h"), waits=False))
+    assert [type(event) for event in given] == [Amended]
+    if isinstance(answer, StoreUnknown):
+        amend.set_exception(answer)
+    else:
+        amend.set_result(answer)
+    await asyncio.sleep(0)
+    assert counted == ([] if reason is None else [reason])
