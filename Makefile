@@ -8,6 +8,7 @@
 #   make chaos   everything that breaks something on purpose, then kills at random moments under load, 50 a round; closes with a line of JSON
 #                (ROUNDS=, SEED=)
 #   make test-long   what takes longer than a lease, with the real ones: 150 s to a first token, an upload of 150 s; PostgreSQL away for ten minutes
+#   make vllm    the end-to-end tests against a real vLLM on the CPU, its token counters against the bill; installs it (3 GB, outside), or says why not
 #   make fuzz    a million mutated connections (EXAMPLES=, SEED=), 200,000 hostile bodies (BODIES=), 100,000 random requests over all endpoints,
 #                methods and policies and as many bills (REQUESTS=), then every property test with many more examples: 15 minutes
 
@@ -26,7 +27,7 @@ REQUESTS ?= 100000
 ROUNDS ?= 20
 SEED ?= $(shell date +%s)
 
-.PHONY: demo test test-long lint proto bench chaos fuzz venv clean
+.PHONY: demo test test-long lint proto bench chaos vllm fuzz venv clean
 
 demo: $(STAMP)
 	$(BIN)/python -m extproc.cli demo
@@ -58,6 +59,9 @@ chaos: $(STAMP)
 	EXTPROC_ROUNDS=3 $(BIN)/python -m pytest -m "" tests/chaos
 	$(BIN)/python -m pytest -m long tests/e2e tests/integration
 	$(BIN)/python tests/chaos/storm.py $(ROUNDS) $(SEED)
+
+vllm: $(STAMP)
+	$(BIN)/python tests/vllm/run.py $(ARGS)
 
 fuzz: $(STAMP)
 	$(BIN)/python tests/contract/transport/lean_fuzz.py $(EXAMPLES) $(SEED)

@@ -1,7 +1,8 @@
 """The recorded answers of ``data/streams``: what was asked, what came, and what has to come of it.
 
-``recorded.json`` was written by ``data/streams/record.py``: answers of the simulator, whose own books say what they used. ``made.json`` was
-written by hand from what is known of vLLM and others. A row: ``file`` with the answer's bytes, ``origin``, ``path`` and ``request`` (for
+``recorded.json`` was written by ``data/streams/record.py``: answers of the simulator, whose own books say what they used; ``real.json`` by
+``vllm/test_real_recordings.py``: answers of a real vLLM, whose counters say it. ``made.json`` was written by hand from what is known of vLLM
+and others. A row: ``file`` with the answer's bytes, ``origin``, ``path`` and ``request`` (for
 a form: its members, and the length of a WAV), ``tokens`` (what a token is: a letter or a word), and the truth: ``usage``, ``cost_nanos``,
 ``end_reason``, ``end`` (the backend said that it was the end).
 """
@@ -119,7 +120,7 @@ def _without(stream: bytes, *, final: bool, running: bool) -> bytes:
     events = re.split(rb"(?<=\n\n)|(?<=\r\n\r\n)", stream)
     kept = [event for event in events if not (final and b'"choices":[],' in event)]
     return b"".join(
-        event if b'"choices":[],' in event or not running else re.sub(rb',"usage":\{[^{}]*(\{[^{}]*\}[^{}]*)*\}(?=\}\r?\n)', b"", event)
+        event if b'"choices":[],' in event or not running else re.sub(rb',"usage":\{[^{}]*(\{[^{}]*\}[^{}]*)*\}(?=[,}])', b"", event)
         for event in kept
     )
 
@@ -148,4 +149,4 @@ def body_of(request: dict[str, Any]) -> tuple[bytes, str]:
 
 
 def recordings() -> list[Recording]:
-    return [Recording(row) for index in ("recorded.json", "made.json") for row in json.loads((STREAMS / index).read_text())]
+    return [Recording(row) for index in ("recorded.json", "made.json", "real.json") for row in json.loads((STREAMS / index).read_text())]

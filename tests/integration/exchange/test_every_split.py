@@ -47,7 +47,7 @@ def outcome(known: Expected, *chunks: bytes) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: "+".join(way) or "as it is")
-@pytest.mark.parametrize("one", [one for one in RECORDINGS if one.row["tokens"] == "letters"], ids=lambda one: one.name)
+@pytest.mark.parametrize("one", [one for one in RECORDINGS if one.is_stream and one.row["tokens"] == "letters"], ids=lambda one: one.name)
 def test_cut_anywhere_the_meter_says_the_same(one: Recording, way: dict[str, Any]):
     """And with what the exchange has not asked it for."""
     walk = one.asked()
@@ -55,6 +55,6 @@ def test_cut_anywhere_the_meter_says_the_same(one: Recording, way: dict[str, Any
     assert expected is not None
     known = structs.replace(expected, **way)
     whole = outcome(known, one.data)
-    assert whole[1].output_tokens >= 2
+    assert whole[1].output_tokens >= 1
     for cut in cuts(one):
         assert outcome(known, one.data[:cut], one.data[cut:]) == whole, cut

@@ -125,7 +125,7 @@ def test_a_whole_answer_has_it_in_a_header_and_stays_as_it_is() -> None:
 @pytest.mark.parametrize("size", [1, 1_000_000])
 def test_a_recorded_stream_is_the_same_but_for_the_cost_in_its_last_usage(size: int) -> None:
     for one in recordings():
-        if one.row["tokens"] == "letters":
+        if one.is_stream and one.row["tokens"] == "letters":
             check(one, size)
 
 
