@@ -1,12 +1,12 @@
 """How long a recording is, before anybody has decoded it: by what is in its file, or at most, by its size.
 
-What a header says of the length is not believed: libsndfile reads as many frames as it says, ffmpeg (which vLLM asks where libsndfile
-gives up) reads all that there are, and who wrote the file chose which of them opens it. Its pieces are counted instead, as every decoder
-has to: bytes of samples, frames, packets. A file that has anything else in its way is held by its size: what is compressed may be anything
-from 6 kbit/s (the least that Opus is used with) upwards.
+What a header says of the length is not believed: some decoders read as many frames as it says, others all that there are, and a backend
+may ask both (vLLM: ffmpeg, libsndfile, PyAV, in an order that changes with its version). Pieces are counted instead, as every decoder has
+to: bytes of samples, frames, packets. A file about which two decoders might disagree is held by its size: what is compressed may be
+anything from 6 kbit/s (the least that Opus is used with) upwards.
 
 Sources: RIFF/WAVE (Microsoft's "Multimedia Programming Interface"); FLAC, RFC 9639, 8.2 and 9.1; Ogg, RFC 3533, 6, with Opus, RFC 7845 and
-RFC 6716, 3; MPEG-1/2 layer III, ISO 11172-3 and 13818-3.
+RFC 6716, 3; MPEG-1/2 layer III, ISO 11172-3 and 13818-3; AAC in ADTS, ISO 13818-7.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ PIECES_MAX = 200_000
 FLAC_PIECES_MAX = 50_000
 """Checksums cost more."""
 
+DISGUISE_BYTES = 65_536
+DISGUISE_FRAMES = 4
 CHUNKS_MAX = 64
 RATE_MIN = 1_000
 MS = 1_000
@@ -85,7 +87,8 @@ def _wav(file: memoryview) -> int | None:
             if not bytes_per_s:
                 return None
         elif kind == b"data" and bytes_per_s:
-            return _ratio(len(file) - at - 8, MS, bytes_per_s)
+            samples = file[at + 8 :]
+            return None if _is_disguised(bytes(samples[:DISGUISE_BYTES])) else _ratio(len(samples), MS, bytes_per_s)
         elif len(kind) < 4 or kind == b"fmt ":
             return None
         at += 8 + length + length % 2
@@ -95,11 +98,38 @@ def _wav(file: memoryview) -> int | None:
 def _wav_rate(form: memoryview) -> int:
     """Bytes a second of whole or floating samples; 0 for all that is compressed."""
     tag, channels, rate, bits = _little(form, 0, 2), _little(form, 2, 2), _little(form, 4, 4), _little(form, 14, 2)
-    if tag == 0xFFFE:  # extensible: the format stands in what follows
+    if tag == 0xFFFE and _little(form, 18, 2) in (0, bits):  # extensible: the format stands in what follows
         tag = _little(form, 24, 2)
     if tag not in (1, 3) or bits not in (8, 16, 24, 32, 64) or not 1 <= channels <= 64 or not RATE_MIN <= rate <= 768_000:
         return 0
-    return channels * rate * bits // 8
+    frame_bytes = channels * bits // 8
+    return frame_bytes * rate if _little(form, 12, 2) == frame_bytes else 0
+
+
+_SYNC = re.compile(rb"\xff[\xe2-\xff]")
+
+
+def _is_disguised(samples: bytes) -> bool:
+    """Whether these samples are frames of MP3 or AAC: ffmpeg looks, and plays them as that."""
+    return any(_is_chain(samples, found.start()) for found in _SYNC.finditer(samples))
+
+
+def _is_chain(data: bytes, at: int) -> bool:
+    for _ in range(DISGUISE_FRAMES):
+        frame = _frame(int.from_bytes(data[at : at + 3], "big"))
+        size = _adts_size(data[at : at + 6]) if frame is None else frame.size
+        if not size:
+            return False
+        at += size
+    return True
+
+
+def _adts_size(head: bytes) -> int:
+    """Bytes of a frame of AAC (ISO 13818-7, 6.2); 0: it is none."""
+    if len(head) < 6 or head[0] != 0xFF or head[1] & 0xF6 != 0xF0:
+        return 0
+    size = (head[3] & 3) << 11 | head[4] << 3 | head[5] >> 5
+    return size if size > 7 else 0
 
 
 _FLAC_FRAME = re.compile(rb"\xff[\xf8\xf9][\x10-\xff][\x00-\xaf]")
@@ -109,7 +139,7 @@ _FLAC_BLOCKS = (0, 192, 576, 1_152, 2_304, 4_608, 0, 0, *(256 << power for power
 
 def _flac(file: memoryview) -> int | None:
     """All that looks like the head of a frame is one: each has a checksum, and of other bytes few look like that."""
-    if len(file) < 42 or file[4] & 0x7F:  # STREAMINFO comes first
+    if not _has_one_streaminfo(file):
         return None
     rate, samples = _big(file, 18, 8) >> 44, 0
     for number, found in enumerate(_FLAC_FRAME.finditer(file)):
@@ -118,6 +148,18 @@ def _flac(file: memoryview) -> int | None:
             return None
         samples += block
     return _ratio(samples, MS, rate) if rate >= RATE_MIN and samples else None
+
+
+def _has_one_streaminfo(file: memoryview) -> bool:
+    """At the beginning, and none behind it that another decoder might take."""
+    at = 4
+    for number in range(CHUNKS_MAX):
+        if at + 4 > len(file) or (file[at] & 0x7F == 0) != (number == 0):
+            return False
+        if file[at] & 0x80:
+            return True
+        at += 4 + _big(file, at + 1, 3)
+    return False
 
 
 def _flac_block(head: bytes, rate: int) -> int | None:
@@ -161,16 +203,22 @@ _OPUS_PACKET_US_MAX = 120_000
 
 
 def _ogg(file: memoryview) -> int | None:
-    """Opus alone: the packets of its pages, one behind the other. Others (Vorbis) must be decoded to be counted."""
+    """Opus alone: the packets of its pages, one behind the other, of one stream. Others (Vorbis) must be decoded to be counted."""
     if bytes(file[28:36]) != b"OpusHead":
         return None
-    at, length_us, pieces, begins = 0, 0, 0, True
+    at, length_us, pieces, begins, sequence = 0, 0, 0, True, _little(file, 18, 4)
+    serial = bytes(file[14:18])
     while at < len(file):
         segments = file[at + 26] if at + 27 <= len(file) else 0
         lacing = bytes(file[at + 27 : at + 27 + segments])
         pieces += 1 + len(lacing)
-        if bytes(file[at : at + 4]) != b"OggS" or not lacing or pieces > PIECES_MAX:
+        # "OggS", version 0, continued or not, beginning or not; the end may be marked
+        head = b"OggS\0" + bytes([(not begins) | (not at) << 1 | file[at + 5] & 4]) if lacing else b""
+        if bytes(file[at : at + 6]) != head or file[at + 14 : at + 18] != serial or pieces > PIECES_MAX:
             return None
+        if _little(file, at + 18, 4) != sequence:
+            return None
+        sequence += 1
         at += 27 + segments
         for size in lacing:
             if begins:
@@ -200,7 +248,10 @@ def _mp3(file: memoryview) -> int | None:
     """Frames from the tags to the end, one behind the other."""
     at = 0
     if bytes(file[:3]) == b"ID3":
-        at = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(file[6:10], (21, 14, 7, 0), strict=False))
+        tag = bytes(file[3:10])
+        if len(tag) < 7 or 0xFF in tag[:2] or any(byte & 0x80 for byte in tag[3:]):
+            return None  # no tag to everybody
+        at = 10 + sum(byte << shift for byte, shift in zip(tag[3:], (21, 14, 7, 0), strict=True)) + (10 if tag[2] & 0x10 else 0)
     end = len(file) - (_MP3_TAG_BYTES if bytes(file[-_MP3_TAG_BYTES:][:3]) == b"TAG" else 0)
     samples: dict[int, int] = {}
     pieces = 0

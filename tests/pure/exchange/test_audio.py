@@ -41,20 +41,28 @@ def flac_head(number: int, *, rate_code: int = 5) -> bytes:
     return head + bytes([crc])
 
 
-def page(packets: list[bytes], *, granule: int = 0) -> bytes:
+def page(packets: list[bytes], number: int, *, granule: int = 0, kind: int = 0, serial: int = 7) -> bytes:
     lacing = b"".join(b"\xff" * (len(packet) // 255) + bytes([len(packet) % 255]) for packet in packets)
-    return b"OggS\0\0" + struct.pack("<q", granule) + bytes(12) + bytes([len(lacing)]) + lacing + b"".join(packets)
+    head = b"OggS\0" + struct.pack("<BqIII", kind, granule, serial, number, 0)
+    return head + bytes([len(lacing)]) + lacing + b"".join(packets)
 
 
-OPUS_HEAD = page([b"OpusHead\x01\x01" + struct.pack("<HI", 312, 48_000) + b"\0\0\0"]) + page([b"OpusTags" + bytes(300)])
+def unfinished(number: int, kind: int = 0) -> bytes:
+    """A page whose packet goes on in the next one."""
+    return b"OggS\0" + struct.pack("<BqIII", kind, 0, 7, number, 0) + b"\x01\xff" + TALK[:255]
+
+
+OPUS_HEAD = page([b"OpusHead\x01\x01" + struct.pack("<HI", 312, 48_000) + b"\0\0\0"], 0, kind=2) + page([b"OpusTags" + bytes(300)], 1)
 
 
 def opus(packets: list[bytes], *, granule: int = 0) -> bytes:
-    return OPUS_HEAD + b"".join(page([packet], granule=granule) for packet in packets)
+    return OPUS_HEAD + b"".join(page([packet], number, granule=granule) for number, packet in enumerate(packets, 2))
 
 
 TALK = b"\x08" + bytes(300)  # SILK, one frame of 20 ms
-VORBIS = page([b"\x01vorbis" + bytes(4) + b"\x01" + struct.pack("<I", 44_100) + bytes(14)]) + page([bytes(200)], granule=44_100)
+VORBIS = page([b"\x01vorbis" + bytes(4) + b"\x01" + struct.pack("<I", 44_100) + bytes(14)], 0, kind=2) + page(
+    [bytes(200)], 1, granule=44_100
+)
 
 
 def mp3(frames: int, *, kbits: int = 128, marked: int | None = None, tag: bytes = b"") -> bytes:
@@ -85,9 +93,11 @@ ID3 = b"ID3\x04\0\0\0\0\x02\x00" + bytes(256)
         (opus([TALK] * 100), 2_000),
         (opus([TALK] * 100, granule=400), 2_000),
         (opus([b"\x18", b"\x19x", b"\x1ax", b"\x1b\x03", b"\xfb\x05", b"\xfb", b"\x80"]), 522.5),  # 120 ms in a packet at most
-        (OPUS_HEAD + page([TALK] * 50), 1_000),
+        (OPUS_HEAD + page([TALK] * 50, 2, kind=4), 1_000),
+        (OPUS_HEAD + unfinished(2) + page([b"", TALK], 3, kind=1), 40),
         (mp3(100), 2_613),
         (mp3(100, tag=ID3), 2_613),
+        (mp3(100, tag=ID3[:5] + b"\x10" + ID3[6:] + bytes(10)), 2_613),  # with a footer
         (mp3(100) + b"TAG" + bytes(125), 2_613),
         (mp3(100, marked=2), 2_613),
         (mp3(20) + mp3(20, kbits=320), 1_045),
@@ -119,7 +129,18 @@ def test_pieces_tell_the_length_whatever_a_header_says(file: bytes, told_ms: flo
         VORBIS,
         OPUS_HEAD,
         OPUS_HEAD + b"OggS",
-        OPUS_HEAD + b"x" + page([TALK]),  # who looks on finds it
+        OPUS_HEAD + b"x" + page([TALK], 2),  # who looks on finds it
+        OPUS_HEAD + page([TALK], 2) + page([TALK], 4),
+        OPUS_HEAD + page([TALK], 2) + page([TALK], 3, serial=8),
+        OPUS_HEAD + unfinished(2) + page([TALK], 3),  # who drops what is not finished begins anew
+        OPUS_HEAD + page([TALK], 2) + page([TALK], 3, kind=1),
+        OPUS_HEAD + page([TALK], 2, kind=2),
+        flac(3)[:4] + b"\0" + flac(3)[5:42] + flac(3)[4:],  # two STREAMINFO
+        wav(1)[:44] + mp3(5) + wav(1)[44:],  # ffmpeg plays an MP3
+        wav(1)[:44] + b"\xff\xf1\x50\x80\x0c\x9f\xfc".ljust(100, b"\0") * 9 + wav(1)[44:],  # … or AAC
+        wav(1)[:32] + b"\x01\0" + wav(1)[34:],  # samples of two bytes in frames of one
+        mp3(9, tag=ID3[:6] + b"\x80" + ID3[7:]),
+        mp3(9, tag=ID3[:3] + b"\xff" + ID3[4:]),
         b"OggS" + bytes(40),
         mp3(20) + b"\0" + mp3(20),
         mp3(20).replace(b"\xff\xfb\x90", b"\xff\xfd\x90"),  # layer II
