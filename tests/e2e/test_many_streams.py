@@ -10,7 +10,7 @@ from multiplexed import block_of, chat_body, connect
 from witnesses import assert_agreed
 
 STREAMS = int(os.environ.get("EXTPROC_STREAMS", "600"))
-TOKENS, DELAY_MS = 20, 200
+TOKENS, DELAY_MS = 20, 300  # a stream lasts until the last one speaks, on a machine that others use as well
 PAYERS = 4
 ASKED_TOGETHER = 50  # then the loop's turn
 PATIENCE_S = 60.0

@@ -92,7 +92,7 @@ async def test_workers_are_replaced_while_streams_run(tls_house: House, visitor:
         return now.keys() == before.keys() and set(now.values()).isdisjoint(before.values())
 
     tls_house.sidecar.signal(signal.SIGUSR2)
-    over = asyncio.create_task(asyncio.to_thread(until, replaced, "everybody is replaced"))
+    over = asyncio.create_task(asyncio.to_thread(until, replaced, "everybody is replaced", 60))
     while not over.done():
         told.append(Told())
         asked.append(asyncio.create_task(call(tls_house, headers, chat(SMALL, max_tokens=100), told=told[-1])))
