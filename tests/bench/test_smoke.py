@@ -42,7 +42,8 @@ def measured() -> Measured:
 def test_every_figure_is_there(measured: Measured):
     told = json.loads(json.dumps(result(measured)))
     assert absent(told) == []
-    assert all(told[name] > 0 for name in FIXED if "added" not in name and "delay" not in name and name != "billed_off_events")
+    may_be_nothing = ("added", "delay", "billed_off", "kb_per_open_stream")  # differences; of so few streams memory need not grow
+    assert [name for name in FIXED if not told[name] > 0 and not any(part in name for part in may_be_nothing)] == []
     assert set(told["spread"]) | {"about", "spread"} == set(told)
     assert {load.workload.name for load in SMOKE.loads} == set(told["about"]["rounds_of"])
     assert told["about"]["transport"] == "lean"
