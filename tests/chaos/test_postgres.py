@@ -48,10 +48,11 @@ async def test_known_keys_do_not_notice(house: BreakableHouse, guest: Guest):
     assert all(told.whole for told in traffic.told)
     assert {(told.status, told.error) for told in asked} == {(503, "unavailable")}
     await asyncio.to_thread(house.wait_serving)
-    rows = await asyncio.to_thread(house.judge, guest, traffic.told)
-    figure(f"{len(rows)} rows of {len(traffic.told)} requests")
+    await asyncio.to_thread(guest.check)  # everything is posted
     (caught_up,) = house.rows(CATCH_UP, guest.id, back_unix_s, back_unix_s)
     figure(f"{caught_up['rows']} rows waited; {caught_up['took_s']:.2f} s from the first batch of them to the last, beside the load")
+    rows = await asyncio.to_thread(house.judge, guest, traffic.told)
+    figure(f"{len(rows)} rows of {len(traffic.told)} requests")
     assert {row["request_id"] for row in rows} == {told.request_id for told in traffic.told}
     assert all(row["ending"] == "settle" and row["usage_source"] == "upstream" for row in rows)
     async with asyncio.timeout(20):  # as soon as PostgreSQL can say
