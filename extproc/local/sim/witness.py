@@ -14,8 +14,8 @@ from extproc.local.sim import multipart
 from extproc.local.sim.http import Request, header_pairs, json_bytes
 from extproc.local.sim.run import Run
 
-RECORDS_MAX = 50_000
-"""Requests remembered: 20 s of the fastest benchmark; tests read their own by id."""
+RECORDS_MAX = 150_000
+"""Requests remembered, half a KB each: a minute of the fastest benchmark, or ten at the pace of `make test-long`."""
 
 BODIES_BYTES_MAX = 64 * 1024 * 1024
 """Of request bodies remembered, oldest forgotten first."""
