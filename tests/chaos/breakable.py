@@ -110,26 +110,6 @@ class BreakableHouse(House):
         settings.setdefault(section, {}).update(members)
         self.settings_file.write_text(json.dumps(settings))
 
-    def streams_of_workers(self) -> dict[int, int]:
-        """Slot → exchanges that Envoy has open with it."""
-        return self._of_workers("rq_active")
-
-    def exchanges_of_workers(self) -> dict[int, int]:
-        """Slot → exchanges that Envoy ever began with it."""
-        return self._of_workers("rq_total")
-
-    def _of_workers(self, name: str) -> dict[int, int]:
-        return {int(path.rpartition("gate-")[2].removesuffix(".sock")): figure for path, figure in self.of_sockets(name).items()}
-
-    def of_sockets(self, name: str) -> dict[str, int]:
-        """A figure of Envoy for each endpoint of the cluster of workers."""
-        told = json.loads(self.envoy.ask("/clusters?format=json")[1])["cluster_statuses"]
-        (cluster,) = [one for one in told if one["name"] == "extproc"]
-        return {
-            host["address"]["pipe"]["path"]: sum(int(stat.get("value", 0)) for stat in host["stats"] if stat["name"] == name)
-            for host in cluster["host_statuses"]
-        }
-
     def seen_of(self, guest: Guest) -> list[dict[str, Any]]:
         """What the simulators have of an account's requests: an independent witness."""
         seen = [one for simulator in self.simulators.values() for one in simulator.log()[0]]

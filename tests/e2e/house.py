@@ -238,6 +238,26 @@ class House:
         """What the simulators saw of a request."""
         return [seen for one in self.simulators.values() for seen in one.requests(request_id)]
 
+    def streams_of_workers(self) -> dict[int, int]:
+        """Slot → exchanges that Envoy has open with it."""
+        return self._of_workers("rq_active")
+
+    def exchanges_of_workers(self) -> dict[int, int]:
+        """Slot → exchanges that Envoy ever began with it."""
+        return self._of_workers("rq_total")
+
+    def _of_workers(self, name: str) -> dict[int, int]:
+        return {int(path.rpartition("gate-")[2].removesuffix(".sock")): figure for path, figure in self.of_sockets(name).items()}
+
+    def of_sockets(self, name: str) -> dict[str, int]:
+        """A figure of Envoy for each endpoint of the cluster of workers."""
+        told = json.loads(self.envoy.ask("/clusters?format=json")[1])["cluster_statuses"]
+        (cluster,) = [one for one in told if one["name"] == "extproc"]
+        return {
+            host["address"]["pipe"]["path"]: sum(int(stat.get("value", 0)) for stat in host["stats"] if stat["name"] == name)
+            for host in cluster["host_statuses"]
+        }
+
     def kill(self, pid: int, number: signal.Signals = signal.SIGKILL) -> None:
         os.kill(pid, number)
 

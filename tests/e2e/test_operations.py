@@ -202,8 +202,13 @@ class CatalogFile:
         return (row["cost"] / factor - row["input_tokens"] * 500) / row["output_tokens"]
 
     def in_force(self, guest: Guest, price: int, factor: Decimal = ONE) -> bool:
-        """In both workers, who are asked in turn."""
-        return all(self.price(guest, factor) == price for _ in range(6))
+        """In every worker: Envoy chooses by chance, so it is asked until each of them was."""
+        before = self._house.exchanges_of_workers()
+        while self.price(guest, factor) == price:
+            now = self._house.exchanges_of_workers()
+            if all(now[slot] > before[slot] for slot in before):
+                return True
+        return False
 
     def succeeded(self) -> bool:
         return samples(self._house)["extproc_config_reload_success",] == 1
