@@ -19,8 +19,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
-# Processes that share the suites. Tests wait for half of their time, so three keep two cores busy; each has engines of its own, 3 GB together.
-JOBS ?= 3
+# Processes that share the suites. Tests wait for half of their time: three are faster on two cores, and two leave room for who else is there.
+# Each has engines of its own, a GB.
+JOBS ?= 2
 EXAMPLES ?= 1000000
 BODIES ?= 200000
 REQUESTS ?= 100000
