@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -20,14 +20,21 @@ TOKENS = 5
 class Traffic:
     """Streams and JSON answers in turn, ``a_second`` of them, from entry to exit; then all are awaited. Connections are used again.
 
-    ``json``: ``False`` = streams only.
+    ``json``: ``False`` = streams only. ``others``: accounts that take turns with ``guest`` (:meth:`told_to`).
     """
 
     def __init__(
-        self, house: House, guest: Guest, *, a_second: float, stream_orders: Mapping[str, str] | None = None, json: bool = True
+        self,
+        house: House,
+        guest: Guest,
+        *,
+        a_second: float,
+        stream_orders: Mapping[str, str] | None = None,
+        json: bool = True,
+        others: Sequence[Guest] = (),
     ) -> None:
         self._house = house
-        self._guest = guest
+        self._guests = (guest, *others)
         self._pause_s = 1 / a_second
         self._json = json
         self._stream_orders = stream_orders or steering(tokens=TOKENS, delay_ms=20)
@@ -54,6 +61,9 @@ class Traffic:
         self._generation += 1
         self._running |= {asyncio.create_task(line.leave()) for line in idle}
 
+    def told_to(self, guest: Guest) -> list[Told]:
+        return self.told[self._guests.index(guest) :: len(self._guests)]
+
     @property
     def answered(self) -> int:
         return sum(told.whole and told.status == 200 for told in self.told)
@@ -67,7 +77,8 @@ class Traffic:
         for number in itertools.count():
             await asyncio.sleep(max(0.0, begun + number * self._pause_s - loop.time()))
             assert len(self._running) < IN_FLIGHT_MAX
-            task = asyncio.create_task(self._one(stream=number % 2 == 0 or not self._json))
+            guest = self._guests[number % len(self._guests)]
+            task = asyncio.create_task(self._one(guest, stream=number % 2 == 0 or not self._json))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
@@ -80,7 +91,7 @@ class Traffic:
             leaving.add_done_callback(self._running.discard)
         return None
 
-    async def _one(self, *, stream: bool) -> None:
+    async def _one(self, guest: Guest, *, stream: bool) -> None:
         told = Told()
         self.told.append(told)
         orders = self._stream_orders if stream else steering(tokens=TOKENS)
@@ -88,7 +99,7 @@ class Traffic:
         began_s = told.began_s = time.monotonic()
         try:
             line = self._idle_line() or await Line.open(self._house)
-            await line.send({**self._guest.headers, **orders}, chat(SMALL, stream=stream, max_tokens=1_000))
+            await line.send({**guest.headers, **orders}, chat(SMALL, stream=stream, max_tokens=1_000))
             head = await line.head()
             told.status, told.headers = head.status, head.headers
             async for _ in line.events(told):
