@@ -42,6 +42,7 @@ class Traffic:
         self._generation = 0  # of connections
         self._running: set[asyncio.Task[None]] = set()
         self.told: list[Told] = []
+        self.pauses = False  # nothing new is sent while it does
 
     async def __aenter__(self) -> Self:
         self._source = asyncio.create_task(self._flow())
@@ -61,6 +62,10 @@ class Traffic:
         self._generation += 1
         self._running |= {asyncio.create_task(line.leave()) for line in idle}
 
+    @property
+    def is_idle(self) -> bool:
+        return not self._running
+
     def told_to(self, guest: Guest) -> list[Told]:
         return self.told[self._guests.index(guest) :: len(self._guests)]
 
@@ -76,9 +81,12 @@ class Traffic:
         begun = loop.time()
         for number in itertools.count():
             await asyncio.sleep(max(0.0, begun + number * self._pause_s - loop.time()))
+            if self.pauses:
+                continue
             assert len(self._running) < IN_FLIGHT_MAX
-            guest = self._guests[number % len(self._guests)]
-            task = asyncio.create_task(self._one(guest, stream=number % 2 == 0 or not self._json))
+            place, told = len(self.told), Told()
+            self.told.append(told)
+            task = asyncio.create_task(self._one(told, self._guests[place % len(self._guests)], stream=place % 2 == 0 or not self._json))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
@@ -91,9 +99,7 @@ class Traffic:
             leaving.add_done_callback(self._running.discard)
         return None
 
-    async def _one(self, guest: Guest, *, stream: bool) -> None:
-        told = Told()
-        self.told.append(told)
+    async def _one(self, told: Told, guest: Guest, *, stream: bool) -> None:
         orders = self._stream_orders if stream else steering(tokens=TOKENS)
         line, generation = None, self._generation
         began_s = told.began_s = time.monotonic()
