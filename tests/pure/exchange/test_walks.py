@@ -106,7 +106,7 @@ class Walk:
             assert action.code == "unavailable", "only a drain refuses in shadow mode"
 
 
-@settings(max_examples=300)
+@settings(max_examples=max(100, settings.default.max_examples))
 @given(POLICIES, WALKS)
 def test_random_walks(policy: Policy, walk: tuple[list[ev.Event], list[ev.Event]]):
     beginning, events = walk
