@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from extproc.errors import StoreError
@@ -24,11 +25,11 @@ BLOCK_MS = 500  # a read waits so long for an event; a stop waits for it
 LEAD_CHECK_S = 1.0  # how soon a dead settler's shards are taken over: those that are broken serve nobody until then
 FAREWELL_S = 5.0  # of a stop, for what is left in the streams: below the supervisor's patience
 SHARD_ROWS_MIN = 16  # of one shard in one read: below it a busy shard would cost a round trip an event
-STALLED_S = 6.0  # without a round that succeeded: from then on the lag grows with the clock
+STALLED_S = 6.0  # without a batch that was posted, or nothing to post: from then on the lag grows with the clock
 LAG_EVERY_S = 1.0
-LANES = 2  # connections that post at once: one prepares while the other waits; more would only share the same two processors
+LANES = 2
 BACKLOG_BATCHES = 4  # so many batches a transaction grows to while all goes well: fewer slow commits; 4,000 rows are 16 MB here
-ROWS_MIN = 8  # to which it is halved while it does not: what takes PostgreSQL too long gets through in smaller pieces
+ROWS_MIN = 8  # to which it is halved by each that fails: what takes PostgreSQL too long gets through in smaller pieces
 
 
 class Poster:
@@ -61,7 +62,8 @@ class Poster:
         self._cursors: dict[int, str] = {}
         self._checked_s: float | None = None
         self._busy_shards = 0
-        self._good_s = pace.monotonic_s()  # when a round succeeded last
+        self._is_backlog = False  # a shard had more than was read of it
+        self._good_s = pace.monotonic_s()  # when a batch was posted last, or nothing waited
         self._lag_ms = 0  # at that time
 
     async def run(self) -> None:
@@ -79,7 +81,7 @@ class Poster:
         events = await self._round(BLOCK_MS)
         if not self._cursors:
             return LEAD_CHECK_S
-        return 0 if events >= self._batch_rows or not events else self._batch_wait_s
+        return 0 if self._is_backlog or not events else self._batch_wait_s
 
     async def _round(self, block_ms: int) -> int:
         """Read and post; how many events."""
@@ -89,31 +91,33 @@ class Poster:
         except BaseException:
             # What is committed is the ledger's to say: ask it before reading on. And after an outage every shard has a backlog.
             self._checked_s, self._cursors, self._busy_shards = None, {}, 0
-            self._rows = max(ROWS_MIN, self._rows // 2)
             raise
         if not count:
             oldest_ms = await self._oldest_of_others()
             self._lag_ms = max(0, self._pace.unix_ms() - oldest_ms) if oldest_ms else 0
             self._meter.set(Series.POSTER_LAG_MS, self._lag_ms)
-        self._good_s = self._pace.monotonic_s()
+            self._good_s = self._pace.monotonic_s()
         return count
 
     async def _work_off(self, block_ms: int) -> int:
-        """Post what waits; how many events. A backlog is posted to its end, or until something else has to be looked after.
+        """Post what waits; how many events. A backlog is posted to its end.
 
         Shards are independent of each other, so a backlog goes in lanes: while PostgreSQL works on a batch of one, the next batch of the
-        other is read and prepared.
+        other is read and prepared. They are kept busy while shards come and go: a shard that another settler has taken over meanwhile is
+        posted by both, once.
         """
         read_to, count = dict(self._cursors), 0
         events = await self._read(read_to, block_ms)
         async with Lanes(LANES) as lanes:
-            while len(events) >= self._batch_rows:
+            while self._is_backlog:
                 for lane in range(LANES):
                     await lanes.begin(lane, self._post_batches, [event for event in events if event.shard % LANES == lane])
                 count += len(events)
                 self._rows = min(2 * self._rows, self._rows_max)
-                if self._pace.is_over or self._is_time_to_lead():
+                if self._pace.is_over:
                     return count
+                await self._lead()
+                read_to = {shard: read_to.get(shard, cursor) for shard, cursor in self._cursors.items()}
                 events = await self._read(read_to, 0)
         await self._post_batches(events)
         self._rows = min(2 * self._rows, self._rows_max)
@@ -121,9 +125,12 @@ class Poster:
 
     async def _read(self, read_to: dict[int, str], block_ms: int) -> list[Posting]:
         """What comes next: a batch for every lane. ``read_to`` is moved on; only what is committed is in ``_cursors``."""
-        events = await self._stream.read(read_to, count=self._rows_a_shard(), block_ms=block_ms)
+        limit = self._rows_a_shard()
+        events = await self._stream.read(read_to, count=limit, block_ms=block_ms)
         read_to |= {event.shard: event.stream_id for event in events}
-        self._busy_shards = len({event.shard for event in events})
+        counts = Counter([event.shard for event in events])
+        self._busy_shards = len(counts)
+        self._is_backlog = max(counts.values(), default=0) >= limit
         return events
 
     async def _post_batches(self, postings: Sequence[Posting]) -> None:
@@ -185,11 +192,16 @@ class Poster:
         return max(SHARD_ROWS_MIN, LANES * self._rows // (self._busy_shards or len(self._cursors)))
 
     async def _post(self, postings: Sequence[Posting]) -> None:
-        posted = await self._booking.book(postings)
+        try:
+            posted = await self._booking.book(postings)
+        except StoreError:
+            self._rows = max(ROWS_MIN, self._rows // 2)
+            raise
         oldest_ms = min([posting.occurred_ms for posting in postings], default=0)
         self._lag_ms = max(0, self._pace.unix_ms() - oldest_ms)
         self._meter.set(Series.POSTER_LAG_MS, self._lag_ms)
-        self._cursors.update(posted.cursors)
+        self._good_s = self._pace.monotonic_s()
+        self._cursors |= {shard: cursor for shard, cursor in posted.cursors.items() if shard in self._cursors}
         await self._trim(posted.cursors)
 
     async def _trim(self, cursors: Mapping[int, str]) -> None:

@@ -11,6 +11,7 @@ from town import new_id, unix_ms, until
 from extproc.errors import StoreError, StoreRefused, StoreUnknown
 from extproc.exchange.record import Record
 from extproc.ledger.leadership import PostgresLeadership
+from extproc.settlement import poster as poster_module
 from extproc.settlement.meter import Series
 from extproc.settlement.pace import Pace
 from extproc.settlement.poster import STALLED_S
@@ -212,6 +213,59 @@ async def test_nothing_is_booked_behind_a_batch_that_failed(town, fails):
     await poster.step()
     assert (town.count("requests"), await town.waiting(), town.count("fence_violations")) == (120, 0, 0)
     assert ledger_faults(town.dsn) == []
+
+
+async def test_shards_come_and_go_while_a_backlog_is_worked_off(town, monkeypatch):
+    """The lanes stay busy: what is ours now is read from where the ledger says, what is not ours any more is left to its settler."""
+    mine, others = await backlog(town, payers=1, requests=60)
+    led = [frozenset({shard_of(mine)}), frozenset({shard_of(others)})]
+
+    class Changing:
+        async def held(self):
+            return led.pop(0) if len(led) > 1 else led[0]
+
+        async def release(self):
+            return None
+
+    monkeypatch.setattr(poster_module, "LEAD_CHECK_S", 0)  # always time to look
+    monkeypatch.setattr(poster_module, "SHARD_ROWS_MIN", 1)
+    await town.poster(leadership=Changing(), batch_rows=4).step()
+    of_mine = town.count("requests", f"user_id = '{mine}'")
+    assert 0 < of_mine < 60
+    assert town.count("requests") == of_mine + 60
+    await town.poster(batch_rows=4).step()
+    assert (town.count("requests"), await town.waiting(), town.count("fence_violations")) == (120, 0, 0)
+    assert ledger_faults(town.dsn) == []
+
+
+async def test_an_outage_makes_batches_no_smaller(town):
+    """PostgreSQL away for ten minutes says nothing of what it can do in one transaction: what has waited is posted in large ones."""
+    await backlog(town, payers=1, requests=60)
+    sizes = []
+
+    class Away:
+        is_away = True
+
+        def __getattr__(self, verb):
+            return getattr(town.ledger, verb)
+
+        async def cursors(self, shards):
+            if self.is_away:
+                raise StoreRefused("away")
+            return await town.ledger.cursors(shards)
+
+        async def post(self, postings):
+            sizes.append(len(postings))
+            return await town.ledger.post(postings)
+
+    ledger = Away()
+    poster = town.poster(ledger=ledger, batch_rows=100)
+    for _ in range(20):
+        with pytest.raises(StoreRefused):
+            await poster.step()
+    ledger.is_away = False
+    await poster.step()
+    assert (sum(sizes), max(sizes)) == (120, 88), "a first look at every shard, then all of it"
 
 
 async def test_a_backlog_does_not_keep_a_settler_that_is_to_stop(town):

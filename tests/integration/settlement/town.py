@@ -227,8 +227,8 @@ class Town:
         )
 
     async def waiting(self) -> int:
-        """Events that the streams still keep."""
-        return len(await self.stream.read(dict.fromkeys(range(SHARDS), "0-0"), count=10_000, block_ms=0))
+        """Events that the streams still keep. Not asked through the connection on which a poster may be waiting for some."""
+        return len(await RedisEventStream(self.pipeline).read(dict.fromkeys(range(SHARDS), "0-0"), count=10_000, block_ms=0))
 
     def count(self, table: str, where: str = "true") -> int:
         with psycopg.connect(self.dsn) as connection:
