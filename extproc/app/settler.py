@@ -145,6 +145,7 @@ def _replay(settings: Settings, stores: Stores, meter: SettlerMeter, pace: Pace)
         renew=lambda: stores.epochs.want(range(SHARDS)),
         meter=meter,
         pace=pace,
+        shards=SHARDS,
     )
 
 

@@ -35,6 +35,8 @@ def forward(tab: Tab) -> bytes:
     assert sized is not None
     if tab.pinned.bounds.cache_salt_key or model.backend_priority:
         ask = structs.replace(ask, fields={**ask.fields, **_additions(tab, ask, model)})
+    if ask.choices > ask.prompt.prompts:
+        tab.remarks["choices"] = ask.choices // ask.prompt.prompts
     injects = _injects(tab, ask, model, sized)
     body = tab.body or ask.endpoint.canonical(
         ask,

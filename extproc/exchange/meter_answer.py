@@ -88,9 +88,10 @@ class AnswerMeter:
         if usage is None and self._size > (TEXT_BYTES_MAX if ended_early else ANSWER_BYTES_MAX):
             # Only a client that wants it so takes most of a large answer and leaves before its end.
             return unreadable(expected)
+        whole = max(self._size, self._length_bytes) if ended_early else self._size
         if usage is None:
-            usage = self._counted(ended_early=ended_early)
-        return with_units(usage, expected, *self._units()) if expected.needs_text else with_units(usage, expected, 0, 0)
+            usage = self._counted(whole)
+        return with_units(usage, expected, *self._units(whole)) if expected.needs_text else with_units(usage, expected, 0, 0)
 
     def _told(self) -> Any:
         """The answer's usage object, if it is to be trusted."""
@@ -112,15 +113,17 @@ class AnswerMeter:
             return [(index, text[self._expected.echo(index).characters :]) for index, text in texts]
         return texts
 
-    def _counted(self, *, ended_early: bool) -> Usage:
-        """Our own count; what did not come of an answer whose length was told is counted like what did: it had been generated whole."""
+    def _counted(self, whole: int) -> Usage:
+        """Our own count of ``whole`` bytes: what did not come of an answer whose length was told was generated like what did."""
         expected, texts = self._expected, self._texts()
         length = sum(len(text) for _, text in texts)
-        whole = max(self._size, self._length_bytes) if ended_early else self._size
         tokens = length // CHARS_PER_TOKEN if expected.counter is None else self._tokens(expected.counter, texts, length)
         is_exact = expected.counter is not None and length <= COUNT_CHARS_MAX and whole == self._size
         source = UsageSource.COUNTED if is_exact else UsageSource.CHUNKS
-        return counted(expected, -(-tokens * whole // max(1, self._size)), source, self._told())
+        return counted(expected, self._of_whole(tokens, whole), source, self._told())
+
+    def _of_whole(self, count: int, whole: int) -> int:
+        return -(-count * whole // max(1, self._size))
 
     def _tokens(self, counter: Counter, texts: list[tuple[int, str]], length: int) -> int:
         """Of a long answer the beginning of each text, which stands for the rest of it. Without a prompt that it repeats as tokens."""
@@ -131,14 +134,15 @@ class AnswerMeter:
             tokens += max(0, -(-counter.count(sample) * len(text) // max(1, len(sample))) - echoed)
         return tokens
 
-    def _units(self) -> tuple[int, int]:
-        """Characters and words; as many as can be of an answer that was too large to be read."""
+    def _units(self, whole: int) -> tuple[int, int]:
+        """Characters and words of ``whole`` bytes; as many as can be of an answer that was too large to be read."""
         if self._size > ANSWER_BYTES_MAX:
             return TOKENS_MAX, TOKENS_MAX
         units: dict[int, TextUnits] = {}
         for index, text in self._texts():
             units.setdefault(index, TextUnits()).feed(text)
-        return sum(text.characters for text in units.values()), sum(text.words for text in units.values())
+        characters, words = sum(text.characters for text in units.values()), sum(text.words for text in units.values())
+        return self._of_whole(characters, whole), self._of_whole(words, whole)
 
     def reason(self) -> EndReason | None:
         """As the answer says; one that says nothing is a failure of the backend."""

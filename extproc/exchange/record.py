@@ -39,6 +39,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     output_words: int = 0
     free_input: int = 0  # tokens that a free quota has paid for
     free_output: int = 0
+    choices: int = 0  # answers to each prompt, where there are more than one: a backend counts the prompt once for each, we charge it once
     usage_source: str = "none"
     usage_flags: tuple[str, ...] = ()
     events: int = 0  # SSE events with output that passed: a cross-check of the counts

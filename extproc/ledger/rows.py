@@ -59,7 +59,7 @@ _LONG_INTS = {
     "overage_nanos": INT8_MAX,
     "created_ms": UNIX_MS_MAX,
 }
-RARE: Final = (*usage.RARE, *usage.FREE_UNITS)
+RARE: Final = (*usage.RARE, *usage.FREE_UNITS, "choices")
 NOTHING_RARE: Final = dict.fromkeys(RARE, 0)
 _BOOLS = ("stream", "sandbox", "shadow")
 _IDS = ("id", "user_id", "creds_id")

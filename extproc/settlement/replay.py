@@ -85,6 +85,7 @@ class Replay:
         renew: Callable[[], Awaitable[object]],
         meter: Meter,
         pace: Pace,
+        shards: int,
     ) -> None:
         self._directory = directory
         self._ledger = ledger
@@ -94,8 +95,10 @@ class Replay:
         self._renew = renew
         self._meter = meter
         self._pace = pace
+        self._shards = shards
         self._places: dict[Path, _Place] = {}
         self._unreadable: Collection[Path] = ()
+        self._gives_way_since_s: float | None = None
         self._rows = ROWS_MAX  # of a lane, at present
         self._retired_s = pace.monotonic_s()
 
@@ -109,17 +112,17 @@ class Replay:
             return await self._look()
         except StoreError:
             self._places = {}  # where to go on is for the ledger and the watermarks to say
-            self._rows = max(ROWS_MIN, self._rows // 2)
             raise
 
     async def _look(self) -> float:
         positions = await self._ledger.positions()
         paths = await asyncio.to_thread(outboxes, self._directory)
+        gives_way = await self._gives_way()
         unreadable: dict[Path, str] = {}
         is_behind = False
         for path in paths:
             try:
-                is_behind |= await self._visit(path, positions)
+                is_behind |= await self._visit(path, positions, gives_way=gives_way)
             except _Unreadable as error:
                 unreadable[path] = str(error)
         self._places = {path: place for path, place in self._places.items() if path in paths and path not in unreadable}
@@ -130,16 +133,34 @@ class Replay:
             await self._retire()
         return 0 if is_behind else LOOK_EVERY_S
 
-    async def _visit(self, path: Path, positions: Positions) -> bool:
+    async def _gives_way(self) -> bool:
+        """To a poster that is behind, as after an outage: what waits in the streams would be looked for in vain, and the processor is its.
+
+        Until its patience is over, whatever the streams still have.
+        """
+        cursors = await self._postings.cursors(range(self._shards))
+        try:
+            waiting = await self._stream.read({shard: cursor.stream_id for shard, cursor in cursors.items()}, count=1, block_ms=0)
+        except StoreError:
+            waiting = []
+        now_s, old_ms = self._pace.monotonic_s(), self._pace.unix_ms() - int(RIPE_S * 1_000)
+        if all(event.occurred_ms >= old_ms for event in waiting):
+            self._gives_way_since_s = None
+            return False
+        if self._gives_way_since_s is None:
+            self._gives_way_since_s = now_s
+        return now_s - self._gives_way_since_s < STREAM_PATIENCE_S
+
+    async def _visit(self, path: Path, positions: Positions, *, gives_way: bool) -> bool:
         """One file: confirm what can be confirmed; whether there is more to do at once."""
         file = await _disk(OutboxFile.read_only, path)
         try:
             place = await self._find(path, file, positions)
-            is_behind = True
-            for _ in range(BATCHES_MAX):
-                is_behind = await self._batch(file, place)
-                if not is_behind or self._pace.is_over:
-                    break
+            is_behind = False
+            if gives_way and not place.mark.again_below:
+                place.waits_since_s = self._gives_way_since_s
+            else:
+                is_behind = await self._batches(file, place)
             if await _disk(lambda: file.has_loans):
                 await _disk(_end_loans, path, self._pace.unix_ms())
             first = await _disk(file.read, place.mark.below - 1, 1)
@@ -148,6 +169,18 @@ class Replay:
             await asyncio.to_thread(file.close)
         await _write(path, place)
         return is_behind
+
+    async def _batches(self, file: OutboxFile, place: _Place) -> bool:
+        try:
+            for _ in range(BATCHES_MAX):
+                if not await self._batch(file, place):
+                    return False
+                if self._pace.is_over:
+                    break
+        except StoreError:
+            self._rows = max(ROWS_MIN, self._rows // 2)
+            raise
+        return True
 
     # --- where to go on
 

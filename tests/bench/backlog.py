@@ -35,7 +35,7 @@ from extproc.settlement.replay import Replay
 from extproc.stores.migrations import migrate
 from extproc.stores.pipeline import Pipeline
 from extproc.stores.postgres import Database
-from extproc.stores.shards import shard_of
+from extproc.stores.shards import SHARDS, shard_of
 
 from .cpu import tree_ns
 from .memory_of import rss_bytes
@@ -73,6 +73,7 @@ async def backlog(dsn: str, directory: Path, rows: int, server_ns: Callable[[], 
                 renew=_never,
                 meter=tally,
                 pace=Pace(asyncio.Event(), monotonic_s=time.monotonic, unix_ms=unix_ms),
+                shards=SHARDS,
             )
             with psycopg.connect(dsn, autocommit=True) as connection:
                 connection.execute("CHECKPOINT")  # what was written before is not this run's

@@ -20,10 +20,10 @@ class Block:
     """The requests of one comparison."""
 
     def __init__(self) -> None:
-        self.requests: list[tuple[str, int]] = []
+        self.requests: list[str] = []
 
-    def add(self, request_id: str, *, choices: int = 1) -> None:
-        self.requests.append((request_id, choices))
+    def add(self, request_id: str) -> None:
+        self.requests.append(request_id)
 
 
 class Books:
@@ -40,8 +40,8 @@ class Books:
         """The requests that are added to the block were billed exactly what vLLM counted while it lasted."""
         block, before = Block(), self.vllm.rest()
         yield block
-        rows = [(self.up.row(request_id), choices) for request_id, choices in block.requests]
-        ours = Tokens(sum(row["input_tokens"] * choices for row, choices in rows), sum(row["output_tokens"] for row, _ in rows))
+        rows = [self.up.row(request_id) for request_id in block.requests]
+        ours = Tokens(sum(row["input_tokens"] * max(1, row["choices"]) for row in rows), sum(row["output_tokens"] for row in rows))
         theirs = self.vllm.rest().since(before)
         self._note(what, len(rows), ours, theirs)
         assert theirs == ours, f"{what}: vLLM counted {theirs}, billed were {ours}"
@@ -55,7 +55,7 @@ class Books:
         """
         block, before = Block(), self.vllm.rest()
         yield block
-        rows = [self.up.row(request_id) for request_id, _ in block.requests]
+        rows = [self.up.row(request_id) for request_id in block.requests]
         theirs = self.vllm.rest().since(before)
         ours = Tokens(sum(row["input_tokens"] for row in rows), sum(row["output_tokens"] for row in rows))
         self.lines.append(

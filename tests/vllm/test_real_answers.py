@@ -47,7 +47,7 @@ def paid(row: dict[str, Any]) -> None:
 def test_chat(up: Up, books: Books, choices: int):
     with books.agree(f"chat, n={choices}") as block:
         answer, request_id = post(up, CHAT, messages=SAYS, max_tokens=20, n=choices)
-        block.add(request_id, choices=choices)
+        block.add(request_id)
     usage, row = answer.json()["usage"], up.row(request_id)
     assert (
         (usage["prompt_tokens"], usage["completion_tokens"])
@@ -65,7 +65,7 @@ def test_chat_streamed(up: Up, books: Books, model: str, options: dict[str, bool
     """The client sees the usage that it asked for, and no other."""
     with books.agree(f"{model}, streamed, n={choices}, {'+'.join(options or ['no usage asked for'])}") as block:
         answer, request_id = post(up, CHAT, model=model, messages=SAYS, max_tokens=20, n=choices, stream=True, stream_options=options)
-        block.add(request_id, choices=choices)
+        block.add(request_id)
     row, seen = up.row(request_id), events(answer)
     assert answer.text.endswith("data: [DONE]\n\n")
     assert (row["usage_source"], row["output_tokens"], row["end_reason"]) == ("upstream", 20 * choices, "length")
@@ -83,7 +83,7 @@ def test_completions(up: Up, books: Books, stream: bool, echo: bool):
     prompts = ["The river runs", "A tree", "Ein Fluss"]
     with books.agree(f"completions, 3 prompts × 2, echo={echo}, stream={stream}") as block:
         answer, request_id = post(up, COMPLETIONS, prompt=prompts, n=2, max_tokens=7, echo=echo, stream=stream)
-        block.add(request_id, choices=2)
+        block.add(request_id)
     row = up.row(request_id)
     assert (row["usage_source"], row["output_tokens"]) == ("upstream", 3 * 2 * 7)
     assert answer.text.count("The river runs") == (2 if echo else 0)
@@ -272,7 +272,7 @@ def test_many_at_once(up: Up, books: Books, words: list[int]):
             answer = up.http.post(body.pop("path"), json=body)
             assert answer.status_code == 200, answer.text
             with lock:
-                block.add(answer.headers["x-request-id"], choices=body.get("n", 1))
+                block.add(answer.headers["x-request-id"])
 
     with books.agree(f"{CLIENTS} clients at once") as block, ThreadPoolExecutor(CLIENTS) as pool:
         list(pool.map(client, range(CLIENTS), [block] * CLIENTS))

@@ -48,13 +48,15 @@ end
 local required = is_shadow and ARGV[14] or reserved
 local spendable, span, budget = payer[2], '', ''
 
-local function over_budget()
+-- Of two that are short the narrower one is told, by which a caller may ask for less.
+local function over_budget(is_short)
   local forget_ms
   span, forget_ms = period(key[3], now)
   budget = key[5] or key_id
   local B = budget_key(S, payer_id, budget, span)
-  local is_over = less(key[2], redis.call('HGET', B, 'used') or '0') -- by what came late: then more might leave int64
-  if is_over or less(key[2], sum(B, 'used', required) or '0') then return denied('key_budget', 'key', required, left_of(B, key[2])) end
+  local left = left_of(B, key[2]) -- less than nothing by what came late
+  if less(left, required) and (not is_short or less(left, spendable)) then return denied('key_budget', 'key', required, left) end
+  if is_short then span, budget = '', ''; return end
   if not is_shadow then add(B, 'used', required) end
   add(B, 'held', reserved)
   if forget_ms ~= '' then redis.call('PEXPIRE', B, forget_ms) end
@@ -63,8 +65,9 @@ end
 local function limited()
   local over = exceeded(rates, tokens)
   if over then return denied_by(over, tokens, spendable) end
-  if required ~= '0' and less(spendable, required) then return short(P, required, spendable, payer[3]) end
-  if key[2] and key[2] ~= '' then return over_budget() end
+  local is_short = required ~= '0' and less(spendable, required)
+  local over_key = key[2] and key[2] ~= '' and over_budget(is_short)
+  return over_key or (is_short and short(P, required, spendable, payer[3])) or nil
 end
 
 local refused = limited()

@@ -86,7 +86,7 @@ COPY requests (
 -- The same of those that used what most do not (ledger/rows.py: RARE); the others do not pay for these columns.
 COPY requests (
     cache_creation_tokens, image_tokens, audio_tokens, images, audio_ms, input_characters, output_characters, input_words, output_words,
-    free_input, free_output,
+    free_input, free_output, choices,
     id, request_id, user_id, creds_id, model, endpoint, priority, tier, stream, input_tokens, cached_tokens, output_tokens,
     reasoning_tokens, usage_source, usage_flags, events, ending, end_reason, hold_nanos, cost, refund_nanos, list_nanos, overage_nanos,
     loss_nanos, price_id, status, error_code, error_msg, upstream, attempts, duration_ms, ttft_ms, sandbox, shadow, would_deny, policies,
@@ -102,6 +102,7 @@ UPDATE requests AS q SET
     audio_ms = coalesce(r.audio_ms, 0), input_characters = coalesce(r.input_characters, 0),
     output_characters = coalesce(r.output_characters, 0), input_words = coalesce(r.input_words, 0),
     output_words = coalesce(r.output_words, 0), free_input = coalesce(r.free_input, 0), free_output = coalesce(r.free_output, 0),
+    choices = coalesce(r.choices, 0),
     usage_source = r.usage_source, usage_flags = r.usage_flags, events = r.events,
     end_reason = CASE WHEN r.end_reason = 'cut' AND q.end_reason NOT IN ('', 'sidecar_lost') THEN q.end_reason ELSE r.end_reason END,
     cost = r.cost, refund_nanos = q.hold_nanos - least(r.cost + r.loss_nanos, q.hold_nanos),
@@ -111,8 +112,8 @@ UPDATE requests AS q SET
 FROM json_to_recordset(%(rows)s::json) AS r (
     id uuid, model text, input_tokens integer, cached_tokens integer, output_tokens integer, reasoning_tokens integer,
     cache_creation_tokens integer, image_tokens integer, audio_tokens integer, images integer, audio_ms integer, input_characters integer,
-    output_characters integer, input_words integer, output_words integer, free_input integer, free_output integer, usage_source text,
-    usage_flags text[], events integer, end_reason text, cost bigint, list_nanos bigint, overage_nanos bigint, loss_nanos bigint,
+    output_characters integer, input_words integer, output_words integer, free_input integer, free_output integer, choices integer,
+    usage_source text, usage_flags text[], events integer, end_reason text, cost bigint, list_nanos bigint, overage_nanos bigint, loss_nanos bigint,
     price_id text, status integer, error_code text, error_msg text, duration_ms integer, ttft_ms integer, policies text[])
 WHERE q.id = r.id;
 

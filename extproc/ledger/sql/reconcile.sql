@@ -161,6 +161,6 @@ UPDATE reconcile_runs SET finished_at = now() WHERE id = %(id)s;
 SELECT (now() - interval '15 seconds')::text AS moment;
 
 -- name: billed_between
--- Tokens of the rows that were booked between two moments, by model.
-SELECT model, sum(input_tokens::bigint + output_tokens)::bigint AS tokens, count(*) AS requests FROM requests
+-- Tokens of the rows that were booked between two moments, by model, as a backend counts them: a prompt once for each of its answers.
+SELECT model, sum(input_tokens::bigint * greatest(choices, 1) + output_tokens)::bigint AS tokens, count(*) AS requests FROM requests
 WHERE posted_at >= %(since)s::timestamptz AND posted_at < %(until)s::timestamptz AND ending <> 'none' GROUP BY model;

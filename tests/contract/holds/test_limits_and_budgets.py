@@ -164,6 +164,31 @@ async def test_a_line_of_keys_shares_one_budget(bank: Bank) -> None:
     granted(await bank.amend(again, 50, key="k2"))
 
 
+@pytest.mark.parametrize("goes_on", [False, True])
+@pytest.mark.parametrize(
+    ("budget", "reason", "left"),
+    [(300, DenyReason.KEY_BUDGET, 300), (500, DenyReason.INSUFFICIENT, 400), (900, DenyReason.INSUFFICIENT, 400)],
+)
+async def test_of_balance_and_budget_the_narrower_is_told(bank: Bank, budget: int, reason: DenyReason, left: int, *, goes_on: bool) -> None:
+    """So that who asks for as much as is left, as a clamp does, is granted it."""
+    await bank.payer(400, budget_nanos=str(budget))
+    hold, fits = bank.id(), bank.id()
+    granted(await bank.admit(hold))
+    if goes_on:
+        verdict = granted(await bank.amend(hold, 600, goes_on=True))
+        assert verdict.would_deny is reason
+        await bank.settle(hold, 0)
+    else:
+        refused = denied(await bank.amend(hold, 600))
+        assert (refused.reason, refused.spendable_nanos, refused.required_nanos) == (reason, left, 600)
+        granted(await bank.amend(hold, left))
+        await bank.void(hold)
+    granted(await bank.admit(fits))
+    granted(await bank.amend(fits, left))
+    await bank.settle(fits, left)
+    assert await bank.budget_used() == left
+
+
 @pytest.mark.parametrize("period", ["none", "day", "month"])
 async def test_a_budget_counts_what_nothing_was_held_of_it_for(bank: Bank, period: str) -> None:
     """Of trust that was misplaced, and on credit while Redis was away: neither an entry hold nor an unknown one has anything of a budget."""

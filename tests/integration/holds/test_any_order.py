@@ -169,11 +169,12 @@ class Model:
             same = hold.reserved == (beside if taken else reserved) and (not taken or hold.quota == wanted)
             return (wanted if taken else NONE) if same else None
         required, cap = (beside, beside) if taken else (reserved, cap)
-        if required and self.spendable < required:
+        is_short, left = 0 < required > self.spendable, BUDGET - self.budget_used
+        if left < required and (not is_short or left < self.spendable):
+            return DenyReason.KEY_BUDGET
+        if is_short:
             comes_back = any(self.held_tokens()) or self.spendable + self.held() >= required
             return DenyReason.HELD if comes_back else DenyReason.INSUFFICIENT
-        if self.budget_used + required > BUDGET:
-            return DenyReason.KEY_BUDGET
         hold.state, hold.reserved, hold.cap, hold.quota = "exact", required, cap, wanted if taken else NONE
         return hold.quota
 

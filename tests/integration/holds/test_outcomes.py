@@ -23,7 +23,7 @@ from extproc.money.hold import DenyReason, EndResult
 from extproc.stores import redis_link
 from extproc.stores.pipeline import Pipeline
 
-TIMEOUT_MS = 200
+TIMEOUT_MS = 500
 
 
 @pytest.fixture

@@ -60,7 +60,8 @@ async def test_every_unit_has_its_column_and_only_who_used_it_fills_it(bench):
     found = await bench.ledger.explain(rare.hold_id)
     assert found is not None
     usage, quota = used(found.request)
-    assert ({name: getattr(usage, name) for name in QUANTITIES} | {"free_input": 10, "free_output": 11}).items() >= units.items()
+    said = {name: getattr(usage, name) for name in QUANTITIES} | {"free_input": 10, "free_output": 11, "choices": found.request["choices"]}
+    assert said.items() >= units.items()
     assert quota == Quota(input_tokens=10, output_tokens=11)
     more = {"images": 7, "free_output": 3}
     await bench.ledger.post([bench.posting(payer, 40, past_redis=True, hold_id=rare.hold_id, record=more)])

@@ -18,7 +18,7 @@ from extproc.settlement.meter import Series
 from extproc.settlement.outbox_file import Claim, OutboxFile, Written, watermark_of
 from extproc.settlement.pace import Pace
 from extproc.settlement.replay import Replay
-from extproc.stores.shards import shard_of
+from extproc.stores.shards import SHARDS, shard_of
 
 
 class Outbox:
@@ -76,6 +76,7 @@ class Settler:
             "renew": self.renew,
             "meter": self.town.meter,
             "pace": pace,
+            "shards": SHARDS,
         }
         return Replay(**(parts | fields))
 

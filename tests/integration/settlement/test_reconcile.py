@@ -407,3 +407,11 @@ async def test_what_was_billed_since(town):
     past_the_triggers(town, "UPDATE requests SET posted_at = now() - interval '15 seconds'")
     assert await bills.billed() == {"m": Billed(tokens=30, requests=2)}
     assert await bills.billed() == {}
+
+
+async def test_a_prompt_with_three_answers_is_three_to_a_backend(town):
+    await a_day(town)
+    bills = LedgerBills(PostgresFacts(town.database))
+    await bills.billed()
+    past_the_triggers(town, "UPDATE requests SET choices = 3, posted_at = now() - interval '15 seconds'")
+    assert await bills.billed() == {"m": Billed(tokens=2 * (3 * 5 + 10), requests=2)}

@@ -77,6 +77,43 @@ async def test_a_poster_that_is_behind_goes_first(town, settler, outbox):
     assert (await town.at_rest(payer))[:2] == (999_925, 999_925)
 
 
+async def test_a_poster_far_behind_is_not_disturbed(town, settler, outbox):
+    """After an outage nothing of what waits in the streams is in the ledger: to look for it would only take the poster's time."""
+    looked: list[int] = []
+
+    class Looking:
+        def __init__(self, ledger) -> None:
+            self._ledger = ledger
+
+        def __getattr__(self, verb):
+            return getattr(self._ledger, verb)
+
+        async def read_back(self, outbox_id, rows, **fields):
+            looked.append(len(rows))
+            return await self._ledger.read_back(outbox_id, rows, **fields)
+
+    _, endings = await endings_of(town, 3, redis=True)
+    _, others = await endings_of(town, 2, redis=False)
+    outbox.promise(*endings, *others)
+    replay = settler.replay(ledger=Looking(PostgresOutboxes(town.database)))
+    settler.ahead_ms = int(RIPE_S * 1_000) + 1
+    await replay.step()
+    settler.ahead_s = STREAM_PATIENCE_S - 1
+    await replay.step()
+    assert (looked, outbox.below) == ([], 1)
+    settler.ahead_s = STREAM_PATIENCE_S
+    await replay.step()
+    assert (outbox.below, settler.count(Series.OUTBOX_POSTED)) == (6, 5), "its patience is over, and no other one begins"
+    await town.poster().step()
+    looked.clear()
+    outbox.promise(*others)
+    await replay.step()
+    settler.ahead_s += RIPE_S + 0.1
+    await replay.step()
+    assert looked, "nobody is behind any more"
+    assert ledger_faults(town.dsn) == []
+
+
 async def test_but_not_for_ever(town, settler, outbox):
     payer, endings = await endings_of(town, 3, redis=True)
     outbox.promise(*endings)

@@ -21,11 +21,13 @@ from stage import (
     usage_event,
 )  # fmt: skip
 
+from extproc.catalog.model import Tariff
 from extproc.exchange import actions as act
 from extproc.exchange import events as ev
 from extproc.exchange.machine import Exchange
 from extproc.exchange.policy import Bounds, Policy
 from extproc.money.hold import EndKind
+from extproc.money.price import Rates
 from extproc.money.usage import TOKENS_MAX
 
 
@@ -319,10 +321,22 @@ def test_tokens_that_show_no_text_are_charged_as_told(field: str):
     assert (end.ending.charge_nanos, note.record.usage_source) == (11_000 + 38_000, "continuous")
 
 
-def test_what_did_not_come_of_an_answer_of_a_told_length_had_been_generated():
-    exchange = Exchange(pinned(bounds=Bounds(body_bytes_max=100)))
+PRICED = {
+    "tokens": Tariff(rates=Rates(output=1_000_000)),
+    "characters": Tariff(method="per_character", rates=Rates(output_characters=1_000_000)),
+    "words": Tariff(method="per_word", rates=Rates(output_words=10_000_000)),
+}
+
+
+@pytest.mark.parametrize("priced", PRICED)
+def test_what_did_not_come_of_an_answer_of_a_told_length_had_been_generated(priced: str):
+    exchange = Exchange(pinned(model(tariffs=(PRICED[priced],)), bounds=Bounds(body_bytes_max=100)))
     sent = b'{"choices":[{"message":{"content":"' + b"x" * 40 + b'"}}],"usage":{"prompt_tokens":11,"completion_tokens":40}}'
     to_answer(exchange, **{"content-length": str(len(sent))})
     play(exchange, chunk(sent[:45]))
-    _, note = exchange.receive(ev.Gone())
+    end, note = exchange.receive(ev.Gone())
+    if priced == "words":
+        assert end.ending.charge_nanos == -(-len(sent) // 45) * 10
+    else:
+        assert end.ending.charge_nanos == -(-10 * len(sent) // 45)
     assert (note.record.output_tokens, note.record.usage_source) == (-(-10 * len(sent) // 45), "chunks")

@@ -406,6 +406,7 @@ def test_an_echo_is_no_output():
     }
     ending, record = walk.answer(answer)
     assert (record.output_tokens, ending.charge_nanos) == (4, 5_000 + 4 * 2_000)
+    assert record.choices == 2, "of each prompt, not of both"
     assert error_of(Walk("/v1/completions", model(tokenizer="upstream")).ask({"prompt": "a", "echo": True}))["param"] == "echo"
 
 

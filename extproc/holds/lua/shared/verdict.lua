@@ -31,7 +31,8 @@ local function short(P, required, spendable, held)
   return denied('held', 'account', required, spendable, SOON_MS)
 end
 
--- What a key's budget still has, for the answer to its owner.
+-- What a key's budget still has.
 local function left_of(B, budget)
-  return neg(sum(B, 'used', neg(budget)) or neg(budget))
+  local used = redis.call('HGET', B, 'used') or '0'
+  return used == '0' and budget or neg(sum(B, 'used', neg(budget)))
 end
