@@ -15,9 +15,9 @@ from wire import call, chat, figure
 
 from extproc.accounts.keys import new_key
 
-ACCOUNTS = 9  # odd, so that each has streams and JSON answers in turn
 AWAY_S = float(os.environ.get("EXTPROC_POSTGRES_AWAY_S", "5"))
 ALONE = "EXTPROC_CATCH_UP_ALONE" in os.environ  # the load ends before PostgreSQL is back, and begins again when it has everything
+ACCOUNTS = 9 if AWAY_S < 60 else 33  # a long backlog is of many; odd, so that each has streams and JSON answers in turn
 A_SECOND = float(os.environ.get("EXTPROC_A_SECOND", "50"))
 
 
