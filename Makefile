@@ -43,7 +43,7 @@ endif
 
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -s tests/chaos/long_patience.py $(ARGS)
-	EXTPROC_POSTGRES_AWAY_S=600 EXTPROC_A_SECOND=200 $(BIN)/python -m pytest -s --timeout 1200 tests/chaos/test_postgres.py $(ARGS)
+	EXTPROC_CATCH_UP_ALONE=1 EXTPROC_POSTGRES_AWAY_S=600 EXTPROC_A_SECOND=200 $(BIN)/python -m pytest -s --timeout 1200 tests/chaos/test_postgres.py $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -119,7 +119,7 @@ def _object(data: bytes) -> Row:
 def _patiently(data: bytes) -> Row:
     """What is not quite JSON, as half a pair of surrogates, if Python reads it: not worth losing the row for."""
     try:
-        fields = json.loads(data)
+        fields = json.loads(data.decode())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the row is not JSON: {str(error)[:TEXT_MAX]}") from error
     if not isinstance(fields, dict):

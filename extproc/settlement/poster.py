@@ -27,9 +27,9 @@ FAREWELL_S = 5.0  # of a stop, for what is left in the streams: below the superv
 SHARD_ROWS_MIN = 16  # of one shard in one read: below it a busy shard would cost a round trip an event
 STALLED_S = 6.0  # without a batch that was posted, or nothing to post: from then on the lag grows with the clock
 LAG_EVERY_S = 1.0
-LANES = 2
+LANES = 2  # connections that post at once: one prepares while the other waits; more would only share the same two processors
 BACKLOG_BATCHES = 4  # so many batches a transaction grows to while all goes well: fewer slow commits; 4,000 rows are 16 MB here
-ROWS_MIN = 8  # to which it is halved by each that fails: what takes PostgreSQL too long gets through in smaller pieces
+ROWS_MIN = 8  # to which one that fails halves it: what takes PostgreSQL too long gets through in smaller pieces
 
 
 class Poster:
@@ -113,14 +113,14 @@ class Poster:
                 for lane in range(LANES):
                     await lanes.begin(lane, self._post_batches, [event for event in events if event.shard % LANES == lane])
                 count += len(events)
-                self._rows = min(2 * self._rows, self._rows_max)
                 if self._pace.is_over:
                     return count
                 await self._lead()
+                if not self._cursors:  # all of them are another settler's now
+                    return count
                 read_to = {shard: read_to.get(shard, cursor) for shard, cursor in self._cursors.items()}
                 events = await self._read(read_to, 0)
         await self._post_batches(events)
-        self._rows = min(2 * self._rows, self._rows_max)
         return count + len(events)
 
     async def _read(self, read_to: dict[int, str], block_ms: int) -> list[Posting]:
@@ -197,6 +197,8 @@ class Poster:
         except StoreError:
             self._rows = max(ROWS_MIN, self._rows // 2)
             raise
+        if 2 * len(postings) > self._rows:  # what was tried has been managed, not what was only asked for
+            self._rows = min(2 * self._rows, self._rows_max)
         oldest_ms = min([posting.occurred_ms for posting in postings], default=0)
         self._lag_ms = max(0, self._pace.unix_ms() - oldest_ms)
         self._meter.set(Series.POSTER_LAG_MS, self._lag_ms)

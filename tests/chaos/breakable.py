@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -118,7 +117,6 @@ class BreakableHouse(House):
         for simulator in self.simulators.values():
             for one in simulator.log()[0]:
                 seen[dict(one["headers"]).get("x-account-id", "")].append(one)
-        gc.freeze()  # of 100,000 requests it is looked through for half a second, in which our own store connections time out
         return seen
 
     def seen_of(self, guest: Guest) -> list[dict[str, Any]]:

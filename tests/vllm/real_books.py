@@ -45,11 +45,12 @@ class Books:
         assert theirs == ours, f"{what}: vLLM counted {theirs}, billed were {ours}"
 
     @contextmanager
-    def left(self, what: str, *, counted: bool = False) -> Iterator[Block]:
+    def left(self, what: str, *, counted: bool = False, stops_before: int = 0) -> Iterator[Block]:
         """Likewise for clients that left: the prompt exactly; of the answer at most what was made. How much of it still waited in buffers, and is
         nobody's, the speed of the machine decides: it is printed.
 
         ``counted``: by us, out of the nonsense that random weights say, whose letters are cut otherwise than they were made.
+        ``stops_before``: the engine did not go on to the last of so many tokens.
         """
         block, before = Block(), self.vllm.rest()
         yield block
@@ -61,6 +62,7 @@ class Books:
         )
         assert ours.prompt == theirs.prompt
         assert ours.generated - (nonsense(theirs.generated) if counted else 0) <= theirs.generated
+        assert not stops_before or theirs.generated < stops_before, "the engine stops"
 
     def _note(self, what: str, requests: int, ours: Tokens, theirs: Tokens) -> None:
         self.requests += requests

@@ -68,7 +68,7 @@ def test_leaving_at_the_end_pays_it_all(up: Up, books: Books):
 
 def test_leaving_before_a_json_answer(up: Up, books: Books):
     """Nothing of it was delivered: the prompt is paid, and the engine stops."""
-    with books.left("a JSON answer that was not waited for") as block:
+    with books.left("a JSON answer that was not waited for", stops_before=LONG) as block:
         with httpx.Client(base_url=up.url, verify=up.trust, timeout=1, headers=up.http.headers) as client, pytest.raises(httpx.ReadTimeout):
             client.post("/v1/chat/completions", json={"model": "tiny", "messages": SAYS, "max_tokens": LONG})
         block.add(_newest(up))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 from ledger_invariants import ledger_faults
@@ -15,7 +16,7 @@ from extproc.settlement import poster as poster_module
 from extproc.settlement.meter import Series
 from extproc.settlement.pace import Pace
 from extproc.settlement.poster import STALLED_S
-from extproc.stores.shards import shard_of
+from extproc.stores.shards import SHARDS, shard_of
 
 
 class Interrupted:
@@ -236,6 +237,47 @@ async def test_shards_come_and_go_while_a_backlog_is_worked_off(town, monkeypatc
     await town.poster(batch_rows=4).step()
     assert (town.count("requests"), await town.waiting(), town.count("fence_violations")) == (120, 0, 0)
     assert ledger_faults(town.dsn) == []
+
+
+async def test_all_shards_go_while_a_backlog_is_worked_off(town, monkeypatch):
+    """Nothing is read of nothing; what was begun is posted, and the rest is there for whoever leads now."""
+    await backlog(town, payers=1, requests=60)
+    led = [frozenset(range(SHARDS)), frozenset()]
+
+    class Losing:
+        async def held(self):
+            return led.pop(0) if len(led) > 1 else led[0]
+
+        async def release(self):
+            return None
+
+    monkeypatch.setattr(poster_module, "LEAD_CHECK_S", 0)
+    await town.poster(leadership=Losing(), batch_rows=4).step()
+    assert 0 < town.count("requests") + await town.waiting() == 120
+    await town.poster(batch_rows=4).step()
+    assert (town.count("requests"), await town.waiting(), town.count("fence_violations")) == (120, 0, 0)
+
+
+async def test_the_smallest_batches_get_through_whatever_waits(town):
+    """A PostgreSQL that manages eight rows and no more: what is only asked for makes no batch larger, or all of them would fail for ever."""
+    await backlog(town, payers=1, requests=60)
+
+    class Slow:
+        def __getattr__(self, verb):
+            return getattr(town.ledger, verb)
+
+        async def post(self, postings):
+            if len(postings) > poster_module.ROWS_MIN:
+                raise StoreRefused("took too long")
+            return await town.ledger.post(postings)
+
+    poster = town.poster(ledger=Slow(), batch_rows=1_000)
+    for _ in range(60):
+        with contextlib.suppress(StoreRefused):
+            await poster.step()
+        if town.count("requests") == 120:
+            break
+    assert (town.count("requests"), await town.waiting(), town.count("fence_violations")) == (120, 0, 0)
 
 
 async def test_an_outage_makes_batches_no_smaller(town):
