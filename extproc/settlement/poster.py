@@ -116,8 +116,6 @@ class Poster:
                 if self._pace.is_over:
                     return count
                 await self._lead()
-                if not self._cursors:  # all of them are another settler's now
-                    return count
                 read_to = {shard: read_to.get(shard, cursor) for shard, cursor in self._cursors.items()}
                 events = await self._read(read_to, 0)
         await self._post_batches(events)
